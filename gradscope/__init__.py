@@ -1,0 +1,37 @@
+"""gradscope: which tensors get a gradient, which do not, why, and on which line.
+
+    report = gradscope.explain(loss)
+    gradscope.render(loss, "graph.png")
+    with gradscope.observe(model=model, optimizer=optimizer) as seen: ...
+    report = gradscope.confirm(step, steps=5, optimizer=optimizer)
+
+Importing gradscope does not import torch; the first call does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["GradscopeError", "Report", "__version__", "confirm", "explain", "observe", "render"]
+
+if TYPE_CHECKING:
+    from gradscope.errors import GradscopeError
+    from gradscope.reports.report import Report
+    from gradscope.shells.library import confirm, explain, observe, render
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("confirm", "explain", "observe", "render"):
+        from gradscope.shells import library
+
+        return getattr(library, name)
+    if name == "Report":
+        from gradscope.reports.report import Report
+
+        return Report
+    if name == "GradscopeError":
+        from gradscope.errors import GradscopeError
+
+        return GradscopeError
+    raise AttributeError(f"module 'gradscope' has no attribute {name!r}")

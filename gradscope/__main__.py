@@ -1,0 +1,6 @@
+"""`python -m gradscope`."""
+
+from gradscope.shells.cli import main
+
+if __name__ == "__main__":
+    main()

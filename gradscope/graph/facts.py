@@ -1,0 +1,263 @@
+"""What was seen in a run: plain immutable facts, without torch and without judgement.
+
+Probes write them, rules and reports read them, and `gradscope.graph.storage` keeps them as JSON.
+Facts refer to each other by `id`; the ids of one run are unique within their kind and in the order
+in which things happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]
+Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
+Registration = Literal["parameter", "buffer", "attribute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of the user's source. Lines and columns count from 1; `end_column` is exclusive.
+
+    Columns count characters, not bytes. They are None where the interpreter kept no position. `function` is the
+    qualified name of the function that the line belongs to, `<module>` at the top level.
+    """
+
+    file: str
+    line: int
+    column: int | None = None
+    end_line: int | None = None
+    end_column: int | None = None
+    function: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
+
+    A gradient that is exactly zero or not finite has arrived too; both are counted apart.
+    """
+
+    steps: int
+    of: int
+    zero: int = 0
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor object of the program.
+
+    `leaf` and `requires_grad` are `torch.Tensor.is_leaf` and `.requires_grad` as last seen.
+    `registered` says how a module holds it, if one does; `optimizer` is the id of the optimizer that
+    holds it. `used` says that some operation computed with it, `consumed` that one did whose result is
+    differentiable, `differentiated` that a backward started from it. `predicted` says whether the gradient flow reaches it, None where nothing was walked.
+    `gradient_norms` are 2-norms of the gradients that arrived, a bounded selection in time order, None for one
+    that was not finite.
+    `start` and `change` are 2-norms of the first value and of (last - first) value; for tensors of more
+    than 4,096 elements both are measured on a fixed selection of elements.
+    """
+
+    id: int
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    leaf: bool
+    requires_grad: bool
+    grad_fn: str | None = None
+    nn_parameter: bool = False
+    registered: Registration | None = None
+    module: str | None = None
+    optimizer: int | None = None
+    used: bool = False
+    consumed: bool = False
+    differentiated: bool = False
+    predicted: bool | None = None
+    received: Received | None = None
+    gradient_norms: tuple[float | None, ...] = ()
+    start: float | None = None
+    change: float | None = None
+    made: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a tensor object held between two changes: the edges of the data flow.
+
+    An in-place operation gives its tensor a new value. `history` says whether autograd would send a
+    gradient to this value: a leaf that requires grad, or the result of a differentiable operation.
+    """
+
+    id: int
+    tensor: int
+    history: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call of a torch function, as the user's line made it.
+
+    `name` is the function's public name without the leading `torch.` (`Tensor.matmul`, `nn.functional.linear`).
+    `inputs` and `outputs` are ids of values. `nodes` is the half-open range of sequence numbers of the
+    autograd nodes that the call made. `within` is the custom autograd Function in whose forward it ran.
+    """
+
+    id: int
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    grad_enabled: bool
+    nodes: tuple[int, int]
+    module: str | None = None
+    span: Span | None = None
+    within: int | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of the autograd graph. Its id is its place in the walk; the roots come first.
+
+    `edges` are (node id, index of that node's output), towards the leaves. `tensor` names the leaf of an
+    AccumulateGrad node. `saved` is in bytes; None where it was not asked for or could not be read.
+    """
+
+    id: int
+    name: str
+    edges: tuple[tuple[int, int], ...]
+    sequence: int | None = None
+    operation: int | None = None
+    tensor: int | None = None
+    saved: int | None = None
+    custom: bool = False
+    view: bool = False
+    outputs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """One pass of the autograd engine: `backward()`, `torch.autograd.grad` or our own confirmation.
+
+    `roots` are the ids of the values it started from, `arrivals` the ids of the tensors that a gradient
+    reached. `nodes` is the graph that was walked, empty where it was not. `complete` is false when the
+    walk stopped at its limit, `failed` true when torch raised.
+    """
+
+    kind: Literal["backward", "grad", "confirmation"]
+    roots: tuple[int, ...]
+    arrivals: tuple[int, ...]
+    span: Span | None = None
+    nodes: tuple[Node, ...] = ()
+    complete: bool = True
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What lies between two `optimizer.step()` calls (between two backwards where no optimizer is used)."""
+
+    index: int
+    operations: tuple[Operation, ...]
+    backwards: tuple[Backward, ...]
+    optimizer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """An optimizer, the ids of the tensors that it holds, and how often it stepped."""
+
+    id: int
+    name: str
+    tensors: tuple[int, ...]
+    steps: int
+    made: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The value of a scalar root of backward, at the first and at the latest pass; None for one that is not finite."""
+
+    name: str
+    first: float | None
+    last: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The exception that ended the script, at the user's innermost line."""
+
+    type: str
+    message: str
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that was seen. `steps` keeps the first and the latest ones; `step_count` counts all.
+
+    `sources` holds the text of the lines that the facts refer to, by file and line number. `failures` are
+    one-line accounts of our own parts that failed.
+    """
+
+    gradscope: str
+    torch: str
+    script: str | None = None
+    argv: tuple[str, ...] = ()
+    ended: Ending = "end"
+    seconds: float = 0.0
+    step_count: int = 0
+    backward_count: int = 0
+    crash: Crash | None = None
+    tensors: tuple[Tensor, ...] = ()
+    values: tuple[Value, ...] = ()
+    steps: tuple[Step, ...] = ()
+    optimizers: tuple[Optimizer, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    schema: Literal["gradscope.run/1"] = "gradscope.run/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A further place of a finding's story."""
+
+    span: Span
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """The text that should stand at a span."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """A mend in words, with the edit that makes it where one line is enough."""
+
+    message: str
+    edit: Edit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule has to say: data only, reports turn it into text.
+
+    `message` stands alone. `span` is the place of the cause, `caret` what is said under it. `tensors` are the
+    names of those that suffer.
+    """
+
+    rule: str
+    severity: Severity
+    message: str
+    span: Span | None
+    caret: str = ""
+    tensors: tuple[str, ...] = ()
+    labels: tuple[Label, ...] = ()
+    facts: tuple[str, ...] = ()
+    help: tuple[Help, ...] = ()

@@ -1,0 +1,54 @@
+"""A run as JSON: kept once, reported on as often as one likes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from gradscope.errors import GradscopeError
+from gradscope.graph.facts import Run
+
+SCHEMA = "gradscope.run/1"
+
+
+class RunUnreadable(GradscopeError):
+    """A kept run cannot be read."""
+
+
+class _Header(msgspec.Struct):
+    schema: str
+
+
+def encode(run: Run) -> bytes:
+    """The run as JSON in UTF-8."""
+    return msgspec.json.encode(run)
+
+
+def decode(data: bytes, name: str = "the run") -> Run:
+    """The run that `encode` wrote. Raises RunUnreadable with one line that says what is wrong with `name`."""
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+    except msgspec.ValidationError:
+        raise RunUnreadable(f"{name} is not a kept run: make one with `gradscope explain --save RUN.json SCRIPT`") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise RunUnreadable(f"{name} is cut short or not JSON: make it again with `gradscope explain --save`") from None
+    if header.schema != SCHEMA:
+        raise RunUnreadable(
+            f"{name} has the schema {header.schema!r} and this gradscope reads {SCHEMA!r}: make the run again"
+        )
+    try:
+        return msgspec.json.decode(data, type=Run)
+    except msgspec.ValidationError as error:
+        raise RunUnreadable(f"{name} is damaged: {error}") from None
+
+
+def load(path: Path) -> Run:
+    """Read a kept run. Raises RunUnreadable."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise RunUnreadable(f"no such file: {path}") from None
+    except OSError as error:
+        raise RunUnreadable(f"cannot read {path}: {error.strerror or error}") from None
+    return decode(data, str(path))

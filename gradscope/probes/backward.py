@@ -1,0 +1,130 @@
+"""The gradient flow: every pass of the autograd engine, what it started from and where gradients arrived."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch.compiler import is_compiling
+
+from gradscope.probes.courses import norms
+from gradscope.probes.patches import patched
+from gradscope.probes.quiet import unobserved
+from gradscope.probes.tape import BackwardRecord, Subject, Tape
+from gradscope.probes.walker import walk
+
+WALK_LIMIT = 200_000
+_State = dict[int, tuple[Subject, torch.Tensor, int, int, int]]
+
+
+def watch_backward(tape: Tape) -> AbstractContextManager[None]:
+    """See every backward, however it was called.
+
+    `Tensor.backward`, `torch.autograd.backward` and `torch.autograd.grad` meet in `_engine_run_backward`, which
+    `torch.autograd` looks up in its own module at each call; checkpointing, DDP and trainers come by as well.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling() or not tape.active:
+                return original(t_outputs, *args, **kwargs)
+            kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
+            inputs = args[3] if len(args) > 3 else kwargs.get("inputs", ())
+            seen = _before(tape, kind, t_outputs)
+            try:
+                result = original(t_outputs, *args, **kwargs)
+            except BaseException:
+                if seen is not None:
+                    _failed(tape, seen[0])
+                raise
+            if seen is not None:
+                _after(tape, *seen, inputs, result)
+            return result
+
+        return run_backward
+
+    return patched(torch.autograd, "_engine_run_backward", wrap)
+
+
+def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[BackwardRecord, _State] | None:
+    if getattr(tape.local, "in_backward", 0):
+        return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
+    try:
+        with unobserved():
+            root_tensors = [root for root in roots if isinstance(root, torch.Tensor)]
+            record = BackwardRecord(
+                kind, tuple(tape.entry(root)[2] for root in root_tensors), tape.sites.here(), tape.thread()
+            )
+            for root in root_tensors:
+                tape.differentiated(root, kind)
+            if _is_due(tape.backward_count):
+                tape.name_all()
+                record.walk = walk(root_tensors, lambda leaf: tape.entry(leaf)[1], WALK_LIMIT, sequences=True)
+                _predict(tape, record)
+            state: _State = {}
+            if kind == "backward":
+                for subject, tensor in tape.watched():
+                    gradient = tensor.grad
+                    stamp = (id(gradient), gradient._version) if gradient is not None else (0, 0)
+                    state[subject.serial] = (subject, tensor, *stamp, tensor._version)
+            tape.local.in_backward = 1
+            return record, state
+    except Exception as error:
+        tape.fail("backward probe", error)
+        return None
+
+
+def _is_due(count: int) -> bool:
+    """Graphs are walked in the first passes and ever more rarely after: at passes 1, 2, 3, 4, 8, 16, ..."""
+    return count < 3 or count + 1 & count == 0
+
+
+def _predict(tape: Tape, record: BackwardRecord) -> None:
+    assert record.walk is not None
+    reached = {subject.serial for subject in record.walk.leaves.values()}
+    for subject, _ in tape.watched():
+        course = tape.course(subject)
+        if record.walk.complete or subject.serial in reached:
+            course.predicted = bool(course.predicted) or subject.serial in reached
+
+
+def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, result: Any) -> None:
+    tape.local.in_backward = 0
+    try:
+        with unobserved():
+            arrived: list[tuple[Subject, torch.Tensor, torch.Tensor | None]] = []
+            if record.kind == "backward":
+                for subject, tensor, identity, counter, own in state.values():
+                    gradient = tensor.grad
+                    if gradient is not None and (id(gradient) != identity or gradient._version != counter):
+                        arrived.append((subject, tensor, gradient))
+                    elif gradient is None and tensor._version != own:
+                        # A post-accumulate hook has used the gradient up already, as optimizers in backward do.
+                        arrived.append((subject, tensor, None))
+            else:
+                for tensor, gradient in zip(inputs, result or (), strict=False):
+                    if isinstance(tensor, torch.Tensor) and gradient is not None and tensor.is_leaf:
+                        arrived.append((tape.entry(tensor)[1], tensor, gradient))
+            record.arrivals = tuple(subject for subject, _, _ in arrived)
+            _count(tape, arrived)
+            tape.end_backward(record)
+    except Exception as error:
+        tape.fail("backward probe", error)
+
+
+def _failed(tape: Tape, record: BackwardRecord) -> None:
+    tape.local.in_backward = 0
+    record.failed = True
+    tape.step.backwards.append(record)
+
+
+def _count(tape: Tape, arrived: Sequence[tuple[Subject, torch.Tensor, torch.Tensor | None]]) -> None:
+    read = iter(norms([gradient for _, _, gradient in arrived if gradient is not None]))
+    for subject, tensor, gradient in arrived:
+        course = tape.course(subject)
+        course.arrive(next(read) if gradient is not None else None)
+        course.begin(tensor)

@@ -1,0 +1,148 @@
+"""From a running frame to the user's line.
+
+While the program runs only `(code object, f_lasti)` is kept, which costs some nanoseconds a frame; the exact
+expression is looked up in the code's position table when the run is frozen.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import site
+import sys
+import sysconfig
+from types import CodeType, FrameType
+from typing import TypeAlias
+
+import torch
+
+from gradscope.graph.facts import Span
+
+Site: TypeAlias = tuple[CodeType, int]
+
+LIBRARY, USER, OPTIMIZER = 0, 1, 2
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_OPTIMIZERS = os.path.join(os.path.realpath(os.path.dirname(torch.__file__)), "optim", "")
+
+
+def _library_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders.update(site.getsitepackages())
+    folders.add(site.getusersitepackages())
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders if folder)
+
+
+class CallSites:
+    """Tells the user's frames from those of libraries, and turns sites into spans.
+
+    `folder` is where relative file names are counted from. `own` are folders or files that are the user's
+    although they lie among the libraries: the package that `-m` names.
+    """
+
+    def __init__(self, folder: str | None = None, own: tuple[str, ...] = ()) -> None:
+        self.folder = os.path.join(os.path.abspath(folder or os.getcwd()), "")
+        self.own = own
+        self.libraries = _library_folders()
+        self.kinds: dict[str, int] = {}
+        self._positions: dict[CodeType, list[tuple[int | None, ...]]] = {}
+
+    def kind(self, file: str) -> int:
+        """LIBRARY, USER or OPTIMIZER (torch's own optimizers, whose operations are not the user's)."""
+        kind = self.kinds.get(file)
+        if kind is None:
+            kind = self.kinds[file] = self._judge(file)
+        return kind
+
+    def _judge(self, file: str) -> int:
+        if file.startswith("<"):
+            # A cell of a notebook has its source in linecache; frozen and generated modules have none.
+            return USER if linecache.getline(file, 1) else LIBRARY
+        real = os.path.realpath(file)
+        if real.startswith(_PACKAGE):
+            return LIBRARY
+        if any(real.startswith(own) for own in self.own):
+            return USER
+        if real.startswith(_OPTIMIZERS) and not real.endswith("swa_utils.py"):
+            return OPTIMIZER
+        return LIBRARY if real.startswith(self.libraries) else USER
+
+    def find(self, frame: FrameType | None) -> Site | None:
+        """The innermost frame of the user's from `frame` outwards.
+
+        None where there is none, and for what torch's optimizers do inside: that is no line of the user's.
+        """
+        kinds = self.kinds
+        while frame is not None:
+            code = frame.f_code
+            kind = kinds.get(code.co_filename)
+            if kind is None:
+                kind = self.kind(code.co_filename)
+            # The user's own function and dispatch modes only pass a call on.
+            if kind == USER and code.co_name not in ("__torch_function__", "__torch_dispatch__"):
+                return code, frame.f_lasti
+            if kind == OPTIMIZER:
+                return None
+            frame = frame.f_back
+        return None
+
+    def here(self) -> Site | None:
+        """The user's line that is being run now."""
+        return self.find(sys._getframe(1))
+
+    def caller(self) -> Site | None:
+        """The user's line that is being run now, seen through torch's optimizers as well."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and self.kind(frame.f_code.co_filename) != USER:
+            frame = frame.f_back
+        return self.find(frame)
+
+    def position(self, place: Site) -> tuple[int, int, int, int] | None:
+        """Line, column, end line and end column (columns in UTF-8 bytes from 0) of the expression at a site."""
+        code, lasti = place
+        table = self._positions.get(code)
+        if table is None:
+            table = self._positions[code] = list(code.co_positions())
+        index = lasti // 2
+        if not 0 <= index < len(table):
+            return None
+        line, end_line, column, end_column = table[index]
+        if line is None or end_line is None or column is None or end_column is None:
+            return None
+        return line, column, end_line, end_column
+
+    def span(self, place: Site | None) -> Span | None:
+        """The span of the expression at a site, or of its line where the interpreter kept no columns."""
+        if place is None:
+            return None
+        code, lasti = place
+        file = self.name(code.co_filename)
+        position = self.position(place)
+        if position is None:
+            lines = [line for start, end, line in code.co_lines() if start <= lasti < end and line]
+            return Span(file, lines[0] if lines else code.co_firstlineno, function=code.co_qualname)
+        line, column, end_line, end_column = position
+        return Span(
+            file,
+            line,
+            _characters(code.co_filename, line, column) + 1,
+            end_line,
+            _characters(code.co_filename, end_line, end_column) + 1,
+            code.co_qualname,
+        )
+
+    def name(self, file: str) -> str:
+        """The file's name as reports show it: relative where it lies below the folder of the run."""
+        if file.startswith("<"):
+            return file
+        path = os.path.abspath(os.path.join(self.folder, file))
+        return path[len(self.folder) :] if path.startswith(self.folder) else path
+
+
+def _characters(file: str, line: int, offset: int) -> int:
+    """How many characters of a line its first `offset` UTF-8 bytes are."""
+    text = linecache.getline(file, line)
+    if text.isascii():
+        return offset
+    return len(text.encode()[:offset].decode(errors="ignore"))

@@ -1,0 +1,148 @@
+"""The course of one followed tensor over the run: gradients that arrived, and how far its value moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+POINTS = 256
+SAMPLE = 4_096
+
+
+class Series:
+    """At most `POINTS` numbers of a series of any length, evenly spread: every `stride`-th is kept."""
+
+    __slots__ = ("points", "seen", "stride")
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+        self.stride = 1
+        self.seen = 0
+
+    def add(self, value: float) -> None:
+        if self.seen % self.stride == 0:
+            self.points.append(value)
+            if len(self.points) >= POINTS:
+                self.points = self.points[::2]
+                self.stride *= 2
+        self.seen += 1
+
+
+class Course:
+    """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
+
+    __slots__ = (
+        "arrived", "change", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps", "zero",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.optimizer: int | None = None
+        self.predicted: bool | None = None
+        self.arrived = False
+        self.norm: float | None = None
+        self.norms = Series()
+        self.steps = self.of = self.zero = self.nonfinite = 0
+        self.sample: tuple[torch.Tensor | None, torch.Tensor] | None = None
+        self.start: float | None = None
+        self.change: float | None = None
+
+    def arrive(self, norm: float | None) -> None:
+        """A gradient arrived; its norm is None where it could not be read."""
+        self.arrived = True
+        self.norm = norm
+
+    def count(self) -> None:
+        """Close a step: did a gradient arrive since the last one?"""
+        self.of += 1
+        if self.arrived:
+            self.steps += 1
+            if self.norm is not None:
+                self.zero += self.norm == 0
+                self.nonfinite += not math.isfinite(self.norm)
+                self.norms.add(self.norm)
+        self.arrived = False
+
+    def begin(self, tensor: torch.Tensor) -> None:
+        """Remember the value from which movement is measured.
+
+        Small tensors are copied; of larger ones a selection of `SAMPLE` elements is, half of it from rows that
+        have a gradient where most have none, as in the table of an embedding.
+        """
+        if self.sample is None and tensor.layout is torch.strided and tensor.numel() > 0:
+            index = _selection(tensor)
+            first = _pick(tensor, index).clone()
+            self.sample = index, first
+            self.start = _norm(first)
+
+    def measure(self, tensor: torch.Tensor) -> None:
+        """Measure how far the value has moved since `begin`."""
+        if self.sample is not None:
+            index, first = self.sample
+            now = _pick(tensor, index)
+            if now.shape == first.shape:
+                self.change = _norm(now.to(first.device) - first)
+
+
+def _selection(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Flat indices of the elements to look at, None for all."""
+    size = tensor.numel()
+    if size <= SAMPLE:
+        return None
+    even = torch.arange(0, size, -(-size // SAMPLE), device=tensor.device)
+    gradient = tensor.grad
+    if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2:
+        return even
+    if torch.count_nonzero(gradient.reshape(-1)[even]) * 2 > len(even):
+        return even
+    row = size // tensor.shape[0]
+    rows = gradient.reshape(tensor.shape[0], row).any(dim=1).nonzero().reshape(-1)[: max(1, SAMPLE // 2 // row)]
+    columns = torch.arange(0, row, -(-row // (SAMPLE // 2)), device=tensor.device)
+    return torch.cat([even[::2], (rows[:, None] * row + columns).reshape(-1)])
+
+
+def _pick(tensor: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    flat = tensor.detach().reshape(-1)
+    return flat if index is None else flat[index]
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(_wide(tensor)))
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In a type whose squares neither overflow nor vanish at once."""
+    if tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    return tensor.to(torch.float32)
+
+
+def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
+    """2-norms of gradients, dense or sparse, in one pass; zero and non-finite results are told exactly.
+
+    The sum of squares of tiny or huge numbers leaves the range of float32 before the numbers do, so a norm
+    that came out as zero or not finite is taken again after scaling by the largest magnitude.
+    """
+    dense = [_wide(_values(gradient)) for gradient in gradients]
+    filled = [gradient for gradient in dense if gradient.numel() > 0]
+    if not filled:
+        return [0.0] * len(dense)
+    raw = iter(torch.stack([norm.to(filled[0].device, torch.float64) for norm in torch._foreach_norm(filled)]).tolist())
+    result = [next(raw) if gradient.numel() > 0 else 0.0 for gradient in dense]
+    for place, (gradient, norm) in enumerate(zip(dense, result, strict=True)):
+        if gradient.numel() > 0 and not (0 < norm < math.inf):
+            result[place] = _scaled_norm(gradient)
+    return result
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    gradient = gradient.detach()
+    return gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient
+
+
+def _scaled_norm(gradient: torch.Tensor) -> float:
+    largest = float(gradient.abs().max())
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    return largest * float(torch.linalg.vector_norm(gradient.to(torch.float64) / largest))

@@ -1,0 +1,296 @@
+"""From the tape to the facts: the end of an observation, or a look in the middle of one."""
+
+from __future__ import annotations
+
+import bisect
+import linecache
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import resolve_name
+
+from gradscope.graph.facts import Backward, Loss, Node, Operation, Optimizer, Received, Span, Step, Tensor, Value
+from gradscope.probes.callsites import Site
+from gradscope.probes.names import SourceNames, names_in, source_names
+from gradscope.probes.quiet import unobserved
+from gradscope.probes.tape import BackwardRecord, ModuleMark, OperationRecord, StepRecord, Subject, Tape, ValueRecord
+
+_VIEWS = frozenset(
+    "Alias AsStrided Diagonal Expand Narrow Permute Reshape Select Slice Split SplitWithSizes Squeeze T Transpose "
+    "Unbind Unfold Unsafe Unsqueeze View ViewAsComplex ViewAsReal".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The facts that a tape yields; the observation adds how the run went."""
+
+    tensors: tuple[Tensor, ...]
+    values: tuple[Value, ...]
+    steps: tuple[Step, ...]
+    optimizers: tuple[Optimizer, ...]
+    losses: tuple[Loss, ...]
+    sources: Mapping[str, Mapping[int, str]]
+
+
+class _Freezer:
+    def __init__(self, tape: Tape, namespace: Mapping[str, Any], given: Mapping[int, str]) -> None:
+        self.tape = tape
+        self.records = [step for step in tape.steps() if not step.empty]
+        self.spans: dict[Site | None, Span | None] = {None: None}
+        self.values: dict[int, Value] = {}
+        self.subjects: dict[int, Subject] = {}
+        self.grad_fns: dict[int, str] = {}
+        self.sources = SourceNames(tape.sites)
+        self.labels = self._root_labels(namespace)
+        self.names = {**given, **source_names(tape, self.records)}
+        for name, tensor in names_in(namespace):
+            entry = tape.known.get(id(tensor))
+            if entry is not None and entry[0]() is tensor:
+                self.names[entry[1].serial] = name
+        owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
+        self.several = len(owners) > 1
+        self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
+        self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
+
+    def _root_labels(self, namespace: Mapping[str, Any]) -> dict[int, str]:
+        """The variable of each root module."""
+        variables = {id(value): name for name, value in namespace.items() if isinstance(value, torch.nn.Module)}
+        labels: dict[int, str] = {}
+        for key, (mark, site) in self.tape.roots.items():
+            module = mark.ref()
+            label = self.tape.labels.get(key) or (variables.get(id(module)) if module is not None else None)
+            label = label or (self.sources.receiver(site) if site is not None else None) or mark.type.lower()
+            taken = sum(other == label or other.rpartition("#")[0] == label for other in labels.values())
+            labels[key] = f"{label}#{taken + 1}" if taken else label
+        return labels
+
+    def span(self, site: Site | None) -> Span | None:
+        if site not in self.spans:
+            self.spans[site] = self.tape.sites.span(site)
+        return self.spans[site]
+
+    def value(self, record: ValueRecord) -> int:
+        number, subject, history = record
+        if number not in self.values:
+            self.values[number] = Value(number, subject.serial, history)
+            self.subjects.setdefault(subject.serial, subject)
+        return number
+
+    def path(self, mark: ModuleMark | None) -> str | None:
+        if mark is None or mark.root is None:
+            return None if mark is None else mark.type
+        label = self.labels.get(id(mark.root), mark.root.type.lower())
+        return f"{label}.{mark.path}" if mark.path else label
+
+    def name(self, subject: Subject) -> str | None:
+        if subject.name is not None:
+            root, path = subject.name
+            return f"{self.labels.get(id(root), root.type.lower())}.{path}" if self.several else path
+        return self.names.get(subject.serial)
+
+    def operation(self, record: OperationRecord) -> Operation:
+        return Operation(
+            record.serial,
+            function_name(record.function),
+            tuple(map(self.value, record.inputs)),
+            tuple(map(self.value, record.outputs)),
+            record.grad_enabled,
+            record.nodes,
+            self.path(record.module),
+            self.span(record.site),
+            record.within,
+            record.failed,
+        )
+
+    def step(self, record: StepRecord) -> Step:
+        operations = tuple(map(self.operation, record.operations))
+        backwards = tuple(self.backward(backward) for backward in record.backwards)
+        return Step(record.index, operations, backwards, record.optimizer)
+
+    def backward(self, record: BackwardRecord) -> Backward:
+        for subject in record.arrivals:
+            self.subjects.setdefault(subject.serial, subject)
+        kind: Any = record.kind
+        return Backward(
+            kind,
+            tuple(map(self.value, record.roots)),
+            tuple(subject.serial for subject in record.arrivals),
+            self.span(record.site),
+            self.nodes(record),
+            record.walk is None or record.walk.complete,
+            record.failed,
+        )
+
+    def nodes(self, record: BackwardRecord) -> tuple[Node, ...]:
+        walk = record.walk
+        if walk is None:
+            return ()
+        makers = _Makers(
+            operation for step in self.records for operation in step.operations if operation.thread == record.thread
+        )
+        widths = [1] * len(walk)
+        for target, output in zip(walk.targets, walk.outputs, strict=True):
+            widths[target] = max(widths[target], output + 1)
+        nodes = []
+        for place, name in enumerate(walk.names):
+            first, last = walk.starts[place], walk.starts[place + 1]
+            leaf = walk.leaves.get(place)
+            if leaf is not None:
+                self.subjects.setdefault(leaf.serial, leaf)
+            sequence = walk.sequences[place] if walk.sequences is not None and leaf is None else None
+            nodes.append(
+                Node(
+                    place,
+                    name,
+                    tuple(zip(walk.targets[first:last], walk.outputs[first:last], strict=True)),
+                    sequence,
+                    makers.of(sequence) if sequence is not None else None,
+                    leaf.serial if leaf is not None else None,
+                    walk.saved[place] if walk.saved is not None else None,
+                    place in walk.custom,
+                    name.rstrip("0123456789").removesuffix("Backward") in _VIEWS,
+                    widths[place],
+                )
+            )
+        return tuple(nodes)
+
+    def tensor(self, subject: Subject) -> Tensor:
+        course = subject.course
+        live = subject.ref()
+        if live is not None:
+            self.tape.refresh(subject, live)
+            if course is not None:
+                course.measure(live)
+        predicted = course.predicted if course is not None else None
+        if predicted is None and self.walked and subject.leaf:
+            predicted = False
+        judged = course is not None and (course.of > 0 or course.arrived) and subject.leaf
+        return Tensor(
+            id=subject.serial,
+            name=self.name(subject),
+            shape=tuple(subject.shape),
+            dtype=str(subject.dtype).removeprefix("torch."),
+            device=str(subject.device),
+            leaf=subject.leaf,
+            requires_grad=subject.requires_grad,
+            grad_fn=self.grad_fns.get(subject.serial),
+            nn_parameter=subject.nn_parameter,
+            registered=subject.registered,
+            module=self.labels.get(id(subject.name[0])) if subject.name is not None else None,
+            optimizer=course.optimizer if course is not None else None,
+            used=subject.used,
+            consumed=subject.consumed,
+            differentiated=subject.serial in self.differentiated,
+            predicted=predicted if subject.leaf else None,
+            received=Received(course.steps, course.of, course.zero, course.nonfinite) if course and judged else None,
+            gradient_norms=tuple(map(finite, course.norms.points)) if course is not None else (),
+            start=course.start if course is not None else None,
+            change=course.change if course is not None else None,
+            made=self.span(subject.site),
+        )
+
+    def find_grad_fns(self, steps: Iterable[Step]) -> None:
+        """Name the `grad_fn` of results without touching it: the last node that their operation made.
+
+        Only walked steps know their nodes; the same line calling the same function makes the same ones later.
+        """
+        last: dict[int, tuple[int, str]] = {}
+        for step in steps:
+            for node in (node for backward in step.backwards for node in backward.nodes):
+                if node.operation is not None and node.sequence is not None:
+                    last[node.operation] = max(last.get(node.operation, (-1, "")), (node.sequence, node.name))
+        operations = [operation for record in self.records for operation in record.operations]
+        known = {(str(op.function), op.site): last[op.serial][1] for op in operations if op.serial in last}
+        for operation in operations:
+            name = known.get((str(operation.function), operation.site))
+            for _, subject, history in operation.outputs:
+                if name is not None and history and not subject.leaf:
+                    self.grad_fns[subject.serial] = name
+
+    def freeze(self) -> Frozen:
+        steps = tuple(map(self.step, self.records))
+        self.find_grad_fns(steps)
+        self.subjects.update(self.tape.kept)
+        tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
+        optimizers = tuple(
+            Optimizer(mark.serial, mark.type, tuple(mark.subjects), mark.steps, self.span(mark.site))
+            for mark in self.tape.optimizers
+        )
+        return Frozen(tensors, tuple(self.values.values()), steps, optimizers, self.losses(), self.lines())
+
+    def losses(self) -> tuple[Loss, ...]:
+        kinds = {kind for kind, _ in self.tape.losses}
+        wanted = "backward" if "backward" in kinds else "grad"
+        return tuple(
+            Loss(self.name(subject) or "loss", finite(first), finite(last))
+            for (kind, _), (subject, first, last) in self.tape.losses.items()
+            if kind == wanted
+        )
+
+    def lines(self) -> dict[str, dict[int, str]]:
+        """The text of the lines that spans lie on, and of their neighbours."""
+        lines: dict[str, dict[int, str]] = {}
+        for site, span in self.spans.items():
+            if site is None or span is None:
+                continue
+            kept = lines.setdefault(span.file, {})
+            for number in range(max(1, span.line - 2), (span.end_line or span.line) + 3):
+                text = linecache.getline(site[0].co_filename, number)
+                if text:
+                    kept[number] = text.rstrip("\n")
+        return lines
+
+
+class _Makers:
+    """Finds the operation that made an autograd node: the innermost call during which its number was given."""
+
+    def __init__(self, operations: Iterable[OperationRecord]) -> None:
+        self.made = sorted((operation for operation in operations if operation.nodes[0] < operation.nodes[1]), key=_order)
+        self.starts = [operation.nodes[0] for operation in self.made]
+
+    def of(self, sequence: int) -> int | None:
+        place = bisect.bisect_right(self.starts, sequence) - 1
+        while place >= 0:
+            operation = self.made[place]
+            if sequence < operation.nodes[1]:
+                return operation.serial
+            if operation.within is None:
+                return None
+            place -= 1
+        return None
+
+
+def _order(operation: OperationRecord) -> tuple[int, int]:
+    return operation.nodes[0], -operation.nodes[1]
+
+
+def function_name(function: Any) -> str:
+    """The public name of a torch function without the leading `torch.`."""
+    if isinstance(function, str):
+        return function
+    if isinstance(function, torch._ops.OpOverload):
+        return str(function)
+    name = resolve_name(function) or getattr(function, "__name__", repr(function))
+    name = name.removeprefix("torch.")
+    for ending, kept in ((".__get__", ""), (".__set__", " =")):
+        if name.endswith(ending):
+            return name.removesuffix(ending) + kept
+    return name
+
+
+def finite(number: float) -> float | None:
+    """None for what JSON cannot hold."""
+    return number if math.isfinite(number) else None
+
+
+def freeze(tape: Tape, namespace: Mapping[str, Any], given: Mapping[int, str]) -> Frozen:
+    """Freeze what a tape holds now.
+
+    `namespace` are the variables of the program by name, `given` names for subjects that have no other.
+    """
+    with unobserved():
+        return _Freezer(tape, namespace, given).freeze()

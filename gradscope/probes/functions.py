@@ -1,0 +1,126 @@
+"""Two ways past torch's function modes: custom autograd Functions and `nn.Parameter`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+
+from gradscope.probes.patches import patched
+from gradscope.probes.recorder import sequence_number, tensors
+from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
+
+
+@contextmanager
+def watch_functions(tape: Tape) -> Iterator[None]:
+    """Record `Function.apply` and `nn.Parameter(tensor)` as the operations that they are."""
+
+    def wrap_apply(original: Any) -> Any:
+        apply = original.__func__
+
+        @functools.wraps(apply)
+        def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling() or not tape.active:
+                return apply(cls, *args, **kwargs)
+            return _applied(tape, cls, lambda: apply(cls, *args, **kwargs), args)
+
+        return classmethod(wrapper)
+
+    def wrap_new(original: Any) -> Any:
+        new = original.__func__
+
+        @functools.wraps(new)
+        def wrapper(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
+            if is_compiling() or not tape.active or data is None:
+                return new(cls, data, requires_grad)
+            return _parameter_made(tape, lambda: new(cls, data, requires_grad), data)
+
+        return staticmethod(wrapper)
+
+    with (
+        patched(torch.autograd.Function, "apply", wrap_apply),
+        patched(torch.nn.Parameter, "__new__", wrap_new),
+    ):
+        yield
+
+
+def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+    """Operations inside the Function's forward carry its number in `within`; their results are its results."""
+    local = tape.local.__dict__
+    outer, number = local.get("function"), tape.next_operation()
+    site, grad_enabled, before = tape.sites.here(), torch.is_grad_enabled(), sequence_number()
+    try:
+        entries = [tape.entry(tensor, site) for tensor in tensors(args)]
+    except Exception as error:
+        tape.fail("function probe", error)
+        return apply()
+    local["function"] = number
+    failed = True
+    result: Any = None
+    try:
+        result = apply()
+        failed = False
+    finally:
+        local["function"] = outer
+        try:
+            values = _results(tape, entries, result)
+            inputs = [entry[2] for entry in entries]
+            for entry in entries:
+                entry[1].used = True
+                entry[1].consumed |= any(value[2] for value in values)
+            # What the forward computed inside becomes the result when `apply` puts its node on it.
+            inner = [value for operation in tape.step.operations if operation.within == number for value in operation.outputs]
+            results = {value[1].serial for value in values}
+            inputs += [value for value in inner if value[1].serial in results and value not in values]
+            modules = local.get("modules")
+            tape.add(
+                OperationRecord(
+                    number, function.__name__, site, tuple(inputs), tuple(values), grad_enabled,
+                    (before, sequence_number()), modules[-1] if modules else None, tape.thread(), outer, failed,
+                )  # fmt: skip
+            )
+        except Exception as error:
+            tape.fail("function probe", error)
+    return result
+
+
+def _results(tape: Tape, entries: list[Entry], result: Any) -> list[ValueRecord]:
+    values = []
+    for tensor in tensors((result,)):
+        entry = tape.known.get(id(tensor))
+        if entry is None or entry[0]() is not tensor:
+            values.append(tape.meet(tensor, tape.sites.here())[2])
+        else:
+            values.append(tape.changed(tensor, entry)[2])
+    known = {value[1].serial for value in values}
+    for entry in entries:
+        tensor = entry[0]()
+        if tensor is not None and entry[1].serial not in known and tape.entry(tensor)[2] is not entry[2]:
+            values.append(tape.entry(tensor)[2])
+    return values
+
+
+def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
+    site, before = tape.sites.here(), sequence_number()
+    parameter = make()
+    try:
+        if site is not None and isinstance(data, torch.Tensor) and isinstance(parameter, torch.Tensor):
+            entry = tape.entry(data, site)
+            known = tape.known.get(id(parameter))
+            if known is None or known[0]() is not parameter:
+                made = tape.meet(parameter, site)
+                tape.shares(parameter, data)
+                local = tape.local.__dict__
+                tape.add(
+                    OperationRecord(
+                        tape.next_operation(), "nn.Parameter", site, (entry[2],), (made[2],), torch.is_grad_enabled(),
+                        (before, before), None, tape.thread(), local.get("function"),
+                    )  # fmt: skip
+                )
+    except Exception as error:
+        tape.fail("parameter probe", error)
+    return parameter

@@ -1,0 +1,127 @@
+"""Which module an operation runs in, and the names that modules give to their tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+
+from gradscope.probes.callsites import Site
+from gradscope.probes.patches import patched
+from gradscope.probes.tape import CallRecord, ModuleMark, Subject, Tape
+
+_CALLS = 1_000  # of root modules that are remembered in one step
+
+
+def watch_modules(tape: Tape) -> AbstractContextManager[None]:
+    """Keep the stack of running modules of each thread.
+
+    `Module.__call__` is wrapped rather than hooked: with a global forward hook torch takes another way through
+    `_call_impl`, which shows in the user's traceback.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling() or not tape.active:
+                return original(self, *args, **kwargs)
+            local = tape.local.__dict__
+            stack: list[ModuleMark] = local.setdefault("modules", [])
+            mark = tape.mark(self)
+            stack.append(mark)
+            try:
+                result = original(self, *args, **kwargs)
+            finally:
+                stack.pop()
+            if not stack:
+                _root_returned(tape, self, mark, args, kwargs, result)
+            return result
+
+        return call
+
+    return patched(torch.nn.Module, "__call__", wrap)
+
+
+def _root_returned(
+    tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: Any, kwargs: Any, result: Any
+) -> None:
+    try:
+        site = tape.sites.here()
+        if mark.root is None:
+            add_root(tape, module, site)
+        if site is not None and len(tape.step.calls) < _CALLS:
+            inputs = tuple(_subjects(tape, (*args, *kwargs.values())))
+            outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
+            tape.step.calls.append(CallRecord(site, inputs, outputs))
+    except Exception as error:
+        tape.fail("module probe", error)
+
+
+def _subjects(tape: Tape, values: Any) -> Iterator[Subject | None]:
+    """One a value: None where it is no tensor, so that places keep their meaning."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield tape.entry(value)[1]
+        else:
+            yield None
+
+
+def add_root(tape: Tape, module: torch.nn.Module, site: Site | None, label: str | None = None) -> None:
+    """Name everything below a module that no other known module contains."""
+    mark = tape.mark(module)
+    if label is not None:
+        tape.labels[id(mark)] = label
+    if mark.root is not None and mark.root is not mark:
+        return
+    tape.roots.setdefault(id(mark), (mark, site))
+    name_module(tape, module, mark)
+
+
+def name_roots(tape: Tape) -> None:
+    """Read the names of all known roots again: modules may have changed since."""
+    for mark, _ in list(tape.roots.values()):
+        module = mark.ref()
+        if module is not None and mark.root is mark:
+            name_module(tape, module, mark)
+
+
+def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> None:
+    """Give every module below `root` its path, and every tensor that they hold its name and registration."""
+    for path, module in root.named_modules():
+        mark = tape.mark(module)
+        if mark is not root_mark and id(mark) in tape.roots:
+            del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
+        mark.path, mark.root = path, root_mark
+        prefix = path + "." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                _register(tape.keep(parameter), root_mark, prefix + name, "parameter")
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                _register(tape.keep(buffer), root_mark, prefix + name, "buffer")
+        for name, value in vars(module).items():
+            for place, tensor in _attributes(value):
+                if tensor.is_leaf and tape.entry(tensor)[1].registered is None:
+                    _register(tape.keep(tensor), root_mark, prefix + name + place, "attribute")
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that a module holds without having registered them, also in a plain list or dict."""
+    if isinstance(value, torch.Tensor):
+        yield "", value
+    elif type(value) in (list, tuple) and len(value) <= 100:
+        yield from ((f"[{place}]", item) for place, item in enumerate(value) if isinstance(item, torch.Tensor))
+    elif type(value) is dict and len(value) <= 100:
+        yield from ((f"[{key!r}]", item) for key, item in value.items() if isinstance(item, torch.Tensor))
+
+
+def _register(subject: Subject, root: ModuleMark, name: str, how: Any) -> None:
+    # A tensor shared by two modules keeps the first name, as `named_parameters()` gives it.
+    if subject.name is None or subject.name[0] is not root or subject.registered == "attribute":
+        subject.name, subject.registered = (root, name), how
+
+

@@ -1,0 +1,215 @@
+"""Names of plain tensors, read from the source of the lines that made or used them.
+
+What cannot be matched for certain gets no name: an expression counts only where its operands and the tensors
+that the operation took agree in number.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import torch
+
+from gradscope.probes.callsites import CallSites, Site
+from gradscope.probes.tape import OperationRecord, StepRecord, Subject, Tape
+
+_Position: TypeAlias = tuple[int, int, int, int]
+_ITEMS = 1_000
+
+
+class _Source:
+    """The expressions of one file by their exact position, and the parent of each."""
+
+    def __init__(self, file: str) -> None:
+        self.nodes: dict[_Position, ast.AST] = {}
+        self.parents: dict[ast.AST, ast.AST] = {}
+        try:
+            tree = ast.parse("".join(linecache.getlines(file)))
+        except (SyntaxError, ValueError):
+            return
+        waiting: list[ast.AST] = [tree]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, (ast.expr, ast.AugAssign)):
+                end_line, end_column = node.end_lineno or node.lineno, node.end_col_offset or node.col_offset
+                self.nodes.setdefault((node.lineno, node.col_offset, end_line, end_column), node)
+            for child in ast.iter_child_nodes(node):
+                self.parents[child] = node
+                waiting.append(child)
+
+
+class SourceNames:
+    """Answers, for a site, what the results are assigned to and what the operands are called."""
+
+    def __init__(self, sites: CallSites) -> None:
+        self.sites = sites
+        self._sources: dict[str, _Source] = {}
+        self._found: dict[Site, tuple[_Source, ast.AST] | None] = {}
+
+    def _node(self, site: Site) -> tuple[_Source, ast.AST] | None:
+        if site not in self._found:
+            file = site[0].co_filename
+            source = self._sources.get(file)
+            if source is None:
+                source = self._sources[file] = _Source(file)
+            position = self.sites.position(site)
+            node = source.nodes.get(position) if position else None
+            self._found[site] = (source, node) if node is not None else None
+        return self._found[site]
+
+    def targets(self, site: Site, count: int) -> list[str | None]:
+        """What the `count` results of the expression at a site are assigned to."""
+        found = self._node(site)
+        if found is None:
+            return [None] * count
+        source, node = found
+        if isinstance(node, ast.AugAssign):
+            return [_plain(node.target)] * count
+        parent = source.parents.get(node)
+        target: ast.AST | None = None
+        if isinstance(parent, ast.Assign) and parent.value is node:
+            target = parent.targets[0]
+        elif isinstance(parent, (ast.AnnAssign, ast.NamedExpr)) and parent.value is node:
+            target = parent.target
+        if isinstance(target, (ast.Tuple, ast.List)):
+            names = [_plain(element) for element in target.elts]
+            return names if len(names) == count else [None] * count
+        return [_plain(target)] * count if count == 1 else [None] * count
+
+    def operands(self, site: Site) -> list[str | None]:
+        """The operands of the expression at a site in their order; numbers and strings are left out."""
+        found = self._node(site)
+        if found is None:
+            return []
+        return [_plain(operand) for operand in _operands(found[1]) if not isinstance(operand, ast.Constant)]
+
+    def receiver(self, site: Site) -> str | None:
+        """What a call at a site is called on: `loss` in `loss.backward()`, `model` in `model(x)`."""
+        found = self._node(site)
+        if found is None or not isinstance(found[1], ast.Call):
+            return None
+        function = found[1].func
+        return _plain(function)
+
+    def called_on(self, site: Site) -> str | None:
+        """The source of what a method is called on."""
+        found = self._node(site)
+        if found is None or not isinstance(found[1], ast.Call) or not isinstance(found[1].func, ast.Attribute):
+            return None
+        text = ast.unparse(found[1].func.value)
+        return text if len(text) <= 40 else None
+
+    def elements(self, site: Site) -> list[str | None]:
+        """The names in the list or tuple that is the first argument of the call at a site."""
+        found = self._node(site)
+        if found is None or not isinstance(found[1], ast.Call):
+            return []
+        values = [*found[1].args, *(keyword.value for keyword in found[1].keywords)]
+        first = values[0] if values else None
+        return [_plain(element) for element in first.elts] if isinstance(first, (ast.List, ast.Tuple)) else []
+
+
+def _operands(node: ast.AST) -> list[ast.AST]:
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    if isinstance(node, ast.AugAssign):
+        return [node.target, node.value]
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.UnaryOp):
+        return [node.operand]
+    if isinstance(node, (ast.Subscript, ast.Attribute)):
+        return [node.value]
+    if isinstance(node, ast.Call):
+        arguments: list[ast.AST] = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if any(isinstance(argument, ast.Starred) for argument in arguments):
+            return []
+        if isinstance(node.func, ast.Attribute) and not _is_module_path(node.func.value):
+            return [node.func.value, *arguments]
+        return arguments
+    return []
+
+
+def _is_module_path(node: ast.AST) -> bool:
+    """`torch`, `F`, `nn.functional`: where functions live, rather than a tensor whose method is called."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in ("torch", "F", "nn", "functional")
+
+
+def _plain(node: ast.AST | None) -> str | None:
+    """The text of a name, an attribute path or an item with a constant or plain index."""
+    inner = node
+    while isinstance(inner, (ast.Attribute, ast.Subscript)):
+        if isinstance(inner, ast.Subscript) and not isinstance(inner.slice, (ast.Constant, ast.Name)):
+            return None
+        inner = inner.value
+    if node is None or not isinstance(inner, ast.Name):
+        return None
+    return ast.unparse(node).removeprefix("self.")
+
+
+def names_in(namespace: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that the variables of a namespace hold, directly or in a plain list, tuple or dict."""
+    for name, value in list(namespace.items()):
+        if name.startswith("_") or isinstance(value, ModuleType):
+            continue
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif type(value) in (list, tuple) and len(value) <= _ITEMS:
+            yield from ((f"{name}[{place}]", item) for place, item in enumerate(value) if isinstance(item, torch.Tensor))
+        elif type(value) is dict and len(value) <= _ITEMS:
+            yield from (
+                (f"{name}[{key!r}]", item)
+                for key, item in value.items()
+                if isinstance(item, torch.Tensor) and isinstance(key, (str, int))
+            )
+
+
+def source_names(tape: Tape, steps: Sequence[StepRecord]) -> dict[int, str]:
+    """Names by the subject's number, from assignments first and from uses after them."""
+    source = SourceNames(tape.sites)
+    assigned: dict[int, str] = {}
+    used: dict[int, str] = {}
+    for step in steps:
+        for operation in step.operations:
+            if operation.site is not None:
+                _from_operation(source, operation, assigned, used)
+        for call in step.calls:
+            _take(assigned, call.outputs, source.targets(call.site, len(call.outputs)))
+            arguments = source.operands(call.site)
+            if len(arguments) == len(call.inputs):
+                _take(used, call.inputs, arguments)
+        for backward in step.backwards:
+            if backward.site is not None and len(backward.roots) == 1:
+                name = source.called_on(backward.site)
+                if name is not None and name not in ("torch.autograd", "torch", "autograd"):
+                    used.setdefault(backward.roots[0][1].serial, name.removeprefix("self."))
+    for optimizer in tape.optimizers:
+        if optimizer.site is not None:
+            elements = source.elements(optimizer.site)
+            if len(elements) == len(optimizer.subjects):
+                _take(used, list(optimizer.subjects.values()), elements)
+    return used | assigned
+
+
+def _from_operation(
+    source: SourceNames, operation: OperationRecord, assigned: dict[int, str], used: dict[int, str]
+) -> None:
+    assert operation.site is not None
+    if operation.outputs:
+        own = [value[1] for value in operation.outputs]
+        _take(assigned, own, source.targets(operation.site, len(own)))
+    operands = source.operands(operation.site)
+    if len(operands) == len(operation.inputs) and operation.module is None:
+        _take(used, [value[1] for value in operation.inputs], operands)
+
+
+def _take(names: dict[int, str], subjects: Sequence[Subject | None], found: Sequence[str | None]) -> None:
+    for subject, name in zip(subjects, found, strict=False):
+        if subject is not None and name is not None:
+            names.setdefault(subject.serial, name)

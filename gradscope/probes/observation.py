@@ -1,0 +1,150 @@
+"""One observation: every probe put in, the facts read out, every probe taken out again."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from gradscope import __version__
+from gradscope.graph.facts import Crash, Ending, Run
+from gradscope.probes.backward import watch_backward
+from gradscope.probes.callsites import CallSites
+from gradscope.probes.freezing import freeze
+from gradscope.probes.functions import watch_functions
+from gradscope.probes.modules import add_root, name_roots, watch_modules
+from gradscope.probes.optimizers import add_optimizer, watch_optimizers
+from gradscope.probes.outputs import confirm, confirm_outputs
+from gradscope.probes.quiet import unobserved
+from gradscope.probes.recorder import Recorder
+from gradscope.probes.swapping import swaps_allowed
+from gradscope.probes.tape import Tape
+from gradscope.probes.threads import watch_threads
+from gradscope.probes.warned import warnings_in_place
+
+
+_ARMED: weakref.WeakSet[Tape] = weakref.WeakSet()
+
+
+def _disarm() -> None:
+    """In a forked worker the program runs without us: what we recorded there, nobody would read."""
+    for tape in _ARMED:
+        tape.active = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disarm)
+
+
+class Observation:
+    """Watches everything that torch does between `start` and `stop`.
+
+    `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
+    `steps` ends the program after so many optimizer steps.
+    """
+
+    def __init__(
+        self, namespace: Mapping[str, Any], own: tuple[str, ...] = (), steps: int | None = None, folder: str | None = None
+    ) -> None:
+        self.namespace = namespace
+        self.tape = Tape(CallSites(folder, own))
+        self.tape.name_all = self._name_all
+        self.steps = steps
+        self.given: dict[int, str] = {}
+        self.began = time.perf_counter()
+        self.seconds = 0.0
+        self._stack = ExitStack()
+        self._process = os.getpid()
+
+    def start(self) -> None:
+        """Put the probes in."""
+        enter = self._stack.enter_context
+        enter(warnings_in_place())
+        enter(swaps_allowed(self.tape))
+        enter(watch_threads(self.tape))
+        enter(watch_modules(self.tape))
+        enter(watch_functions(self.tape))
+        enter(watch_backward(self.tape))
+        enter(watch_optimizers(self.tape, self.steps))
+        _ARMED.add(self.tape)
+        enter(Recorder(self.tape))
+        self.began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Take the probes out; safe to call twice."""
+        if self.tape.active:
+            self.seconds = time.perf_counter() - self.began
+            self._stack.close()
+            self.tape.active = False
+
+    @property
+    def in_own_process(self) -> bool:
+        """False in a process that the program has forked."""
+        return os.getpid() == self._process
+
+    def add_model(self, model: torch.nn.Module, label: str = "model") -> None:
+        """Know a module before it is first called."""
+        with unobserved():
+            add_root(self.tape, model, None, label)
+
+    def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Know an optimizer that was made before the observation."""
+        add_optimizer(self.tape, optimizer, None)
+
+    def add_outputs(self, outputs: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Walk and confirm these outputs, given with the path to each inside what the user passed."""
+        with unobserved():
+            for path, tensor in outputs:
+                subject = self.tape.entry(tensor)[1]
+                self.given[subject.serial] = f"output{path}"
+            confirm(self.tape, [tensor for _, tensor in outputs])
+
+    def _name_all(self) -> None:
+        """Read names while their owners are alive."""
+        for name, value in list(self.namespace.items()):
+            if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
+                mark = self.tape.mark(value)
+                if mark.root is None:
+                    add_root(self.tape, value, None, name)
+        name_roots(self.tape)
+
+    def run(
+        self,
+        ended: Ending = "end",
+        script: str | None = None,
+        argv: tuple[str, ...] = (),
+        crash: Crash | None = None,
+    ) -> Run:
+        """The facts so far."""
+        seconds = self.seconds or time.perf_counter() - self.began
+        with unobserved():
+            try:
+                self._name_all()
+                confirm_outputs(self.tape)
+            except Exception as error:
+                self.tape.fail("naming", error)
+        frozen = freeze(self.tape, self.namespace, self.given)
+        tape = self.tape
+        return Run(
+            gradscope=__version__,
+            torch=torch.__version__.partition("+")[0],
+            script=script,
+            argv=argv,
+            ended=ended,
+            seconds=seconds,
+            step_count=tape.step_count if tape.optimizers else tape.backward_count,
+            backward_count=tape.backward_count,
+            crash=crash,
+            tensors=frozen.tensors,
+            values=frozen.values,
+            steps=frozen.steps,
+            optimizers=frozen.optimizers,
+            losses=frozen.losses,
+            sources=frozen.sources,
+            failures=tuple(tape.failures),
+        )

@@ -1,0 +1,66 @@
+"""Programs that never call backward: their outputs are differentiated for them, `.grad` untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gradscope.probes.backward import WALK_LIMIT
+from gradscope.probes.courses import norms
+from gradscope.probes.tape import BackwardRecord, Subject, Tape
+from gradscope.probes.walker import walk
+
+
+def unconsumed(tape: Tape) -> list[tuple[Subject, torch.Tensor]]:
+    """The live differentiable results that no operation has taken."""
+    found = []
+    for entry in list(tape.known.values()):
+        tensor, subject = entry[0](), entry[1]
+        if tensor is not None and not subject.consumed and not subject.leaf and tensor.requires_grad:
+            found.append((subject, tensor))
+    return found
+
+
+def confirm_outputs(tape: Tape) -> None:
+    """Where the program called no backward, differentiate its outputs, once."""
+    if not tape.backward_count and not tape.confirmed:
+        found = unconsumed(tape)
+        if found:
+            confirm(tape, [tensor for _, tensor in found])
+
+
+def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
+    """Ask autograd for the gradients of the sums of these outputs.
+
+    Where the graph has been freed by a backward there is nothing left to ask: then the walk alone is recorded.
+    """
+    tape.confirmed = True
+    outputs = [tensor for tensor in outputs if tensor.requires_grad] or outputs
+    entries = [tape.entry(tensor) for tensor in outputs]
+    seen = walk(outputs, lambda leaf: tape.entry(leaf)[1], WALK_LIMIT, sequences=True, saved=not tape.active)
+    record = BackwardRecord("confirmation", tuple(entry[2] for entry in entries), entries[-1][1].site, tape.thread(), seen)
+    reached = {subject.serial for subject in seen.leaves.values()}
+    leaves = list(tape.watched())
+    for subject, _ in leaves:
+        if seen.complete or subject.serial in reached:
+            tape.course(subject).predicted = subject.serial in reached
+    tape.step.backwards.append(record)
+    ones = [torch.ones_like(tensor) for tensor in outputs]
+    differentiable = [tensor.requires_grad for tensor in outputs]
+    if not leaves or not all(differentiable):
+        return
+    try:
+        gradients = torch.autograd.grad(
+            outputs, [tensor for _, tensor in leaves], grad_outputs=ones, retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:
+        record.failed = True
+        return
+    pairs = zip(leaves, gradients, strict=True)
+    arrived = [(subject, gradient) for (subject, _), gradient in pairs if gradient is not None]
+    for (subject, _), norm in zip(arrived, norms([gradient for _, gradient in arrived]), strict=True):
+        tape.course(subject).arrive(norm)
+    for subject, _ in leaves:
+        tape.course(subject).count()
+    record.arrivals = tuple(subject for subject, _ in arrived)

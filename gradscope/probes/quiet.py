@@ -1,0 +1,16 @@
+"""Our own torch calls: nobody may see them, and they may change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Outside all function and dispatch modes, ours and the user's, and without making history."""
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+        yield

@@ -1,0 +1,188 @@
+"""The data flow: every torch operation that the program calls, written down from a torch function mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+from torch.overrides import TorchFunctionMode
+
+from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
+
+sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
+
+# Attributes that give a tensor which depends on this one; all others only describe it.
+_TENSOR_ATTRIBUTES = frozenset({"data", "grad", "T", "mT", "H", "mH", "real", "imag"})
+_DESCRIPTIONS = (
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous", "element_size",
+    "get_device", "is_floating_point", "is_complex", "is_signed", "is_inference", "is_conj", "is_neg", "data_ptr",
+    "untyped_storage", "storage", "storage_type", "dense_dim", "sparse_dim", "type", "dim_order", "is_same_size",
+    "is_shared", "is_set_to", "is_pinned", "has_names", "retain_grad", "register_hook", "_is_view",
+    "register_post_accumulate_grad_hook", "__len__", "__hash__", "__repr__", "__format__", "__dir__", "__deepcopy__",
+)  # fmt: skip
+# The value leaves torch: what is made of it later is a constant.
+_EXITS = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__index__", "__complex__")
+_DIFFERENTIATIONS = frozenset({torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+
+
+def _descriptors() -> Iterator[tuple[str, Any]]:
+    for name in dir(torch.Tensor):
+        member = getattr(torch.Tensor, name)
+        if hasattr(member, "__set__") and hasattr(member, "__get__"):
+            yield name, member
+
+
+_QUIET = frozenset(
+    {member.__get__ for name, member in _descriptors() if name not in _TENSOR_ATTRIBUTES}
+    | {getattr(torch.Tensor, name) for name in _DESCRIPTIONS if hasattr(torch.Tensor, name)}
+    | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch.is_same_size}
+)
+# Results that are no tensors are worth a record for these.
+_SPEAKING = frozenset(
+    {getattr(torch.Tensor, name) for name in _EXITS if hasattr(torch.Tensor, name)}
+    | {member.__set__ for name, member in _descriptors()}
+    | {torch.Tensor.grad.__get__, torch.Tensor.__setitem__, torch._C._set_grad_enabled}  # type: ignore[attr-defined]
+)
+_DETACHED = frozenset({torch.Tensor.data.__get__, torch.Tensor.detach, torch.detach})  # type: ignore[attr-defined]
+# These look at a tensor or change what it is; nothing is computed with it.
+_LOOKS = _SPEAKING | {torch.Tensor.data.__get__, torch.Tensor.requires_grad_, torch.Tensor.register_hook}  # type: ignore[attr-defined]
+_Call = tuple[Any, ...]
+
+
+class Recorder(TorchFunctionMode):
+    """Writes operations to a tape. Modes count for one thread, so each thread enters one of its own.
+
+    Rule 1: under compilation the handler is traced itself; it must step aside first, or `fullgraph` breaks.
+    Rule 2: inside the handler no mode is on, so a composite function is one operation.
+    Rule 3: a tensor's `grad_fn` is never touched: torch deletes graphs whose nodes Python has seen by recursion,
+            which overflows the C stack from 30,000 nodes on. Sequence numbers tell the nodes apart as well.
+    Rule 4: what fails in here is one line in the report and never the user's.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if is_compiling() or func in _QUIET or not self.tape.active:
+            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        call = self._before(func, args, kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except BaseException:
+            if call is not None:
+                self._write(call, (), failed=True)
+            raise
+        if call is not None:
+            self._after(call, result)
+        return result
+
+    def _before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
+        tape = self.tape
+        try:
+            site = tape.sites.here()
+            if site is None:
+                return None
+            entries = [tape.entry(tensor, site) for tensor in tensors(args)]
+            if kwargs:
+                entries += [tape.entry(tensor, site) for tensor in tensors(kwargs.values())]
+            if func is torch._C._set_grad_enabled:
+                func = f"set_grad_enabled({args[0]})"
+            return func, site, entries, torch.is_grad_enabled(), sequence_number()
+        except Exception as error:
+            tape.fail("recorder", error)
+            return None
+
+    def _after(self, call: _Call, result: Any) -> None:
+        tape = self.tape
+        try:
+            func, site, entries = call[:3]
+            made = [result] if isinstance(result, torch.Tensor) else list(tensors(result))
+            if not made and func not in _SPEAKING and not isinstance(func, str) and not _any_changed(entries):
+                return
+            if func in _DIFFERENTIATIONS:
+                return  # the engine's probe writes these
+            outputs: list[ValueRecord] = []
+            written: list[torch.Tensor] = []
+            for entry in entries:
+                tensor = entry[0]()
+                if tensor is not None and _is_changed(entry, tensor):
+                    outputs.append(tape.changed(tensor, entry)[2])
+                    written.append(tensor)
+            for tensor in made:
+                entry = tape.known.get(id(tensor))
+                if entry is None or entry[0]() is not tensor:
+                    outputs.append(tape.meet(tensor, site)[2])
+            if not outputs and made and func not in _SPEAKING:
+                return  # handed back what it was given, as `x.to(x.device)` does
+            operation = self._write(call, tuple(outputs))
+            for tensor in written:
+                tape.wrote(tensor, operation)
+            if func in _DETACHED and made and entries:
+                source = entries[0][0]()
+                if source is not None:
+                    tape.shares(made[0], source)
+        except Exception as error:
+            tape.fail("recorder", error)
+
+    def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
+        func, site, entries, grad_enabled, before = call
+        tape = self.tape
+        local = tape.local.__dict__
+        modules = local.get("modules")
+        if func not in _LOOKS:
+            history = any([value[2] for value in outputs])
+            for entry in entries:
+                entry[1].used = True
+                if history:
+                    entry[1].consumed = True
+        operation = OperationRecord(
+            tape.next_operation(),
+            func,
+            site,
+            tuple([entry[2] for entry in entries]),
+            outputs,
+            grad_enabled,
+            (before, sequence_number()),
+            modules[-1] if modules else None,
+            tape.thread(),
+            local.get("function"),
+            failed,
+        )
+        tape.add(operation)
+        return operation
+
+
+def _is_changed(entry: Entry, tensor: torch.Tensor) -> bool:
+    if tensor.requires_grad != entry[2][2]:
+        return True
+    return entry[3] != -1 and entry[3] != tensor._version
+
+
+def _any_changed(entries: list[Entry]) -> bool:
+    for entry in entries:
+        tensor = entry[0]()
+        if tensor is not None and _is_changed(entry, tensor):
+            return True
+    return False
+
+
+def tensors(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors in arguments or results: nested tuples, lists and dicts are looked into."""
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, (tuple, list)) and not isinstance(values, _VIEWS):
+        return
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (tuple, list, dict)):
+            yield from tensors(value)
+
+
+_VIEWS = type({}.values())

@@ -1,0 +1,218 @@
+"""Running a script or a module as `python SCRIPT ARGS` would, under observation."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import runpy
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType, TracebackType
+
+from gradscope.errors import GradscopeError
+from gradscope.graph.facts import Crash, Ending, Run
+from gradscope.probes.callsites import USER
+from gradscope.probes.observation import Observation
+from gradscope.probes.optimizers import StepsReached
+from gradscope.probes.tape import first_line
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+class ScriptError(GradscopeError):
+    """The script cannot be run at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is to be run: code for `__main__`, and how Python would have set the scene for it."""
+
+    code: CodeType
+    file: str
+    argv: tuple[str, ...]
+    path: str
+    name: str
+    own: tuple[str, ...] = ()
+    spec: importlib.machinery.ModuleSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program went: its facts, its own exit status, and its exception without a frame of ours."""
+
+    run: Run
+    status: int
+    error: BaseException | None = None
+
+
+def program_of_script(script: str, args: Sequence[str]) -> Program:
+    """The program in a file. Raises ScriptError where there is none that can be compiled."""
+    path = Path(script)
+    if path.is_dir():
+        raise ScriptError(f"{script} is a directory: name the script in it, or a package with -m")
+    try:
+        source = path.read_bytes()
+    except FileNotFoundError:
+        raise ScriptError(f"no such file: {script}") from None
+    except OSError as error:
+        raise ScriptError(f"cannot read {script}: {error.strerror or error}") from None
+    file = os.path.abspath(script)
+    return Program(_compiled(source, file, script), file, (script, *args), os.path.dirname(os.path.realpath(script)), script)
+
+
+def program_of_module(module: str, args: Sequence[str]) -> Program:
+    """The program that `python -m module` would run. Raises ScriptError where there is none."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        name, spec, code = runpy._get_module_details(module, ScriptError)  # type: ignore[attr-defined]
+    except SyntaxError as error:
+        raise ScriptError(_syntax(error, module)) from None
+    except ScriptError as error:
+        raise ScriptError(f"no module to run: {error}") from None
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(os.getcwd())
+    file = str(spec.origin)
+    package = os.path.dirname(file) + os.sep if "." in name else file
+    return Program(code, file, (file, *args), os.getcwd(), module, (package,), spec)
+
+
+def _compiled(source: bytes, file: str, script: str) -> CodeType:
+    try:
+        return compile(source, file, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise ScriptError(_syntax(error, script)) from None
+    except ValueError as error:
+        raise ScriptError(f"{script} is not Python source: {error}") from None
+
+
+def _syntax(error: SyntaxError, script: str) -> str:
+    return f"{script} has a syntax error in line {error.lineno}: {error.msg}"
+
+
+def observe_program(program: Program, steps: int | None = None) -> Outcome:
+    """Run a program to its end and return what was seen; nothing that it raises comes out of here."""
+    main = ModuleType("__main__")
+    main.__dict__.update(
+        __file__=program.file,
+        __builtins__=__builtins__,
+        __cached__=None,
+        __spec__=program.spec,
+        __loader__=program.spec.loader if program.spec else importlib.machinery.SourceFileLoader("__main__", program.file),
+        __package__=program.spec.parent if program.spec else None,
+    )
+    observation = Observation(main.__dict__, program.own, steps)
+    ended: Ending = "end"
+    status: int = 0
+    error: BaseException | None = None
+    with _scene(main, program):
+        try:
+            observation.start()
+            try:
+                exec(program.code, main.__dict__)
+                _join_threads()
+            finally:
+                observation.stop()
+        except StepsReached:
+            ended = "steps"
+        except SystemExit as exit_:
+            ended, status = "exit", _status(exit_.code)
+        except KeyboardInterrupt:
+            ended, status = "interrupt", 130
+        except BaseException as raised:
+            ended, status, error = "exception", 1, raised
+            _clean_chain(raised)
+        if not observation.in_own_process:
+            _end_fork(error, status)
+        crash = crash_of(error, observation) if error is not None else None
+        run = observation.run(ended, program.name, program.argv[1:], crash)
+    return Outcome(run, status, error)
+
+
+def _status(code: object) -> int:
+    """The exit status that Python makes of what was given to `sys.exit`; a text goes to standard error."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code
+    print(code, file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def _scene(main: ModuleType, program: Program) -> Iterator[None]:
+    """`sys.argv`, `sys.path[0]` and `__main__` as the program expects them."""
+    argv, path, before = sys.argv, list(sys.path), sys.modules["__main__"]
+    sys.argv = list(program.argv)
+    sys.path[0:1] = [program.path]
+    sys.modules["__main__"] = main
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, before
+
+
+def _join_threads() -> None:
+    """Python waits for threads that are no daemons before it ends, and so do we."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+
+
+def _end_fork(error: BaseException | None, status: int) -> None:
+    """A process that the script forked and that reached its end: it leaves as it would have, without a report."""
+    if error is not None:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def crash_of(error: BaseException, observation: Observation) -> Crash:
+    """Where the program raised: the innermost line of the user's."""
+    span = None
+    walk = error.__traceback__
+    while walk is not None:
+        code = walk.tb_frame.f_code
+        if observation.tape.sites.kind(code.co_filename) == USER:
+            span = observation.tape.sites.span((code, walk.tb_lasti))
+        walk = walk.tb_next
+    return Crash(type(error).__name__, first_line(error), span)
+
+
+def without_ours(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback as Python would have shown it without us.
+
+    Our frames go; and where a Python function of torch's was entered twice, once to ask the function mode and
+    once to do its work, the asking goes as well.
+    """
+    frames: list[TracebackType] = []
+    while trace is not None:
+        name, file = trace.tb_frame.f_code.co_name, trace.tb_frame.f_code.co_filename
+        if name == "handle_torch_function" and file.endswith(os.path.join("torch", "overrides.py")):
+            if frames:
+                frames.pop()
+        elif not os.path.abspath(file).startswith(_HERE):
+            frames.append(trace)
+        trace = trace.tb_next
+    result: TracebackType | None = None
+    for kept in reversed(frames):
+        result = TracebackType(result, kept.tb_frame, kept.tb_lasti, kept.tb_lineno)
+    return result
+
+
+def _clean_chain(error: BaseException) -> None:
+    """The same for the exceptions that it came from."""
+    waiting, seen = [error], {id(error)}
+    while waiting:
+        current = waiting.pop()
+        current.__traceback__ = without_ours(current.__traceback__)
+        for other in (current.__cause__, current.__context__, *getattr(current, "exceptions", ())):
+            if isinstance(other, BaseException) and id(other) not in seen:
+                seen.add(id(other))
+                waiting.append(other)

@@ -1,0 +1,388 @@
+"""What is remembered while the program runs: cheap tuples and weak references, frozen into facts at the end.
+
+Rules of the tape:
+1. A tensor is known by a weak reference that is checked at every look-up, never by `id()` alone: ids are reused.
+2. Nothing here holds a tensor, a module or an autograd node, so everything dies when it would have died.
+3. Operations are kept for the first and the latest steps only, and a step that grows beyond all bounds is
+   swept of operations that lead to nothing that is still alive. What a long run adds is a bounded series a tensor.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from gradscope.graph.facts import Registration
+from gradscope.probes.callsites import CallSites, Site
+from gradscope.probes.courses import Course
+
+if TYPE_CHECKING:
+    from gradscope.probes.walker import Walk
+
+KEPT_FIRST, KEPT_LATEST = 2, 2
+_STALE = -2  # no version of torch's: the next look-up finds the tensor changed
+SWEEP_AT = 100_000
+
+
+class Subject:
+    """One tensor object, as far as it can be told without holding it."""
+
+    __slots__ = (
+        "consumed", "course", "device", "dtype", "leaf", "name", "nn_parameter", "ref", "registered",
+        "requires_grad", "serial", "shape", "site", "used",
+    )  # fmt: skip
+
+    def __init__(self, serial: int, tensor: torch.Tensor, site: Site | None) -> None:
+        self.serial = serial
+        self.ref: Callable[[], torch.Tensor | None] = weakref.ref(tensor)
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+        self.requires_grad = tensor.requires_grad
+        self.leaf = tensor.is_leaf
+        self.site = site
+        self.nn_parameter = isinstance(tensor, torch.nn.Parameter)
+        self.used = False
+        self.consumed = False
+        self.name: tuple[ModuleMark, str] | None = None
+        self.registered: Registration | None = None
+        self.course: Course | None = None
+
+
+class OptimizerMark:
+    """One optimizer and the tensors that it holds, in its order."""
+
+    __slots__ = ("ref", "serial", "site", "steps", "subjects", "type")
+
+    def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
+        self.serial = serial
+        self.type = kind
+        self.ref = ref
+        self.site = site
+        self.steps = 0
+        self.subjects: dict[int, Subject] = {}
+
+
+class ModuleMark:
+    """One module object: its class and, once its root is known, its path."""
+
+    __slots__ = ("path", "ref", "root", "type")
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
+        self.type = type(module).__name__
+        self.path = ""
+        self.root: ModuleMark | None = None
+
+
+# value: (serial, subject, history); operation: see `Recorder`
+ValueRecord: TypeAlias = tuple[int, Subject, bool]
+Entry: TypeAlias = tuple[Callable[[], torch.Tensor | None], Subject, ValueRecord, int]
+
+
+@dataclass(slots=True)
+class OperationRecord:
+    """One call. `nodes` are sequence numbers of the thread that made it."""
+
+    serial: int
+    function: Any
+    site: Site | None
+    inputs: tuple[ValueRecord, ...]
+    outputs: tuple[ValueRecord, ...]
+    grad_enabled: bool
+    nodes: tuple[int, int]
+    module: ModuleMark | None
+    thread: int
+    within: int | None = None
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class BackwardRecord:
+    kind: str
+    roots: tuple[ValueRecord, ...]
+    site: Site | None
+    thread: int
+    walk: Walk | None = None
+    arrivals: tuple[Subject, ...] = ()
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """A call of a root module: how the user's line names what goes in and what comes out."""
+
+    site: Site
+    inputs: tuple[Subject | None, ...]
+    outputs: tuple[Subject | None, ...]
+
+
+@dataclass(slots=True)
+class StepRecord:
+    index: int
+    operations: list[OperationRecord] = field(default_factory=list)
+    backwards: list[BackwardRecord] = field(default_factory=list)
+    calls: list[CallRecord] = field(default_factory=list)
+    optimizer: int | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not (self.operations or self.backwards)
+
+
+class Tape:
+    """Everything that the probes of one observation write down."""
+
+    def __init__(self, sites: CallSites) -> None:
+        self.sites = sites
+        self.known: dict[int, Entry] = {}
+        self.marks: dict[int, ModuleMark] = {}
+        self.roots: dict[int, tuple[ModuleMark, Site | None]] = {}
+        self.kept: dict[int, Subject] = {}
+        self.leaves: dict[int, Subject] = {}
+        self.first: list[StepRecord] = []
+        self.latest: deque[StepRecord] = deque(maxlen=KEPT_LATEST)
+        self.labels: dict[int, str] = {}
+        self.optimizers: list[OptimizerMark] = []
+        self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
+        self.name_all: Callable[[], None] = lambda: None
+        self.step = StepRecord(1)
+        self.step_count = 0
+        self.backward_count = 0
+        self.failures: dict[str, None] = {}
+        self.active = True
+        self.confirmed = False
+        self.local = threading.local()
+        self._values = self._subjects = self._operations = self._threads = 0
+        self._writers: dict[int, OperationRecord] = {}
+        self._sources: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+        self._purge_at = 10_000
+        self._sweep_at = SWEEP_AT
+
+    # --- tensors -----------------------------------------------------------------------------------------
+
+    def entry(self, tensor: torch.Tensor, site: Site | None = None) -> Entry:
+        """What is known of a tensor as it is now; a tensor never seen before is met as a new subject."""
+        entry = self.known.get(id(tensor))
+        if entry is None or entry[0]() is not tensor:
+            return self.meet(tensor, site)
+        if entry[3] != version(tensor):
+            return self._changed_elsewhere(tensor, entry)
+        return entry
+
+    def meet(self, tensor: torch.Tensor, site: Site | None) -> Entry:
+        """Start to know a tensor."""
+        self._subjects += 1
+        subject = Subject(self._subjects, tensor, site)
+        return self.hold(tensor, subject)
+
+    def hold(self, tensor: torch.Tensor, subject: Subject) -> Entry:
+        """Give a tensor a new value: it is new, or it was changed in place."""
+        self._values += 1
+        value = (self._values, subject, subject.requires_grad)
+        entry = (subject.ref, subject, value, version(tensor))
+        self.known[id(tensor)] = entry
+        if subject.leaf and subject.requires_grad:
+            self.leaves[subject.serial] = subject
+        if len(self.known) > self._purge_at:
+            self.purge()
+        return entry
+
+    def changed(self, tensor: torch.Tensor, entry: Entry) -> Entry:
+        """The running operation changed this tensor in place."""
+        subject = entry[1]
+        self.refresh(subject, tensor)
+        return self.hold(tensor, subject)
+
+    def wrote(self, tensor: torch.Tensor, operation: OperationRecord) -> None:
+        """An operation wrote to this tensor's memory: others that share it will ask who did."""
+        storage = storage_key(tensor)
+        if storage is not None:
+            if len(self._writers) > self._purge_at:
+                self._writers.clear()
+            self._writers[storage] = operation
+        link = self._sources.get(id(tensor))
+        source = link[1]() if link is not None and link[0]() is tensor else None
+        entry = self.known.get(id(source)) if source is not None else None
+        if entry is not None and entry[0]() is source:
+            self.known[id(source)] = (*entry[:3], _STALE)
+
+    def shares(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
+        """`tensor` is `source` without its history: a write to it shows in `source`, uncounted by torch."""
+        self._sources[id(tensor)] = (weakref.ref(tensor), weakref.ref(source))
+
+    def _changed_elsewhere(self, tensor: torch.Tensor, entry: Entry) -> Entry:
+        """The tensor was changed since it was last seen: through a view of it, or by code that we do not see."""
+        subject = entry[1]
+        self.refresh(subject, tensor)
+        storage = storage_key(tensor)
+        writer = self._writers.get(storage) if storage is not None else None
+        before, entry = entry[2], self.hold(tensor, subject)
+        if writer is not None and writer.outputs and writer.outputs[0][0] > before[0]:
+            # A write to a view is a write to this tensor: the writer's operation made its new value.
+            writer.inputs += (before,)
+            writer.outputs += (entry[2],)
+        return entry
+
+    def refresh(self, subject: Subject, tensor: torch.Tensor) -> None:
+        """Read again what may have changed since the tensor was met."""
+        subject.requires_grad = tensor.requires_grad
+        subject.leaf = tensor.is_leaf
+        subject.shape = tensor.shape
+        subject.dtype = tensor.dtype
+
+    def keep(self, tensor: torch.Tensor, site: Site | None = None) -> Subject:
+        """Report on this tensor also when it is dead by then: a module or an optimizer holds it."""
+        subject = self.entry(tensor, site)[1]
+        self.kept[subject.serial] = subject
+        return subject
+
+    def watched(self) -> Iterator[tuple[Subject, torch.Tensor]]:
+        """The live leaves that a gradient can arrive at."""
+        for subject in list(self.leaves.values()):
+            tensor = subject.ref()
+            if tensor is not None and tensor.requires_grad and tensor.is_leaf:
+                yield subject, tensor
+
+    def let_go(self, tensor: Any) -> Subject | None:
+        """Drop the weak reference to a tensor; `regain` takes it up again."""
+        entry = self.known.pop(id(tensor), None)
+        if entry is None or entry[0]() is not tensor:
+            return None
+        entry[1].ref = lambda: None
+        return entry[1]
+
+    def regain(self, tensor: torch.Tensor, subject: Subject | None) -> None:
+        """Know a tensor again that was let go."""
+        if subject is not None:
+            subject.ref = weakref.ref(tensor)
+            self.refresh(subject, tensor)
+            self.hold(tensor, subject)
+
+    def purge(self) -> None:
+        """Forget tensors that are dead."""
+        self.known = {key: entry for key, entry in list(self.known.items()) if entry[0]() is not None}
+        self._sources = {key: link for key, link in list(self._sources.items()) if link[0]() is not None}
+        self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
+        self.marks = {key: mark for key, mark in list(self.marks.items()) if mark.ref() is not None}
+        self._purge_at = max(10_000, 2 * len(self.known))
+
+    @staticmethod
+    def course(subject: Subject) -> Course:
+        """The course of a subject, begun at the first question."""
+        if subject.course is None:
+            subject.course = Course()
+        return subject.course
+
+    # --- modules -----------------------------------------------------------------------------------------
+
+    def mark(self, module: torch.nn.Module) -> ModuleMark:
+        """What is known of a module."""
+        mark = self.marks.get(id(module))
+        if mark is None or mark.ref() is not module:
+            mark = self.marks[id(module)] = ModuleMark(module)
+        return mark
+
+    # --- the course of things ----------------------------------------------------------------------------
+
+    def next_operation(self) -> int:
+        self._operations += 1
+        return self._operations
+
+    def thread(self) -> int:
+        """A small number for the running thread: sequence numbers of autograd count within one thread."""
+        number: int | None = getattr(self.local, "number", None)
+        if number is None:
+            self._threads += 1
+            number = self.local.number = self._threads
+        return number
+
+    def optimizer_mark(self, optimizer: torch.optim.Optimizer) -> OptimizerMark | None:
+        """What is known of an optimizer; None at the first sight."""
+        return next((mark for mark in self.optimizers if mark.ref() is optimizer), None)
+
+    def differentiated(self, root: torch.Tensor, kind: str) -> None:
+        """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
+        if root.numel() == 1 and root.is_floating_point() and not root.is_meta:
+            place, subject = (kind, self.sites.here()), self.entry(root)[1]
+            value = float(root)
+            first = self.losses[place][1] if place in self.losses else value
+            self.losses[place] = (subject, first, value)
+
+    def end_backward(self, record: BackwardRecord) -> None:
+        """Close a pass of the engine. Where no optimizer is used, it closes the step as well."""
+        self.step.backwards.append(record)
+        self.backward_count += 1
+        if not self.optimizers:
+            for subject, tensor in self.watched():
+                course = self.course(subject)
+                course.count()
+                course.measure(tensor)
+            self.end_step(None)
+
+    def add(self, operation: OperationRecord) -> None:
+        operations = self.step.operations
+        operations.append(operation)
+        if len(operations) > self._sweep_at:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop operations of this step that lead neither to a root of a backward nor to a live tensor."""
+        needed = {entry[2][0] for entry in list(self.known.values()) if entry[0]() is not None}
+        needed.update(root[0] for backward in self.step.backwards for root in backward.roots)
+        kept = []
+        for operation in reversed(self.step.operations):
+            if any(value[0] in needed for value in operation.outputs):
+                kept.append(operation)
+                needed.update(value[0] for value in operation.inputs)
+        self.step.operations = kept[::-1]
+        self._sweep_at = max(SWEEP_AT, 2 * len(kept))
+
+    def end_step(self, optimizer: int | None) -> None:
+        """Close the running step and begin the next."""
+        step = self.step
+        step.optimizer = optimizer
+        if len(self.first) < KEPT_FIRST:
+            self.first.append(step)
+        else:
+            self.latest.append(step)
+        self.step = StepRecord(step.index + 1)
+        self._sweep_at = SWEEP_AT
+
+    def steps(self) -> Iterator[StepRecord]:
+        """The steps that are kept, the running one last."""
+        yield from self.first
+        yield from self.latest
+        if not self.step.empty:
+            yield self.step
+
+    def fail(self, part: str, error: BaseException) -> None:
+        """Remember, once, that a part of ours failed; the program goes on."""
+        self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
+
+
+def version(tensor: torch.Tensor) -> int:
+    """The number of in-place changes so far, -1 where torch does not count (inference tensors)."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
+
+
+def storage_key(tensor: torch.Tensor) -> int | None:
+    """Identifies the memory of a tensor while it is alive; None for tensors without storage of their own."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return str(error).partition("\n")[0]

@@ -1,0 +1,283 @@
+"""The report as data, in the shape that its JSON has and that every rendering reads."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Literal
+
+import msgspec
+
+from gradscope.graph.facts import Ending, Finding, Run, Severity, Span, Tensor
+from gradscope.graph.roles import Role, role
+
+SCHEMA = "gradscope.report/1"
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A place in the user's source; lines and columns from 1, `end_column` exclusive."""
+
+    file: str
+    line: int
+    column: int | None = None
+    end_line: int | None = None
+    end_column: int | None = None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A line of the user's source."""
+
+    file: str
+    line: int
+
+
+class Raised(msgspec.Struct, frozen=True):
+    """The exception that ended the script."""
+
+    type: str
+    message: str
+    file: str | None
+    line: int | None
+
+
+class RunSummary(msgspec.Struct, frozen=True):
+    """How the run went."""
+
+    steps: int
+    backwards: int
+    ended: Ending
+    seconds: float
+    exception: Raised | None
+
+
+class LossRow(msgspec.Struct, frozen=True):
+    """A scalar that backward started from, at its first and latest value; null where it is not finite."""
+
+    name: str
+    first: float | None
+    last: float | None
+
+
+class Gradients(msgspec.Struct, frozen=True):
+    """In how many steps a gradient arrived, and in how many of these it was zero or not finite."""
+
+    steps: int
+    of: int
+    zero: int
+    nonfinite: int
+
+
+class TensorRow(msgspec.Struct, frozen=True):
+    """One tensor. `moved` is |change| / |start|, null where there was no start to divide by (`from_zero`)."""
+
+    name: str
+    role: Role
+    leaf: bool
+    requires_grad: bool
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    grad_fn: str | None
+    optimizer: str | None
+    predicted: bool | None
+    received: Gradients | None
+    grad_norm: tuple[float | None, ...]
+    moved: float | None
+    from_zero: bool
+    finding: str | None
+    location: Place | None
+
+
+class LabelRow(msgspec.Struct, frozen=True):
+    """A further place of the same story."""
+
+    location: Location
+    message: str
+
+
+class EditRow(msgspec.Struct, frozen=True):
+    """The text that should stand at a location."""
+
+    location: Location
+    text: str
+
+
+class HelpRow(msgspec.Struct, frozen=True):
+    """A mend, with its edit where there is one."""
+
+    message: str
+    edit: EditRow | None
+
+
+class FindingRow(msgspec.Struct, frozen=True):
+    """One finding; `location` is the cause, null where no line of the user's is to blame."""
+
+    rule: str
+    severity: Severity
+    message: str
+    location: Location | None
+    tensors: tuple[str, ...]
+    labels: tuple[LabelRow, ...]
+    facts: tuple[str, ...]
+    help: tuple[HelpRow, ...]
+
+
+class GraphSize(msgspec.Struct, frozen=True):
+    """Operations and data edges of the latest step that was kept, and the parameters of the run."""
+
+    operations: int
+    edges: int
+    parameters: int
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A whole report."""
+
+    gradscope: str
+    torch: str
+    script: str | None
+    argv: tuple[str, ...]
+    run: RunSummary
+    losses: tuple[LossRow, ...]
+    tensors: tuple[TensorRow, ...]
+    findings: tuple[FindingRow, ...]
+    graph: GraphSize
+    failures: tuple[str, ...]
+    schema: Literal["gradscope.report/1"] = SCHEMA
+
+
+def document(run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] = ()) -> Document:
+    """The report on a run with what the rules found."""
+    crash = run.crash
+    raised = None
+    if crash is not None:
+        raised = Raised(
+            crash.type, crash.message, crash.span.file if crash.span else None, crash.span.line if crash.span else None
+        )
+    return Document(
+        gradscope=run.gradscope,
+        torch=run.torch,
+        script=run.script,
+        argv=run.argv,
+        run=RunSummary(run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised),
+        losses=tuple(LossRow(loss.name, loss.first, loss.last) for loss in run.losses),
+        tensors=_rows(run, findings),
+        findings=tuple(map(_finding, findings)),
+        graph=_size(run),
+        failures=run.failures + failures,
+    )
+
+
+def _rows(run: Run, findings: tuple[Finding, ...]) -> tuple[TensorRow, ...]:
+    suffering = {name: finding.rule for finding in reversed(findings) for name in finding.tensors}
+    optimizers = {optimizer.id: optimizer.name for optimizer in run.optimizers}
+    return tuple(_row(tensor, optimizers, suffering.get(tensor.name or "")) for tensor in worth_showing(run))
+
+
+def worth_showing(run: Run) -> list[Tensor]:
+    """The tensors that a reader knows by name, each once: the latest of those that share a name and a role.
+
+    Of the intermediates, those that are assigned in a function which calls backward, or at the top level.
+    """
+    callers = {
+        (backward.span.file, backward.span.function)
+        for step in run.steps
+        for backward in step.backwards
+        if backward.span is not None
+    }
+    used_for_gradient = _sources_of_roots(run)
+    latest: dict[tuple[str, Role], Tensor] = {}
+    for tensor in run.tensors:
+        what = role(tensor)
+        if tensor.name is None:
+            continue
+        if what in ("intermediate", "output") and not tensor.differentiated:
+            span = tensor.made
+            at_hand = span is not None and ((span.file, span.function) in callers or span.function == "<module>")
+            if not at_hand and not (what == "output" and not callers):
+                continue
+        if what in ("constant", "input") and tensor.id not in used_for_gradient and tensor.registered is None:
+            continue
+        latest.pop((tensor.name, what), None)
+        latest[tensor.name, what] = tensor
+    return sorted(latest.values(), key=lambda tensor: (not tensor.leaf, tensor.id))
+
+
+def _sources_of_roots(run: Run) -> set[int]:
+    """The tensors whose values a root of a backward was computed from, in the steps that are kept."""
+    tensor_of = {value.id: value.tensor for value in run.values}
+    needed: set[int] = set()
+    for step in reversed(run.steps):
+        for backward in step.backwards:
+            needed.update(backward.roots)
+        for operation in reversed(step.operations):
+            if not needed.isdisjoint(operation.outputs):
+                needed.update(operation.inputs)
+    return {tensor_of[value] for value in needed}
+
+
+def _row(tensor: Tensor, optimizers: dict[int, str], finding: str | None) -> TensorRow:
+    received = tensor.received
+    start, change = tensor.start, tensor.change
+    return TensorRow(
+        name=tensor.name or "",
+        role=role(tensor),
+        leaf=tensor.leaf,
+        requires_grad=tensor.requires_grad,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        device=tensor.device,
+        grad_fn=tensor.grad_fn,
+        optimizer=optimizers[tensor.optimizer] if tensor.optimizer is not None else None,
+        predicted=tensor.predicted,
+        received=Gradients(received.steps, received.of, received.zero, received.nonfinite) if received else None,
+        grad_norm=tensor.gradient_norms,
+        moved=change / start if start and change is not None else (0.0 if change == 0 else None),
+        from_zero=bool(change) and start == 0,
+        finding=finding,
+        location=Place(tensor.made.file, tensor.made.line) if tensor.made else None,
+    )
+
+
+def _finding(finding: Finding) -> FindingRow:
+    return FindingRow(
+        finding.rule,
+        finding.severity,
+        finding.message,
+        _location(finding.span) if finding.span else None,
+        finding.tensors,
+        tuple(LabelRow(_location(label.span), label.message) for label in finding.labels),
+        finding.facts,
+        tuple(
+            HelpRow(help_.message, EditRow(_location(help_.edit.span), help_.edit.text) if help_.edit else None)
+            for help_ in finding.help
+        ),
+    )
+
+
+def _location(span: Span) -> Location:
+    return Location(span.file, span.line, span.column, span.end_line, span.end_column)
+
+
+def _size(run: Run) -> GraphSize:
+    steps = [step for step in run.steps if step.backwards] or list(run.steps)
+    parameters = sum(role(tensor) == "parameter" for tensor in run.tensors)
+    if not steps:
+        return GraphSize(0, 0, parameters)
+    operations = steps[-1].operations
+    if not operations:
+        nodes = [node for backward in steps[-1].backwards for node in backward.nodes]
+        return GraphSize(len(nodes), sum(len(node.edges) for node in nodes), parameters)
+    made = {value for operation in operations for value in operation.outputs}
+    edges = sum(value in made for operation in operations for value in operation.inputs)
+    return GraphSize(len(operations), edges, parameters)
+
+
+def median_norm(row: TensorRow) -> float | None:
+    """The median of the gradient norms that are finite."""
+    norms = [norm for norm in row.grad_norm if norm is not None]
+    return statistics.median(norms) if norms else None
+
+
+def schema() -> dict[str, object]:
+    """The JSON Schema (2020-12) of a report."""
+    return msgspec.json.schema(Document)

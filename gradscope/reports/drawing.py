@@ -1,0 +1,164 @@
+"""A picture file from DOT text, laid out by Graphviz in a child process with a time limit."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from gradscope.errors import GradscopeError
+
+_TEXT = (".dot", ".gv")
+_PICTURES = (".svg", ".png", ".pdf")
+_HERE = Path(__file__).resolve().parent
+
+# The careful layout first; then, with what is left of the time, one that gives up on beauty.
+_ATTEMPTS: tuple[tuple[float, str, tuple[str, ...]], ...] = (
+    (0.5, "dot", ()),
+    (0.5, "dot", ("splines=line", "nslimit=0.5", "nslimit1=0.5", "mclimit=0.1", "searchsize=5")),
+)
+
+
+class DrawingError(GradscopeError):
+    """A picture could not be drawn or written; its message is one line and says what to do."""
+
+
+def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
+    """Write DOT text as `.dot`, `.gv`, `.svg`, `.png` or `.pdf`, by the ending of `path`.
+
+    Graphviz gets at most `seconds`. What stood at `path` before is replaced only by a whole picture.
+    """
+    path = Path(path)
+    check_drawable(path)
+    with _replacing(path) as beside:
+        if path.suffix.lower() in _TEXT:
+            beside.write_text(dot, encoding="utf-8", newline="\n")
+        else:
+            beside.write_bytes(_laid_out(dot, path, seconds))
+
+
+def check_drawable(path: Path) -> None:
+    """Raise `DrawingError` where no picture could be written to `path`, before any work is done."""
+    if path.suffix.lower() not in _TEXT + _PICTURES:
+        *others, last = _PICTURES + _TEXT
+        endings = f"{', '.join(others)} or {last}"
+        raise DrawingError(f"cannot draw {_shown(path)}: the name must end in {endings}")
+    reason = None
+    if path.is_dir():
+        reason = "it is a directory; name a file in it"
+    elif path.exists() and not path.is_file():
+        reason = "it is not a regular file; choose another name"
+    elif not path.parent.is_dir():
+        reason = f"there is no directory {_shown(path.parent)}; make it first"
+    elif path.exists() and not os.access(path, os.W_OK):
+        reason = "the file is read-only; choose another name"
+    if reason:
+        raise DrawingError(f"cannot write {_shown(path)}: {reason}")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends well, and is gone otherwise."""
+    # A link keeps pointing where it points: what it names is replaced.
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(f".gradscope-{secrets.token_hex(6)}{path.suffix}")
+    try:
+        # Made before the layout, so that a place that cannot be written costs no waiting.
+        beside.open("xb").close()
+        yield beside
+        if target.exists():
+            shutil.copymode(target, beside)
+        os.replace(beside, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DrawingError(f"cannot write {_shown(path)}: {reason}; choose another place") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def _laid_out(dot: str, path: Path, seconds: float) -> bytes:
+    form = path.suffix.lower()[1:]
+    with tempfile.TemporaryDirectory(prefix="gradscope-", ignore_cleanup_errors=True) as folder:
+        target = Path(folder, f"picture.{form}")
+        environment = {**os.environ, "FONTCONFIG_FILE": str(_font_settings(Path(folder)))}
+        for share, engine, settings in _ATTEMPTS:
+            command = [engine, form, str(target), *settings]
+            if _finished(command, dot, environment, share * seconds, path):
+                return target.read_bytes()
+    raise DrawingError(
+        f"cannot draw {_shown(path)}: its layout takes more than {seconds:g} seconds; "
+        "write a .dot file instead and lay it out with Graphviz"
+    )
+
+
+def _finished(command: list[str], dot: str, environment: dict[str, str], seconds: float, path: Path) -> bool:
+    """Whether the child drew the picture in time."""
+    if not sys.executable:
+        raise DrawingError(f"cannot draw {_shown(path)}: no Python to start; write a .dot file instead")
+    # -P keeps files of the user's directory from being imported in place of libraries.
+    line = [sys.executable, "-P", str(_HERE / "layout.py"), *command]
+    try:
+        done = subprocess.run(
+            line,
+            check=False,
+            input=dot.encode("utf-8"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode == 0:
+        return True
+    said = done.stderr.decode("utf-8", "replace")
+    if "No module named 'pygraphviz'" in said:
+        reason = "pygraphviz is missing; install pygraphviz 2 or newer, or write a .dot file instead"
+    else:
+        last = said.strip().splitlines()[-1:] or [f"Graphviz ended with code {done.returncode}"]
+        reason = f"Graphviz failed ({last[0].strip()}); write a .dot file instead"
+    raise DrawingError(f"cannot draw {_shown(path)}: {reason}")
+
+
+def _font_settings(folder: Path) -> Path:
+    """A Fontconfig file that knows our own font before those of the machine."""
+    system = os.environ.get("FONTCONFIG_FILE") or "/etc/fonts/fonts.conf"
+    lines = [
+        '<?xml version="1.0"?>',
+        '<!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">',
+        "<fontconfig>",
+        *(f"<dir>{escape(str(place))}</dir>" for place in (_HERE / "fonts", *_system_fonts())),
+        f"<cachedir>{escape(str(folder / 'cache'))}</cachedir>",
+        f'<include ignore_missing="yes">{escape(system)}</include>',
+        "</fontconfig>",
+    ]
+    settings = folder / "fonts.conf"
+    settings.write_text("\n".join(lines), encoding="utf-8")
+    return settings
+
+
+def _system_fonts() -> list[Path]:
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "win32":
+        return [Path("WINDOWSFONTDIR")]
+    if sys.platform == "darwin":
+        return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]
+    return [
+        Path("/usr/share/fonts"),
+        Path("/usr/local/share/fonts"),
+        home / ".fonts",
+        home / ".local/share/fonts",
+    ]
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]

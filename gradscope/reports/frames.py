@@ -1,0 +1,65 @@
+"""Code frames: the user's lines with a caret under the guilty expression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradscope.graph.facts import Finding, Span
+
+_CODES = {"error": "31;1", "warning": "33;1", "info": "36;1"}
+
+
+def paint(text: str, severity: str, colour: bool) -> str:
+    """The text in the severity's colour for a terminal."""
+    return f"\x1b[{_CODES[severity]}m{text}\x1b[0m" if colour else text
+
+
+def frame(finding: Finding, sources: Mapping[str, Mapping[int, str]], colour: bool = False) -> list[str]:
+    """The lines of a finding and its labels, in file order; places of other files follow in frames of their own."""
+    assert finding.span is not None
+    marks: dict[str, list[tuple[Span, str, bool]]] = {}
+    marks.setdefault(finding.span.file, []).append((finding.span, finding.caret, True))
+    for label in finding.labels:
+        marks.setdefault(label.span.file, []).append((label.span, label.message, False))
+    lines: list[str] = []
+    for file, found in marks.items():
+        first = next((span for span, _, main in found if main), found[0][0])
+        arrow = "  -->" if file == finding.span.file else "  :::"
+        lines.append(f"{arrow} {file}:{first.line}" + (f":{first.column}" if first.column else ""))
+        lines += _snippet(found, sources.get(file, {}), finding.severity, colour)
+    return lines
+
+
+def _snippet(found: list[tuple[Span, str, bool]], source: Mapping[int, str], severity: str, colour: bool) -> list[str]:
+    shown: set[int] = set()
+    for span, _, main in found:
+        shown.add(span.line)
+        if main:
+            shown.update({span.line - 1, span.line + 1} & source.keys())
+    shown = {number for number in shown if source.get(number, "").strip() or any(number == s.line for s, _, _ in found)}
+    if not any(number in source for number in shown):
+        return []
+    gutter = len(str(max(shown)))
+    lines = [f"{'':{gutter}} |"]
+    previous = None
+    for number in sorted(shown):
+        if previous is not None and number > previous + 1:
+            lines.append("...")
+        previous = number
+        code = source.get(number, "").replace("\t", " ")
+        lines.append(f"{number:>{gutter}} | {code}".rstrip())
+        for span, message, main in sorted(found, key=lambda item: not item[2]):
+            if span.line == number and message:
+                start, end = _columns(span, code)
+                pointer = ("^" if main else "-") * max(1, end - start)
+                lines.append(f"{'':{gutter}} | {'':{start}}{paint(f'{pointer} {message}', severity, colour and main)}")
+    lines.append(f"{'':{gutter}} |")
+    return lines
+
+
+def _columns(span: Span, code: str) -> tuple[int, int]:
+    """Where the pointer starts and ends on the span's first line, from 0."""
+    indent = len(code) - len(code.lstrip())
+    start = span.column - 1 if span.column else indent
+    one_line = span.end_line in (None, span.line) and span.end_column is not None
+    return start, (span.end_column or 0) - 1 if one_line else len(code)

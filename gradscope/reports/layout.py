@@ -1,0 +1,40 @@
+"""The child process that runs Graphviz: DOT from standard input, a picture into a file.
+
+It is run by its path, as `python layout.py ENGINE FORMAT TARGET [NAME=VALUE ...]`, so that nothing else of
+the package is imported, and least of all torch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+_FINEST_DPI = 144.0
+_COARSEST_DPI = 24.0
+_MOST_PIXELS = 25e6
+_POINTS_PER_INCH = 72.0
+
+
+def main(engine: str, form: str, target: str, *settings: str) -> None:
+    """Lay one graph out and write it; the settings become attributes of the graph."""
+    import pygraphviz  # type: ignore[import-untyped]
+
+    graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode("utf-8"))
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        graph.graph_attr[name] = value
+    graph.layout(prog=engine)
+    if form == "png":
+        graph.graph_attr["dpi"] = f"{_dpi(graph.graph_attr['bb']):.0f}"
+    graph.draw(target, format=form, prog="nop2")
+
+
+def _dpi(box: str) -> float:
+    """As fine as a picture of bounded size can be: a pixel costs memory and time."""
+    left, bottom, right, top = (float(number) for number in box.split(","))
+    area = max(1.0, (right - left) * (top - bottom)) / _POINTS_PER_INCH**2
+    return min(_FINEST_DPI, max(_COARSEST_DPI, math.sqrt(_MOST_PIXELS / area)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

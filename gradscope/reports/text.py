@@ -1,0 +1,184 @@
+"""The report as text: findings with their code, then the table. ASCII, 88 columns, colour only where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from gradscope.graph.facts import Finding, Run
+from gradscope.reports.document import Document, TensorRow, median_norm
+from gradscope.reports.frames import frame, paint
+
+WIDTH = 88
+ROWS = 20
+_NAME = 32
+
+
+def text(run: Run, findings: Sequence[Finding], report: Document, *, every_row: bool = False, colour: bool = False) -> str:
+    """The whole report; `every_row` shows each tensor, where otherwise rows fold by module over 20."""
+    parts = [finding_text(finding, run.sources, colour=colour) for finding in findings]
+    parts.append(headline(report))
+    table = table_text(report.tensors, every_row=every_row)
+    if table:
+        parts.append(table)
+    parts += [failure for failure in report.failures]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(report: Document) -> str:
+    """One line: the script, how far it ran, how the loss went, how many findings."""
+    run = report.run
+    parts = [_count(run.steps, "step")]
+    if run.ended in ("steps", "interrupt"):
+        parts[0] += " (ended by --steps)" if run.ended == "steps" else " (interrupted)"
+    if run.exception is not None:
+        parts.append(f"raised {run.exception.type}")
+    if run.backwards == 0:
+        parts = ["no backward", *parts[1:]]
+    for loss in report.losses[:2]:
+        parts.append(f"{loss.name if loss.name.isidentifier() else 'loss'} {_number(loss.first)} -> {_number(loss.last)}")
+    loud = [finding for finding in report.findings if finding.severity != "info"]
+    parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
+    return f"gradscope: {report.script or 'output'}, " + ", ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, colour: bool = False) -> str:
+    """One finding in full."""
+    title = paint(f"{finding.severity}[{finding.rule}]", finding.severity, colour)
+    lines = [f"{title}: {finding.message}"]
+    if finding.span is not None:
+        lines += frame(finding, sources, colour)
+    lines += [f"   = {fact}" for fact in finding.facts]
+    for help_ in finding.help:
+        lines.append(f"help: {help_.message}")
+        if help_.edit is not None:
+            span = help_.edit.span
+            before = sources.get(span.file, {}).get(span.line)
+            if before is not None and span.column is not None and span.end_column is not None:
+                after = before[: span.column - 1] + help_.edit.text + before[span.end_column - 1 :]
+                gutter = len(str(span.line))
+                lines += [f"{'':{gutter}} |", f"{span.line} - {before}"]
+                lines += [f"{span.line} + {after}"] if after.strip() else []
+                lines.append(f"{'':{gutter}} |")
+    if finding.span is not None:
+        lines.append(
+            f"help: if it is meant so, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`"
+        )
+    lines.append(f"   = more: gradscope rule {finding.rule}")
+    return "\n".join(lines)
+
+
+_COLUMNS = ("tensor", "shape", "role", "leaf", "requires", "got grad", "|grad|", "moved")
+
+
+def table_text(rows: Sequence[TensorRow], *, every_row: bool = False) -> str:
+    """The table of tensors; a last column names the `grad_fn` of non-leaves where there are any."""
+    if not rows:
+        return ""
+    folded = list(rows) if every_row or len(rows) <= ROWS else fold(rows)
+    cells = [_cells(row) if isinstance(row, TensorRow) else row for row in folded]
+    with_function = any(row.grad_fn for row in rows)
+    header = (*_COLUMNS, "grad_fn") if with_function else _COLUMNS
+    cells = [row[: len(header)] for row in cells]
+    widths = [max(len(row[column]) for row in [header, *cells]) for column in range(len(header))]
+    right = {4: False, 5: True, 6: True, 7: True}
+    lines = []
+    for row in [header, *cells]:
+        padded = [
+            f"{cell:>{width}}" if right.get(column) else f"{cell:<{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    hidden = len(rows) - sum(isinstance(row, TensorRow) for row in folded)
+    if hidden:
+        lines.append(f"({hidden} tensors are folded by module; --all shows each)")
+    return "\n".join(lines)
+
+
+_Cells = tuple[str, ...]
+
+
+def _cells(row: TensorRow) -> _Cells:
+    return (
+        _shortened(row.name),
+        shape_text(row.shape),
+        row.role,
+        "yes" if row.leaf else "no",
+        "yes" if row.requires_grad else "no",
+        _received(row),
+        _norm(median_norm(row)),
+        _moved(row),
+        row.grad_fn or "",
+    )
+
+
+def _received(row: TensorRow) -> str:
+    if row.received is None:
+        return "-"
+    marks = ("z" if row.received.zero else "") + ("!" if row.received.nonfinite else "")
+    return f"{marks}{row.received.steps}/{row.received.of}"
+
+
+def _norm(norm: float | None) -> str:
+    return "-" if norm is None else f"{norm:.1e}"
+
+
+def _moved(row: TensorRow) -> str:
+    if row.role != "parameter":
+        return "-"
+    if not row.requires_grad:
+        return "frozen" if not row.moved else f"{row.moved:.1%}"
+    if row.from_zero:
+        return "from 0"
+    if row.moved is None:
+        return "-"
+    return "no" if row.moved == 0 else f"{row.moved:.1%}"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[-(_NAME // 2 - 1) :]}"
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """`3x5`, or `scalar`."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def fold(rows: Sequence[TensorRow]) -> list[TensorRow | _Cells]:
+    """Rows of one module and role become one, at the depth that leaves at most `ROWS` of them."""
+    deepest = max(row.name.count(".") for row in rows)
+    for depth in range(deepest, -1, -1):
+        groups: dict[tuple[str, str], list[TensorRow]] = {}
+        for row in rows:
+            path = row.name.split(".")
+            key = ".".join(path[:depth]) if row.role in ("parameter", "buffer") and len(path) > depth else row.name
+            groups.setdefault((key, row.role), []).append(row)
+        if len(groups) <= ROWS or depth == 0:
+            return [group[0] if len(group) == 1 else _folded(key, group) for (key, _), group in groups.items()]
+    return list(rows)
+
+
+def _folded(path: str, rows: Sequence[TensorRow]) -> _Cells:
+    counts = [row.received for row in rows if row.received is not None]
+    reached = sum(received.steps > 0 for received in counts)
+    norms = [norm for norm in map(median_norm, rows) if norm is not None]
+    moving = [row for row in rows if row.moved or row.from_zero]
+    trainable = sum(row.requires_grad for row in rows)
+    return (
+        _shortened(f"{path}.*" if path else "*"),
+        f"{len(rows)} tensors",
+        rows[0].role,
+        "yes" if all(row.leaf for row in rows) else "no",
+        "yes" if trainable == len(rows) else "no" if not trainable else f"{trainable} of {len(rows)}",
+        f"{reached} of {len(rows)}" if counts else "-",
+        _norm(sorted(norms)[len(norms) // 2]) if norms else "-",
+        f"{len(moving)} of {len(rows)}" if rows[0].role == "parameter" else "-",
+        "",
+    )

@@ -1,0 +1,59 @@
+"""The command line: `gradscope COMMAND`. Each command lives in a file of its own and is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from gradscope import __version__
+from gradscope.errors import GradscopeError
+
+COMMANDS = {
+    "explain": "Run a script and explain which tensors get a gradient, which do not, and why.",
+    "show": "Report again on a kept run, without running the script.",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command only when it is run, so that help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"gradscope.shells.commands.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="gradscope %(version)s")
+def cli() -> None:
+    """A debugger for PyTorch's autograd: who gets a gradient, who does not, why, and on which line."""
+
+
+def main() -> None:
+    """The entry point. Misuse ends with one line on standard error and exit code 2."""
+    try:
+        status = cli(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        status = 2
+    except click.ClickException as error:
+        click.echo(f"gradscope: {error.format_message()}", err=True)
+        status = 2
+    except click.Abort:
+        status = 130
+    except GradscopeError as error:
+        click.echo(f"gradscope: {error}", err=True)
+        status = error.exit_code
+    sys.exit(status)

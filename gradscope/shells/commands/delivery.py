@@ -1,0 +1,54 @@
+"""Handing a report over: to standard output or a file, with its picture, and as an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from gradscope.reports.dot import to_dot
+from gradscope.reports.drawing import check_drawable, draw
+from gradscope.reports.report import Report
+from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What was asked for, checked on making: raises GradscopeError before any work is done."""
+
+    format_: str | None
+    output: Path | None
+    graph: Path | None
+    style: Style
+    every_row: bool
+    fail_on: str
+
+    def __post_init__(self) -> None:
+        format_of(self.format_, self.output)
+        if self.output is not None:
+            check_writable(self.output)
+        if self.graph is not None:
+            check_drawable(self.graph)
+
+    def anchored(self) -> Delivery:
+        """The same with absolute paths, for when the working directory may change."""
+        output, graph = (path.absolute() if path is not None else None for path in (self.output, self.graph))
+        return replace(self, output=output, graph=graph)
+
+    def deliver(self, report: Report, stream: TextIO) -> int:
+        """Write and draw; return 1 where there is a finding at the level of `--fail-on`, else 0."""
+        format_ = format_of(self.format_, self.output)
+        if self.output is not None:
+            replace_file(self.output, written(report, format_, every_row=self.every_row, colour=False).encode())
+        else:
+            colour = stream.isatty() and "NO_COLOR" not in os.environ
+            stream.write(written(report, format_, every_row=self.every_row, colour=colour))
+            stream.flush()
+        if self.graph is not None:
+            draw(to_dot(report.run, self.style), self.graph)
+            print(f"gradscope: drew {self.graph}", file=sys.stderr)
+        if self.fail_on == "never":
+            return 0
+        return int(bool(report.at_least(self.fail_on)))  # type: ignore[arg-type]

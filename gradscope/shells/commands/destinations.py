@@ -1,0 +1,60 @@
+"""Where a command writes to, checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from gradscope.errors import GradscopeError
+from gradscope.reports.report import Report
+
+Format = Literal["text", "json"]
+FORMATS: tuple[Format, ...] = ("text", "json")
+_ENDINGS: dict[str, Format] = {".txt": "text", ".json": "json"}
+
+
+class Unwritable(GradscopeError):
+    """A file cannot be written."""
+
+
+def check_writable(path: Path) -> None:
+    """Raise Unwritable, with what to do, if a file cannot be made or replaced at `path`."""
+    if path.is_dir():
+        raise Unwritable(f"{path} is a directory: name a file in it")
+    folder = path.parent
+    if not folder.is_dir():
+        raise Unwritable(f"cannot write {path}: there is no directory {folder}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise Unwritable(f"cannot write {path}: permission denied")
+
+
+def format_of(given: str | None, output: Path | None) -> Format:
+    """The format that was asked for, else the one that the output's ending says, else text."""
+    for known in FORMATS:
+        if given == known:
+            return known
+    if output is None:
+        return "text"
+    found = _ENDINGS.get(output.suffix.lower())
+    if found is None:
+        raise Unwritable(f"cannot tell the format of {output} by its ending: give --format, or end it with .txt or .json")
+    return found
+
+
+def written(report: Report, format_: Format, *, every_row: bool, colour: bool) -> str:
+    """The report in a format."""
+    if format_ == "json":
+        return report.to_json() + "\n"
+    return report.to_text(every_row=every_row, colour=colour)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises Unwritable."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise Unwritable(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,69 @@
+"""`gradscope explain`: run a script under observation and report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from gradscope.errors import GradscopeError
+from gradscope.shells.commands.delivery import Delivery
+from gradscope.shells.commands.destinations import check_writable, replace_file
+from gradscope.shells.commands.options import report_options
+
+
+@click.command("explain", context_settings={"allow_interspersed_args": False})
+@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, to be run as `python -m` does.")
+@click.option("--steps", type=click.IntRange(min=1), help="End the script after this many optimizer steps.")
+@click.option("--save", type=click.Path(path_type=Path), help="Keep the observed run, for `gradscope show`.")
+@report_options
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def command(
+    script: str,
+    args: tuple[str, ...],
+    module: bool,
+    steps: int | None,
+    save: Path | None,
+    format_: str | None,
+    output: Path | None,
+    graph: Path | None,
+    style: str,
+    every_row: bool,
+    fail_on: str,
+) -> int:
+    """Run SCRIPT with ARGS as Python would, and explain its gradients.
+
+    The report follows the script's own output. The exit code is 0, or 1 where there is a finding at the level of
+    --fail-on, or 2 for misuse, else the script's own.
+    """
+    delivery = Delivery(format_, output, graph, style, every_row, fail_on)
+    if save is not None:
+        check_writable(save)
+    try:
+        from gradscope.probes.scripts import observe_program, program_of_module, program_of_script
+    except ImportError as error:
+        raise GradscopeError(f"cannot import torch ({error}): install it in the environment of gradscope") from None
+    from gradscope.graph.storage import encode
+    from gradscope.reports.report import Report
+
+    stream = sys.stdout
+    program = program_of_module(script, args) if module else program_of_script(script, args)
+    # Files are named from where the user stands, and the script may go elsewhere.
+    delivery, save = delivery.anchored(), save.absolute() if save is not None else None
+    outcome = observe_program(program, steps)
+    stream.flush()
+    failed = 0
+    try:
+        if save is not None:
+            replace_file(save, encode(outcome.run))
+        failed = delivery.deliver(Report.of(outcome.run), stream)
+    except GradscopeError as error:
+        click.echo(f"gradscope: {error}", err=True)
+        failed = error.exit_code
+    except Exception as error:
+        click.echo(f"gradscope: the report failed: {type(error).__name__}: {error}", err=True)
+    if outcome.error is not None:
+        sys.excepthook(type(outcome.error), outcome.error, outcome.error.__traceback__)
+    return failed or outcome.status

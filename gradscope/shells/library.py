@@ -1,0 +1,162 @@
+"""The library: `explain`, `render`, `confirm` and `observe`."""
+
+from __future__ import annotations
+
+import sys
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+
+from gradscope.errors import GradscopeError
+from gradscope.graph.facts import Run
+from gradscope.probes.observation import Observation
+from gradscope.probes.walker import outputs_in
+from gradscope.reports.report import Report
+
+
+class NothingToExplain(GradscopeError, TypeError):
+    """The output holds no tensor."""
+
+
+def explain(
+    output: Any, *, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> Report:
+    """Explain the autograd graph behind an output that exists already.
+
+    `output` is a tensor, or a tuple, list, dict, dataclass or model output of tensors. The report tells which
+    leaves the gradient flow reaches, and confirms it with `torch.autograd.grad` on the sum of each output where
+    the graph has not been freed; `.grad` is left as it is. `model` and `optimizer` give names and roles.
+
+    What was cut off on the way has left no trace in the graph: to be told where, run the computation under
+    `gradscope.observe` or `gradscope explain script.py`.
+
+    Raises NothingToExplain if there is no tensor in `output`.
+    """
+    return Report.of(_run_of(output, _variables(), model, optimizer))
+
+
+def _run_of(
+    output: Any,
+    namespace: Mapping[str, Any],
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Run:
+    found = outputs_in(output)
+    if not found:
+        raise NothingToExplain(f"there is no tensor in this {type(output).__name__}: pass what the model returned, or its loss")
+    observation = Observation(namespace)
+    if model is not None:
+        observation.add_model(model)
+    if optimizer is not None:
+        observation.add_optimizer(optimizer)
+    observation.add_outputs(found)
+    return observation.run()
+
+
+def _variables() -> Mapping[str, Any]:
+    """The variables at the line that called the library."""
+    frame = sys._getframe(2)
+    return ChainMap(dict(frame.f_locals), frame.f_globals)
+
+
+def render(
+    what: Any,
+    path: str | Path,
+    *,
+    style: Literal["gradscope", "torchviz"] = "gradscope",
+    model: torch.nn.Module | None = None,
+) -> None:
+    """Draw a graph to a `.png`, `.svg`, `.pdf` or `.dot` file.
+
+    `what` is an output as `explain` takes it, a `Report` or a `Run`. The style `torchviz` draws what the torchviz
+    package draws. Raises DrawingError where the file cannot be written or laid out in time.
+    """
+    from gradscope.reports.dot import to_dot
+    from gradscope.reports.drawing import draw
+
+    if isinstance(what, Report):
+        run = what.run
+    elif isinstance(what, Run):
+        run = what
+    else:
+        run = _run_of(what, _variables(), model)
+    draw(to_dot(run, style), Path(path))
+
+
+class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads as a function
+    """Record what torch does inside a `with` block.
+
+        with gradscope.observe(model=model, optimizer=optimizer) as seen:
+            for batch in loader:
+                training_step(batch)
+        print(seen.report())
+
+    `model` and `optimizer` give names to what existed before the block; `tensors` names plain tensors. What runs
+    inside gives bit-identical results, and all probes are taken out at the end, also after an exception. Blocks do
+    not nest: entering a second one raises RuntimeError.
+    """
+
+    _running = False
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._tensors = dict(tensors or {})
+        self._model, self._optimizer = model, optimizer
+        self._observation: Observation | None = None
+
+    def __enter__(self) -> observe:
+        if observe._running:
+            raise RuntimeError("gradscope is observing already: leave the first `with gradscope.observe()` before the second")
+        frame = sys._getframe(1)
+        observation = Observation(ChainMap(self._tensors, frame.f_globals))
+        if self._model is not None:
+            observation.add_model(self._model)
+        if self._optimizer is not None:
+            observation.add_optimizer(self._optimizer)
+        self._observation = observation
+        observation.start()
+        observe._running = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._observation is not None
+        self._observation.stop()
+        observe._running = False
+
+    def report(self) -> Report:
+        """The report on what was seen so far; may be asked for inside the block and after it."""
+        if self._observation is None:
+            raise RuntimeError("nothing was observed yet: enter the `with` block first")
+        return Report.of(self._observation.run())
+
+
+def confirm(
+    step: Callable[[], Any],
+    steps: int = 5,
+    *,
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> Report:
+    """Call a training step `steps` times under observation, and report what got a gradient and what moved.
+
+    `step` takes no arguments and does one whole step: forward, backward, `optimizer.step()`. Its exceptions pass
+    through. Raises ValueError if `steps` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    with observe(model=model, optimizer=optimizer, tensors=tensors) as seen:
+        for _ in range(steps):
+            step()
+    return seen.report()
