@@ -51,8 +51,10 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
 
 
 def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[BackwardRecord, _State] | None:
-    if getattr(tape.local, "in_backward", 0):
+    if tape.thread() in tape.backwards_running:
         return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None  # a transform of torch.func at work: its tensors are wrappers without values to read
     try:
         with unobserved():
             root_tensors = [root for root in roots if isinstance(root, torch.Tensor)]
@@ -68,10 +70,12 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
             state: _State = {}
             if kind == "backward":
                 for subject, tensor in tape.watched():
+                    if not tape.readable(subject):
+                        continue
                     gradient = tensor.grad
                     stamp = (id(gradient), gradient._version) if gradient is not None else (0, 0)
                     state[subject.serial] = (subject, tensor, *stamp, tensor._version)
-            tape.local.in_backward = 1
+            tape.backwards_running.add(record.thread)
             return record, state
     except Exception as error:
         tape.fail("backward probe", error)
@@ -93,12 +97,14 @@ def _predict(tape: Tape, record: BackwardRecord) -> None:
 
 
 def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, result: Any) -> None:
-    tape.local.in_backward = 0
+    tape.backwards_running.discard(record.thread)
     try:
         with unobserved():
             arrived: list[tuple[Subject, torch.Tensor, torch.Tensor | None]] = []
             if record.kind == "backward":
                 for subject, tensor, identity, counter, own in state.values():
+                    if not tape.readable(subject):
+                        continue
                     gradient = tensor.grad
                     if gradient is not None and (id(gradient) != identity or gradient._version != counter):
                         arrived.append((subject, tensor, gradient))
@@ -117,7 +123,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
 
 
 def _failed(tape: Tape, record: BackwardRecord) -> None:
-    tape.local.in_backward = 0
+    tape.backwards_running.discard(record.thread)
     record.failed = True
     tape.step.backwards.append(record)
 

@@ -71,6 +71,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
             inputs = [entry[2] for entry in entries]
             for entry in entries:
                 entry[1].used = True
+                entry[1].thread = tape.thread()
                 entry[1].consumed |= any(value[2] for value in values)
             # What the forward computed inside becomes the result when `apply` puts its node on it.
             inner = [value for operation in tape.step.operations if operation.within == number for value in operation.outputs]

@@ -73,7 +73,7 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                 course.optimizer = mark.serial
                 if subject.serial not in mark.subjects:
                     mark.subjects[subject.serial] = subject
-                if tensor.grad is not None:
+                if tape.readable(subject) and tensor.grad is not None:
                     course.begin(tensor)
             return mark
     except Exception as error:

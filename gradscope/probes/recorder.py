@@ -135,12 +135,17 @@ class Recorder(TorchFunctionMode):
         tape = self.tape
         local = tape.local.__dict__
         modules = local.get("modules")
+        thread = tape.thread()
         if func not in _LOOKS:
             history = any([value[2] for value in outputs])
+            if history:
+                tape.differentiating.add(thread)
             for entry in entries:
-                entry[1].used = True
+                subject = entry[1]
+                subject.used = True
+                subject.thread = thread
                 if history:
-                    entry[1].consumed = True
+                    subject.consumed = True
         operation = OperationRecord(
             tape.next_operation(),
             func,
@@ -150,7 +155,7 @@ class Recorder(TorchFunctionMode):
             grad_enabled,
             (before, sequence_number()),
             modules[-1] if modules else None,
-            tape.thread(),
+            thread,
             local.get("function"),
             failed,
         )

@@ -35,7 +35,7 @@ class Subject:
 
     __slots__ = (
         "consumed", "course", "device", "dtype", "leaf", "name", "nn_parameter", "ref", "registered",
-        "requires_grad", "serial", "shape", "site", "used",
+        "requires_grad", "serial", "shape", "site", "thread", "used",
     )  # fmt: skip
 
     def __init__(self, serial: int, tensor: torch.Tensor, site: Site | None) -> None:
@@ -45,9 +45,10 @@ class Subject:
         self.dtype = tensor.dtype
         self.device = tensor.device
         self.requires_grad = tensor.requires_grad
-        self.leaf = tensor.is_leaf
+        self.leaf = is_leaf(tensor)
         self.site = site
         self.nn_parameter = isinstance(tensor, torch.nn.Parameter)
+        self.thread = 0
         self.used = False
         self.consumed = False
         self.name: tuple[ModuleMark, str] | None = None
@@ -159,6 +160,8 @@ class Tape:
         self.active = True
         self.confirmed = False
         self.local = threading.local()
+        self.backwards_running: set[int] = set()
+        self.differentiating: set[int] = set()  # threads that compute with gradients
         self._values = self._subjects = self._operations = self._threads = 0
         self._writers: dict[int, OperationRecord] = {}
         self._sources: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
@@ -233,7 +236,7 @@ class Tape:
     def refresh(self, subject: Subject, tensor: torch.Tensor) -> None:
         """Read again what may have changed since the tensor was met."""
         subject.requires_grad = tensor.requires_grad
-        subject.leaf = tensor.is_leaf
+        subject.leaf = is_leaf(tensor)
         subject.shape = tensor.shape
         subject.dtype = tensor.dtype
 
@@ -247,7 +250,7 @@ class Tape:
         """The live leaves that a gradient can arrive at."""
         for subject in list(self.leaves.values()):
             tensor = subject.ref()
-            if tensor is not None and tensor.requires_grad and tensor.is_leaf:
+            if tensor is not None and tensor.requires_grad and is_leaf(tensor):
                 yield subject, tensor
 
     def let_go(self, tensor: Any) -> Subject | None:
@@ -272,6 +275,15 @@ class Tape:
         self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
         self.marks = {key: mark for key, mark in list(self.marks.items()) if mark.ref() is not None}
         self._purge_at = max(10_000, 2 * len(self.known))
+
+    def readable(self, subject: Subject) -> bool:
+        """Whether this thread may read the `.grad` of a leaf.
+
+        A backward in another thread runs without the GIL and may be replacing the gradients of its leaves at any
+        moment; reading one of them then ends in a segmentation fault. So once several threads compute with
+        gradients, each looks only at the leaves that it was the last to use.
+        """
+        return len(self.differentiating) < 2 or subject.thread == self.thread()
 
     @staticmethod
     def course(subject: Subject) -> Course:
@@ -373,6 +385,14 @@ def version(tensor: torch.Tensor) -> int:
         return tensor._version
     except RuntimeError:
         return -1
+
+
+def is_leaf(tensor: torch.Tensor) -> bool:
+    """`Tensor.is_leaf`; torch refuses the question for a view made under no_grad of what was changed since."""
+    try:
+        return not tensor.requires_grad or tensor.is_leaf
+    except RuntimeError:
+        return False
 
 
 def storage_key(tensor: torch.Tensor) -> int | None:
