@@ -13,6 +13,7 @@ from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
 Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
+Symptom = Literal["no graph", "no tensor to differentiate", "gradient is None", "non-leaf in optimizer"]
 Registration = Literal["parameter", "buffer", "attribute"]
 
 
@@ -166,18 +167,36 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """An optimizer, the ids of the tensors that it holds, and how often it stepped."""
+    """An optimizer, the ids of the tensors that it holds, and how often it stepped.
+
+    `refused` is true where torch raised while it was made; then `tensors` are those that it was offered.
+    """
 
     id: int
     name: str
     tensors: tuple[int, ...]
     steps: int
     made: Span | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module of the program as it was last seen.
+
+    `path` is its name as operations give it, with the root's variable in front. `requires_grad_attribute` is set
+    where somebody gave the module a plain attribute `requires_grad`, which freezes and unfreezes nothing.
+    """
+
+    path: str
+    type: str
+    training: bool
+    requires_grad_attribute: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The value of a scalar root of backward, at the first and at the latest pass; None for one that is not finite."""
+    """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
 
     name: str
     first: float | None
@@ -186,11 +205,15 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The exception that ended the script, at the user's innermost line."""
+    """The exception that ended the script, at the user's innermost line.
+
+    `symptom` says of which trouble with gradients the exception is the usual sign, if of any.
+    """
 
     type: str
     message: str
     span: Span | None = None
+    symptom: Symptom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +237,7 @@ class Run:
     values: tuple[Value, ...] = ()
     steps: tuple[Step, ...] = ()
     optimizers: tuple[Optimizer, ...] = ()
+    modules: tuple[Module, ...] = ()
     losses: tuple[Loss, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
@@ -249,7 +273,7 @@ class Finding:
     """What a rule has to say: data only, reports turn it into text.
 
     `message` stands alone. `span` is the place of the cause, `caret` what is said under it. `tensors` are the
-    names of those that suffer.
+    names of those that suffer, `operations` the ids of the operations at which the gradient is cut off.
     """
 
     rule: str
@@ -261,3 +285,4 @@ class Finding:
     labels: tuple[Label, ...] = ()
     facts: tuple[str, ...] = ()
     help: tuple[Help, ...] = ()
+    operations: tuple[int, ...] = ()

@@ -30,7 +30,9 @@ def decode(data: bytes, name: str = "the run") -> Run:
     try:
         header = msgspec.json.decode(data, type=_Header)
     except msgspec.ValidationError:
-        raise RunUnreadable(f"{name} is not a kept run: make one with `gradscope explain --save RUN.json SCRIPT`") from None
+        raise RunUnreadable(
+            f"{name} is not a kept run: make one with `gradscope explain --save RUN.json SCRIPT`"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RunUnreadable(f"{name} is cut short or not JSON: make it again with `gradscope explain --save`") from None
     if header.schema != SCHEMA:

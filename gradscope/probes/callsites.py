@@ -137,7 +137,7 @@ class CallSites:
         if file.startswith("<"):
             return file
         path = os.path.abspath(os.path.join(self.folder, file))
-        return path[len(self.folder) :] if path.startswith(self.folder) else path
+        return path.removeprefix(self.folder)
 
 
 def _characters(file: str, line: int, offset: int) -> int:

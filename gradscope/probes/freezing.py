@@ -12,15 +12,36 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-from gradscope.graph.facts import Backward, Loss, Node, Operation, Optimizer, Received, Span, Step, Tensor, Value
+from gradscope.graph.facts import Backward, Loss, Module, Node, Operation, Optimizer, Received, Span, Step, Tensor, Value
 from gradscope.probes.callsites import Site
 from gradscope.probes.names import SourceNames, names_in, source_names
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import BackwardRecord, ModuleMark, OperationRecord, StepRecord, Subject, Tape, ValueRecord
 
 _VIEWS = frozenset(
-    "Alias AsStrided Diagonal Expand Narrow Permute Reshape Select Slice Split SplitWithSizes Squeeze T Transpose "
-    "Unbind Unfold Unsafe Unsqueeze View ViewAsComplex ViewAsReal".split()
+    [
+        "Alias",
+        "AsStrided",
+        "Diagonal",
+        "Expand",
+        "Narrow",
+        "Permute",
+        "Reshape",
+        "Select",
+        "Slice",
+        "Split",
+        "SplitWithSizes",
+        "Squeeze",
+        "T",
+        "Transpose",
+        "Unbind",
+        "Unfold",
+        "Unsafe",
+        "Unsqueeze",
+        "View",
+        "ViewAsComplex",
+        "ViewAsReal",
+    ]
 )
 
 
@@ -32,6 +53,7 @@ class Frozen:
     values: tuple[Value, ...]
     steps: tuple[Step, ...]
     optimizers: tuple[Optimizer, ...]
+    modules: tuple[Module, ...]
     losses: tuple[Loss, ...]
     sources: Mapping[str, Mapping[int, str]]
 
@@ -217,10 +239,15 @@ class _Freezer:
         self.subjects.update(self.tape.kept)
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(
-            Optimizer(mark.serial, mark.type, tuple(mark.subjects), mark.steps, self.span(mark.site))
+            Optimizer(mark.serial, mark.type, tuple(mark.subjects), mark.steps, self.span(mark.site), mark.refused)
             for mark in self.tape.optimizers
         )
-        return Frozen(tensors, tuple(self.values.values()), steps, optimizers, self.losses(), self.lines())
+        modules = tuple(
+            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad)
+            for mark in self.tape.marks.values()
+            if mark.root is not None
+        )
+        return Frozen(tensors, tuple(self.values.values()), steps, optimizers, modules, self.losses(), self.lines())
 
     def losses(self) -> tuple[Loss, ...]:
         kinds = {kind for kind, _ in self.tape.losses}
@@ -249,7 +276,9 @@ class _Makers:
     """Finds the operation that made an autograd node: the innermost call during which its number was given."""
 
     def __init__(self, operations: Iterable[OperationRecord]) -> None:
-        self.made = sorted((operation for operation in operations if operation.nodes[0] < operation.nodes[1]), key=_order)
+        self.made = sorted(
+            (operation for operation in operations if operation.nodes[0] < operation.nodes[1]), key=_order
+        )
         self.starts = [operation.nodes[0] for operation in self.made]
 
     def of(self, sequence: int) -> int | None:
@@ -272,9 +301,11 @@ def function_name(function: Any) -> str:
     """The public name of a torch function without the leading `torch.`."""
     if isinstance(function, str):
         return function
+    if function is torch.mm:
+        return "mm"  # torch also lists it as `spmm`, and finds that name first
     if isinstance(function, torch._ops.OpOverload):
         return str(function)
-    name = resolve_name(function) or getattr(function, "__name__", repr(function))
+    name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
     name = name.removeprefix("torch.")
     for ending, kept in ((".__get__", ""), (".__set__", " =")):
         if name.endswith(ending):

@@ -74,15 +74,26 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
                 entry[1].thread = tape.thread()
                 entry[1].consumed |= any(value[2] for value in values)
             # What the forward computed inside becomes the result when `apply` puts its node on it.
-            inner = [value for operation in tape.step.operations if operation.within == number for value in operation.outputs]
+            inner = [
+                value for operation in tape.step.operations if operation.within == number for value in operation.outputs
+            ]
             results = {value[1].serial for value in values}
             inputs += [value for value in inner if value[1].serial in results and value not in values]
             modules = local.get("modules")
             tape.add(
                 OperationRecord(
-                    number, function.__name__, site, tuple(inputs), tuple(values), grad_enabled,
-                    (before, sequence_number()), modules[-1] if modules else None, tape.thread(), outer, failed,
-                )  # fmt: skip
+                    number,
+                    function.__name__,
+                    site,
+                    tuple(inputs),
+                    tuple(values),
+                    grad_enabled,
+                    (before, sequence_number()),
+                    modules[-1] if modules else None,
+                    tape.thread(),
+                    outer,
+                    failed,
+                )
             )
         except Exception as error:
             tape.fail("function probe", error)
@@ -116,11 +127,20 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
                 made = tape.meet(parameter, site)
                 tape.shares(parameter, data)
                 local = tape.local.__dict__
+                modules = local.get("modules")
                 tape.add(
                     OperationRecord(
-                        tape.next_operation(), "nn.Parameter", site, (entry[2],), (made[2],), torch.is_grad_enabled(),
-                        (before, before), None, tape.thread(), local.get("function"),
-                    )  # fmt: skip
+                        tape.next_operation(),
+                        "nn.Parameter",
+                        site,
+                        (entry[2],),
+                        (made[2],),
+                        torch.is_grad_enabled(),
+                        (before, before),
+                        modules[-1] if modules else None,
+                        tape.thread(),
+                        local.get("function"),
+                    )
                 )
     except Exception as error:
         tape.fail("parameter probe", error)

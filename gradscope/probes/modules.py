@@ -46,9 +46,7 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
     return patched(torch.nn.Module, "__call__", wrap)
 
 
-def _root_returned(
-    tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: Any, kwargs: Any, result: Any
-) -> None:
+def _root_returned(tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: Any, kwargs: Any, result: Any) -> None:
     try:
         site = tape.sites.here()
         if mark.root is None:
@@ -95,7 +93,9 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         mark = tape.mark(module)
         if mark is not root_mark and id(mark) in tape.roots:
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
-        mark.path, mark.root = path, root_mark
+        mark.path, mark.root, mark.training = path, root_mark, module.training
+        flag = vars(module).get("requires_grad")
+        mark.requires_grad = flag if isinstance(flag, bool) else None
         prefix = path + "." if path else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -123,5 +123,3 @@ def _register(subject: Subject, root: ModuleMark, name: str, how: Any) -> None:
     # A tensor shared by two modules keeps the first name, as `named_parameters()` gives it.
     if subject.name is None or subject.name[0] is not root or subject.registered == "attribute":
         subject.name, subject.registered = (root, name), how
-
-

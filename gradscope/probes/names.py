@@ -161,7 +161,9 @@ def names_in(namespace: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
         if isinstance(value, torch.Tensor):
             yield name, value
         elif type(value) in (list, tuple) and len(value) <= _ITEMS:
-            yield from ((f"{name}[{place}]", item) for place, item in enumerate(value) if isinstance(item, torch.Tensor))
+            yield from (
+                (f"{name}[{place}]", item) for place, item in enumerate(value) if isinstance(item, torch.Tensor)
+            )
         elif type(value) is dict and len(value) <= _ITEMS:
             yield from (
                 (f"{name}[{key!r}]", item)

@@ -27,7 +27,6 @@ from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
 from gradscope.probes.warned import warnings_in_place
 
-
 _ARMED: weakref.WeakSet[Tape] = weakref.WeakSet()
 
 
@@ -49,7 +48,11 @@ class Observation:
     """
 
     def __init__(
-        self, namespace: Mapping[str, Any], own: tuple[str, ...] = (), steps: int | None = None, folder: str | None = None
+        self,
+        namespace: Mapping[str, Any],
+        own: tuple[str, ...] = (),
+        steps: int | None = None,
+        folder: str | None = None,
     ) -> None:
         self.namespace = namespace
         self.tape = Tape(CallSites(folder, own))
@@ -144,6 +147,7 @@ class Observation:
             values=frozen.values,
             steps=frozen.steps,
             optimizers=frozen.optimizers,
+            modules=frozen.modules,
             losses=frozen.losses,
             sources=frozen.sources,
             failures=tuple(tape.failures),

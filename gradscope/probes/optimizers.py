@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.recorder import tensors
 from gradscope.probes.tape import OptimizerMark, Tape
 
 
@@ -32,17 +33,22 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
     def wrap(original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
         def initialise(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **kwargs)
+            try:
+                original(self, *args, **kwargs)
+            except BaseException:
+                if tape.active:
+                    _refused(tape, self, args, kwargs)
+                raise
             if tape.active:
                 add_optimizer(tape, self, tape.sites.caller())
 
         return initialise
 
-    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def before(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling():
             add_optimizer(tape, optimizer, None)
 
-    def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def after(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling():
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:
@@ -79,6 +85,21 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
     except Exception as error:
         tape.fail("optimizer probe", error)
         return None
+
+
+def _refused(tape: Tape, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Any) -> None:
+    """An optimizer could not be made of what it was offered: a non-leaf among it, most likely."""
+    try:
+        with unobserved():
+            site = tape.sites.caller()
+            mark = OptimizerMark(len(tape.optimizers) + 1, type(optimizer).__name__, weakref.ref(optimizer), site)
+            mark.refused = True
+            for tensor in tensors((args, kwargs)):
+                subject = tape.keep(tensor, site)
+                mark.subjects[subject.serial] = subject
+            tape.optimizers.append(mark)
+    except Exception as error:
+        tape.fail("optimizer probe", error)
 
 
 def _stepped(tape: Tape, optimizer: Optimizer) -> None:

@@ -39,7 +39,9 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
     outputs = [tensor for tensor in outputs if tensor.requires_grad] or outputs
     entries = [tape.entry(tensor) for tensor in outputs]
     seen = walk(outputs, lambda leaf: tape.entry(leaf)[1], WALK_LIMIT, sequences=True, saved=not tape.active)
-    record = BackwardRecord("confirmation", tuple(entry[2] for entry in entries), entries[-1][1].site, tape.thread(), seen)
+    record = BackwardRecord(
+        "confirmation", tuple(entry[2] for entry in entries), entries[-1][1].site, tape.thread(), seen
+    )
     reached = {subject.serial for subject in seen.leaves.values()}
     leaves = list(tape.watched())
     for subject, _ in leaves:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +22,7 @@ _DESCRIPTIONS = (
     "get_device", "is_floating_point", "is_complex", "is_signed", "is_inference", "is_conj", "is_neg", "data_ptr",
     "untyped_storage", "storage", "storage_type", "dense_dim", "sparse_dim", "type", "dim_order", "is_same_size",
     "is_shared", "is_set_to", "is_pinned", "has_names", "retain_grad", "register_hook", "_is_view",
-    "register_post_accumulate_grad_hook", "__len__", "__hash__", "__repr__", "__format__", "__dir__", "__deepcopy__",
+    "register_post_accumulate_grad_hook", "__len__", "__hash__", "__repr__", "__format__", "__dir__",
 )  # fmt: skip
 # The value leaves torch: what is made of it later is a constant.
 _EXITS = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__index__", "__complex__")
@@ -48,6 +50,7 @@ _SPEAKING = frozenset(
 _DETACHED = frozenset({torch.Tensor.data.__get__, torch.Tensor.detach, torch.detach})  # type: ignore[attr-defined]
 # These look at a tensor or change what it is; nothing is computed with it.
 _LOOKS = _SPEAKING | {torch.Tensor.data.__get__, torch.Tensor.requires_grad_, torch.Tensor.register_hook}  # type: ignore[attr-defined]
+_PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Call = tuple[Any, ...]
 
 
@@ -92,7 +95,7 @@ class Recorder(TorchFunctionMode):
             if kwargs:
                 entries += [tape.entry(tensor, site) for tensor in tensors(kwargs.values())]
             if func is torch._C._set_grad_enabled:
-                func = f"set_grad_enabled({args[0]})"
+                func = grad_mode_switch(bool(args[0]))
             return func, site, entries, torch.is_grad_enabled(), sequence_number()
         except Exception as error:
             tape.fail("recorder", error)
@@ -105,8 +108,8 @@ class Recorder(TorchFunctionMode):
             made = [result] if isinstance(result, torch.Tensor) else list(tensors(result))
             if not made and func not in _SPEAKING and not isinstance(func, str) and not _any_changed(entries):
                 return
-            if func in _DIFFERENTIATIONS:
-                return  # the engine's probe writes these
+            if func in _DIFFERENTIATIONS and not made:
+                return  # `.grad` was filled: the engine's probe writes that
             outputs: list[ValueRecord] = []
             written: list[torch.Tensor] = []
             for entry in entries:
@@ -161,6 +164,16 @@ class Recorder(TorchFunctionMode):
         )
         tape.add(operation)
         return operation
+
+
+def grad_mode_switch(enabled: bool) -> str:
+    """How a switch of grad mode is written down; a decorator's is told apart, for it belongs to no line of its own."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PASSED):
+        if frame.f_code.co_name == "decorate_context":
+            return f"set_grad_enabled({enabled}) by decorator"
+        frame = frame.f_back
+    return f"set_grad_enabled({enabled})"
 
 
 def _is_changed(entry: Entry, tensor: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.callsites import USER
 from gradscope.probes.observation import Observation
 from gradscope.probes.optimizers import StepsReached
+from gradscope.probes.symptoms import symptom_of
 from gradscope.probes.tape import first_line
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -62,7 +63,9 @@ def program_of_script(script: str, args: Sequence[str]) -> Program:
     except OSError as error:
         raise ScriptError(f"cannot read {script}: {error.strerror or error}") from None
     file = os.path.abspath(script)
-    return Program(_compiled(source, file, script), file, (script, *args), os.path.dirname(os.path.realpath(script)), script)
+    return Program(
+        _compiled(source, file, script), file, (script, *args), os.path.dirname(os.path.realpath(script)), script
+    )
 
 
 def program_of_module(module: str, args: Sequence[str]) -> Program:
@@ -92,7 +95,8 @@ def _compiled(source: bytes, file: str, script: str) -> CodeType:
 
 
 def _syntax(error: SyntaxError, script: str) -> str:
-    return f"{script} has a syntax error in line {error.lineno}: {error.msg}"
+    where = f" in line {error.lineno}" if error.lineno else ""  # null bytes have no line
+    return f"{script} has a syntax error{where}: {error.msg}"
 
 
 def observe_program(program: Program, steps: int | None = None) -> Outcome:
@@ -103,9 +107,13 @@ def observe_program(program: Program, steps: int | None = None) -> Outcome:
         __builtins__=__builtins__,
         __cached__=None,
         __spec__=program.spec,
-        __loader__=program.spec.loader if program.spec else importlib.machinery.SourceFileLoader("__main__", program.file),
+        __loader__=program.spec.loader
+        if program.spec
+        else importlib.machinery.SourceFileLoader("__main__", program.file),
         __package__=program.spec.parent if program.spec else None,
     )
+    if sys.version_info < (3, 14):
+        main.__dict__["__annotations__"] = {}
     observation = Observation(main.__dict__, program.own, steps)
     ended: Ending = "end"
     status: int = 0
@@ -182,7 +190,7 @@ def crash_of(error: BaseException, observation: Observation) -> Crash:
         if observation.tape.sites.kind(code.co_filename) == USER:
             span = observation.tape.sites.span((code, walk.tb_lasti))
         walk = walk.tb_next
-    return Crash(type(error).__name__, first_line(error), span)
+    return Crash(type(error).__name__, first_line(error), span, symptom_of(error))
 
 
 def without_ours(trace: TracebackType | None) -> TracebackType | None:

@@ -59,7 +59,7 @@ class Subject:
 class OptimizerMark:
     """One optimizer and the tensors that it holds, in its order."""
 
-    __slots__ = ("ref", "serial", "site", "steps", "subjects", "type")
+    __slots__ = ("ref", "refused", "serial", "site", "steps", "subjects", "type")
 
     def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
         self.serial = serial
@@ -67,18 +67,21 @@ class OptimizerMark:
         self.ref = ref
         self.site = site
         self.steps = 0
+        self.refused = False
         self.subjects: dict[int, Subject] = {}
 
 
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("path", "ref", "root", "type")
+    __slots__ = ("path", "ref", "requires_grad", "root", "training", "type")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
         self.type = type(module).__name__
         self.path = ""
+        self.training = module.training
+        self.requires_grad: bool | None = None
         self.root: ModuleMark | None = None
 
 

@@ -10,8 +10,6 @@ import msgspec
 from gradscope.graph.facts import Ending, Finding, Run, Severity, Span, Tensor
 from gradscope.graph.roles import Role, role
 
-SCHEMA = "gradscope.report/1"
-
 
 class Location(msgspec.Struct, frozen=True):
     """A place in the user's source; lines and columns from 1, `end_column` exclusive."""
@@ -142,7 +140,7 @@ class Document(msgspec.Struct, frozen=True):
     findings: tuple[FindingRow, ...]
     graph: GraphSize
     failures: tuple[str, ...]
-    schema: Literal["gradscope.report/1"] = SCHEMA
+    schema: Literal["gradscope.report/1"] = "gradscope.report/1"
 
 
 def document(run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] = ()) -> Document:

@@ -95,7 +95,7 @@ def root_nodes(run: Run, backward: Backward) -> list[tuple[Tensor, int | None]]:
         elif place < len(nodes) and nodes[place].name == tensor.grad_fn:
             pairs.append((tensor, place))
             place += 1
-        elif 0 < place and nodes[place - 1].name == tensor.grad_fn:
+        elif place > 0 and nodes[place - 1].name == tensor.grad_fn:
             pairs.append((tensor, place - 1))
         else:
             pairs.append((tensor, None))
@@ -198,10 +198,7 @@ def _gradient_flow(run: Run, backward: Backward) -> Picture:
         names[node.id] = vertex.id
         vertices.setdefault(vertex.id, vertex)
     edges = {
-        (names[below], names[node.id]): True
-        for node in backward.nodes
-        for below, _ in node.edges
-        if below in names
+        (names[below], names[node.id]): True for node in backward.nodes for below, _ in node.edges if below in names
     }
     for tensor, place in root_nodes(run, backward):
         vertex = _tensor(tensor, role)

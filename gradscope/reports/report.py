@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -73,7 +74,7 @@ class Report:
         """The report as text."""
         return text(self.run, self.findings, self.document, every_row=every_row, colour=colour)
 
-    def render(self, path: str | Path, style: str = "gradscope") -> None:
+    def render(self, path: str | Path, style: Literal["gradscope", "torchviz"] = "gradscope") -> None:
         """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`; see `gradscope.render`."""
         from gradscope.reports.dot import to_dot
         from gradscope.reports.drawing import draw

@@ -13,7 +13,9 @@ ROWS = 20
 _NAME = 32
 
 
-def text(run: Run, findings: Sequence[Finding], report: Document, *, every_row: bool = False, colour: bool = False) -> str:
+def text(
+    run: Run, findings: Sequence[Finding], report: Document, *, every_row: bool = False, colour: bool = False
+) -> str:
     """The whole report; `every_row` shows each tensor, where otherwise rows fold by module over 20."""
     parts = [finding_text(finding, run.sources, colour=colour) for finding in findings]
     parts.append(headline(report))
@@ -35,7 +37,9 @@ def headline(report: Document) -> str:
     if run.backwards == 0:
         parts = ["no backward", *parts[1:]]
     for loss in report.losses[:2]:
-        parts.append(f"{loss.name if loss.name.isidentifier() else 'loss'} {_number(loss.first)} -> {_number(loss.last)}")
+        parts.append(
+            f"{loss.name if loss.name.isidentifier() else 'loss'} {_number(loss.first)} -> {_number(loss.last)}"
+        )
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
     return f"gradscope: {report.script or 'output'}, " + ", ".join(parts)
@@ -68,9 +72,7 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
                 lines += [f"{span.line} + {after}"] if after.strip() else []
                 lines.append(f"{'':{gutter}} |")
     if finding.span is not None:
-        lines.append(
-            f"help: if it is meant so, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`"
-        )
+        lines.append(f"help: if it is meant so, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`")
     lines.append(f"   = more: gradscope rule {finding.rule}")
     return "\n".join(lines)
 

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from gradscope.graph.facts import Finding, Run
+from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.not_reached import unused_parameter
 
 Rule = Callable[[Run], Iterable[Finding]]
 
-RULES: tuple[Rule, ...] = (unused_parameter,)
+RULES: tuple[Rule, ...] = (
+    detach,
+    no_grad,
+    rebuilt_tensor,
+    left_torch,
+    missing_create_graph,
+    non_differentiable_op,
+    unused_parameter,
+)
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}
 

@@ -47,7 +47,9 @@ def _run_of(
 ) -> Run:
     found = outputs_in(output)
     if not found:
-        raise NothingToExplain(f"there is no tensor in this {type(output).__name__}: pass what the model returned, or its loss")
+        raise NothingToExplain(
+            f"there is no tensor in this {type(output).__name__}: pass what the model returned, or its loss"
+        )
     observation = Observation(namespace)
     if model is not None:
         observation.add_model(model)
@@ -115,7 +117,9 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
     def __enter__(self) -> observe:
         if observe._running:
-            raise RuntimeError("gradscope is observing already: leave the first `with gradscope.observe()` before the second")
+            raise RuntimeError(
+                "gradscope is observing already: leave the first `with gradscope.observe()` before the second"
+            )
         frame = sys._getframe(1)
         observation = Observation(ChainMap(self._tensors, frame.f_globals))
         if self._model is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from gradscope.reports.dot import to_dot
+from gradscope.reports.dot import Style, to_dot
 from gradscope.reports.drawing import check_drawable, draw
 from gradscope.reports.report import Report
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written

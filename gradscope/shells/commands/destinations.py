@@ -38,7 +38,9 @@ def format_of(given: str | None, output: Path | None) -> Format:
         return "text"
     found = _ENDINGS.get(output.suffix.lower())
     if found is None:
-        raise Unwritable(f"cannot tell the format of {output} by its ending: give --format, or end it with .txt or .json")
+        raise Unwritable(
+            f"cannot tell the format of {output} by its ending: give --format, or end it with .txt or .json"
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gradscope.errors import GradscopeError
+from gradscope.reports.dot import Style
 from gradscope.shells.commands.delivery import Delivery
 from gradscope.shells.commands.destinations import check_writable, replace_file
 from gradscope.shells.commands.options import report_options
@@ -29,7 +30,7 @@ def command(
     format_: str | None,
     output: Path | None,
     graph: Path | None,
-    style: str,
+    style: Style,
     every_row: bool,
     fail_on: str,
 ) -> int:

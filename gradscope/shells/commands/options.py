@@ -11,11 +11,15 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SHARED = (
-    click.option("--format", "format_", type=click.Choice(["text", "json"]), help="Format of the report  [default: text]."),
+    click.option(
+        "--format", "format_", type=click.Choice(["text", "json"]), help="Format of the report  [default: text]."
+    ),
     click.option(
         "-o", "--output", type=click.Path(path_type=Path), help="Write the report there; the format follows the ending."
     ),
-    click.option("--graph", type=click.Path(path_type=Path), help="Also draw the graph: .png .svg .pdf .dot by its ending."),
+    click.option(
+        "--graph", type=click.Path(path_type=Path), help="Also draw the graph: .png .svg .pdf .dot by its ending."
+    ),
     click.option(
         "--style", type=click.Choice(["gradscope", "torchviz"]), default="gradscope", help="How the graph is drawn."
     ),

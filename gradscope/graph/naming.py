@@ -1,0 +1,76 @@
+"""How reports and rules say what operations, shapes and places are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gradscope.graph.facts import Span
+
+
+def short_name(operation: str) -> str:
+    """An operation's name as a reader says it: `matmul` for `Tensor.__matmul__`."""
+    last = operation.removesuffix(" =").split(".")[-1]
+    if last.startswith("__") and last.endswith("__") and len(last) > 4:
+        return last[2:-2]
+    return last or operation
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as reports write it: `5x3`, or `scalar`."""
+    return "x".join(str(size) for size in shape) if shape else "scalar"
+
+
+def source_of(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
+    """The text of a span; None where it was not kept or the interpreter gave no columns."""
+    if span.column is None or span.end_column is None or span.end_line is None:
+        return None
+    kept = sources.get(span.file, {})
+    lines = [kept.get(number) for number in range(span.line, span.end_line + 1)]
+    if any(line is None for line in lines):
+        return None
+    found = [line or "" for line in lines]
+    found[-1] = found[-1][: span.end_column - 1]
+    found[0] = found[0][span.column - 1 :]
+    return "\n".join(found)
+
+
+def expression(span: Span, sources: Mapping[str, Mapping[int, str]]) -> ast.expr | ast.stmt | None:
+    """The syntax tree of the expression or statement at a span."""
+    text = source_of(span, sources)
+    if text is None:
+        return None
+    try:
+        # In brackets, the lines of an expression may be indented as they like.
+        return ast.parse(f"({text}\n)", mode="eval").body
+    except SyntaxError:
+        pass
+    try:
+        return ast.parse(text).body[0]
+    except (SyntaxError, IndexError):
+        return None
+
+
+def last_call(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span:
+    """The end of a chain of calls: `.detach()` of `self.encoder(x).detach()`. Other spans stay as they are."""
+    node = expression(span, sources)
+    function = node.func if isinstance(node, ast.Call) else node
+    if not isinstance(function, ast.Attribute) or span.end_line != span.line or span.column is None:
+        return span
+    text = source_of(span, sources) or ""
+    before = function.value.end_col_offset
+    if before is None or isinstance(function.value, ast.Name):
+        return span
+    characters = len(f"({text}".encode()[:before].decode()) - 1
+    return replace(span, column=span.column + characters)
+
+
+def callee(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
+    """The last part of the name of the function called at a span: `sample` for `dist.sample()`."""
+    node = expression(span, sources)
+    if not isinstance(node, ast.Call):
+        return None
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr
+    return node.func.id if isinstance(node.func, ast.Name) else None

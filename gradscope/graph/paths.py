@@ -1,0 +1,200 @@
+"""Questions to the data flow of one step: what leads where, and where the gradient is lost on the way.
+
+A value is *alive* for a tensor if a gradient that arrives at the value would travel on to the tensor. The way of the
+data and the way of the gradient are the same except at a *cut*: an operation that takes an alive value and gives one
+that is not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from gradscope.graph.facts import Backward, Operation, Run, Step, Tensor
+from gradscope.graph.naming import short_name
+
+# The value leaves torch here; what is made of it later is a constant.
+EXITS = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where one tensor's data goes in a step, and how far a gradient would come back from there."""
+
+    touched: frozenset[int]
+    alive: frozenset[int]
+    cuts: tuple[Operation, ...]
+    exits: tuple[Operation, ...]
+
+
+class StepFlow:
+    """The data flow of one step of a run.
+
+    `roots` are the values that a loss is: those that the step's backwards started from. Where the step has none,
+    they are its last results that nothing has used.
+    """
+
+    def __init__(self, run: Run, step: Step) -> None:
+        self.run = run
+        self.step = step
+        self.operations = step.operations
+        self.tensors: dict[int, Tensor] = {tensor.id: tensor for tensor in run.tensors}
+        self.holder = {value.id: value.tensor for value in run.values}
+        self.history = {value.id: value.history for value in run.values}
+        self.roots = tuple(root for backward in step.backwards for root in backward.roots)
+
+    @cached_property
+    def values_of(self) -> dict[int, list[int]]:
+        """The values that each tensor held in this step, by the tensor's id."""
+        found: dict[int, list[int]] = {}
+        seen: set[int] = set()
+        for operation in self.operations:
+            for value in (*operation.inputs, *operation.outputs):
+                if value not in seen:
+                    seen.add(value)
+                    found.setdefault(self.holder[value], []).append(value)
+        for root in self.roots:
+            if root not in seen:
+                found.setdefault(self.holder[root], []).append(root)
+        return found
+
+    @cached_property
+    def maker(self) -> dict[int, Operation]:
+        """The operation that made each value; of a custom Function's forward, the Function itself."""
+        return {
+            value: operation
+            for operation in self.operations
+            for value in operation.outputs
+            if value not in operation.inputs
+        }
+
+    def tensor(self, value: int) -> Tensor | None:
+        """The tensor that held a value."""
+        return self.tensors.get(self.holder.get(value, -1))
+
+    def behind(self, ends: Iterable[int]) -> frozenset[int]:
+        """All values that these were computed from, themselves included."""
+        needed = set(ends)
+        for operation in reversed(self.operations):
+            if not needed.isdisjoint(operation.outputs):
+                needed.update(operation.inputs)
+        return frozenset(needed)
+
+    @cached_property
+    def behind_roots(self) -> frozenset[int]:
+        """All values that a loss of this step was computed from."""
+        return self.behind(self.roots)
+
+    def reach(self, starts: Iterable[int], ends: frozenset[int]) -> Reach:
+        """Follow the data from `starts`; cuts are looked for on the way to `ends` only."""
+        touched = set(starts)
+        alive = {value for value in touched if self.history[value]}
+        cuts: list[Operation] = []
+        exits: list[Operation] = []
+        for operation in self.operations:
+            if touched.isdisjoint(operation.inputs):
+                continue
+            live = not alive.isdisjoint(operation.inputs)
+            if not operation.outputs:
+                if live and operation.name.rpartition(".")[2] in EXITS:
+                    exits.append(operation)
+                continue
+            cut = False
+            for value in operation.outputs:
+                if value in operation.inputs:
+                    continue
+                touched.add(value)
+                if not live:
+                    continue
+                # Inside a custom Function grad mode is off by design: its own call tells whether it carries.
+                if operation.within is not None or self._carries(value):
+                    alive.add(value)
+                elif value in ends:
+                    cut = True
+            if cut and alive.isdisjoint(operation.outputs):
+                cuts.append(operation)
+        return Reach(frozenset(touched), frozenset(alive), tuple(cuts), tuple(exits))
+
+    def _carries(self, value: int) -> bool:
+        """Whether a value has a history of its own making: a leaf has none, whatever it requires."""
+        tensor = self.tensor(value)
+        return self.history[value] and not (tensor is not None and tensor.leaf)
+
+    def path(self, start: Iterable[int], through: Operation, ends: frozenset[int]) -> list[tuple[Operation, bool]]:
+        """A shortest way of the data from `start` through an operation to one of `ends`.
+
+        Each operation comes with whether it is the one at which the gradient is lost.
+        """
+        before = self._shortest(set(start), set(through.inputs))
+        after = self._shortest(set(through.outputs), set(ends))
+        return [*((operation, False) for operation in before), (through, True), *((op, False) for op in after)]
+
+    def _shortest(self, sources: set[int], targets: set[int]) -> list[Operation]:
+        if not sources.isdisjoint(targets):
+            return []
+        users: dict[int, list[Operation]] = {}
+        for operation in self.operations:
+            for value in operation.inputs:
+                users.setdefault(value, []).append(operation)
+        came: dict[int, tuple[Operation, int]] = {}
+        waiting = deque(sources)
+        while waiting:
+            value = waiting.popleft()
+            for operation in users.get(value, ()):
+                for result in operation.outputs:
+                    if result in came or result in sources:
+                        continue
+                    came[result] = (operation, value)
+                    if result in targets:
+                        return self._way_back(came, result, sources)
+                    waiting.append(result)
+        return []
+
+    @staticmethod
+    def _way_back(came: dict[int, tuple[Operation, int]], value: int, sources: set[int]) -> list[Operation]:
+        way: list[Operation] = []
+        while value not in sources:
+            operation, value = came[value]
+            way.append(operation)
+        return way[::-1]
+
+    def told(self, start: str, path: list[tuple[Operation, bool]], end: str) -> str:
+        """A path in the user's names: `x -> linear -> z -/- linear -> loss`."""
+        parts = [start]
+        for operation, lost in path:
+            mark = "-/-" if lost else "->"
+            name = short_name(operation.name)
+            results = [tensor.name for value in operation.outputs if (tensor := self.tensor(value)) and tensor.name]
+            parts += [mark, name]
+            if results and results[0] not in (start, end, name) and len(results[0]) <= 24:
+                parts += ["->", results[0]]
+        if parts[-1] != end:
+            parts += ["->", end]
+        return " ".join(_shortened(parts))
+
+
+def _shortened(parts: list[str]) -> list[str]:
+    """At most some fifteen stations: the ends and the place of the cut are what matters."""
+    cut = parts.index("-/-") if "-/-" in parts else len(parts)
+    if len(parts) <= 31:
+        return parts
+    head, middle, tail = parts[:7], parts[max(7, cut - 6) : cut + 8], parts[max(cut + 8, len(parts) - 6) :]
+    joined = [*head]
+    if cut - 6 > 7:
+        joined += ["->", "..."]
+    joined += middle
+    if len(parts) - 6 > cut + 8:
+        joined += ["->", "..."]
+    return joined + tail
+
+
+def flows(run: Run) -> list[StepFlow]:
+    """The data flow of each step that is kept."""
+    return [StepFlow(run, step) for step in run.steps]
+
+
+def is_failed_without_graph(flow: StepFlow, backward: Backward) -> bool:
+    """Whether a backward failed since what it started from has no history."""
+    return backward.failed and not any(flow.history[root] for root in backward.roots)

@@ -1,0 +1,302 @@
+"""Where the gradient of a tensor that someone relies on is lost: the evidence that the rules on cuts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
+from gradscope.graph.naming import callee, short_name
+from gradscope.graph.paths import Reach, StepFlow, flows
+
+Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
+
+_DETACHING = frozenset({"Tensor.detach", "Tensor.detach_", "detach", "Tensor.data"})
+_REBUILDING = frozenset(
+    {"tensor", "as_tensor", "asarray", "scalar_tensor", "nn.Parameter", "Tensor.new_tensor", "Tensor.__deepcopy__"}
+)
+_REBUILDERS = frozenset(
+    {"tensor", "as_tensor", "asarray", "Tensor", "FloatTensor", "DoubleTensor", "HalfTensor", "LongTensor", "new_tensor"}
+)
+_GRADIENTS = frozenset({"autograd.grad", "Tensor.grad"})
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The gradient of some tensors ends at one operation of one step.
+
+    `came_back` is where the value entered torch again, for an operation that gave it out of torch. `term` is set
+    where only a summand of the loss has no gradient while the tensors learn from others.
+    """
+
+    cause: Cause
+    operation: Operation
+    flow: StepFlow
+    tensors: tuple[Tensor, ...]
+    severity: Severity
+    term: bool = False
+    others: tuple[Operation, ...] = ()
+    came_back: Operation | None = None
+
+
+_latest: list[tuple[Run, tuple[Lost, ...]]] = []
+
+
+def lost(run: Run) -> tuple[Lost, ...]:
+    """All places at which a gradient that someone relies on is lost; computed once for a run."""
+    if not _latest or _latest[0][0] is not run:
+        _latest[:] = [(run, tuple(_find(run)))]
+    return _latest[0][1]
+
+
+def _find(run: Run) -> list[Lost]:
+    steps = [flow for flow in flows(run) if flow.operations]
+    found = _never(run, steps)
+    if not found:
+        found = _rebound(run, steps)
+    told = {tensor.id for loss in found for tensor in loss.tensors}
+    return found + [loss for loss in _terms(run, steps) if not told.issuperset(t.id for t in loss.tensors)]
+
+
+# --- tensors that never get a gradient -------------------------------------------------------------------------
+
+
+def suffering(run: Run) -> list[Tensor]:
+    """Tensors that someone relies on and that never got a gradient.
+
+    Who steps an optimizer relies on what it holds; who calls backward and is refused relies on what was to be
+    trained, or, where no optimizer is, on the leaves that require grad.
+    """
+    stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
+    refused = run.crash is not None and run.crash.symptom in ("no graph", "no tensor to differentiate")
+    found = []
+    for tensor in run.tensors:
+        if not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
+            continue
+        got = tensor.received is not None and tensor.received.steps > 0
+        if tensor.optimizer is not None:
+            relied = tensor.optimizer in stepped and tensor.received is not None and tensor.received.of > 0
+            if not got and (relied or (refused and tensor.optimizer not in stepped)):
+                found.append(tensor)
+        elif refused and not run.optimizers and not got and tensor.used:
+            found.append(tensor)
+    return found
+
+
+def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
+    cut: dict[tuple[str, Span | None], list[tuple[Tensor, Reach, StepFlow]]] = {}
+    left: dict[tuple[str, Span | None], list[tuple[Tensor, Operation, StepFlow]]] = {}
+    for tensor in suffering(run):
+        for flow in steps:
+            starts = flow.values_of.get(tensor.id)
+            if not starts or not (flow.roots or run.crash):
+                continue
+            reach = flow.reach(starts, flow.behind_roots)
+            if reach.cuts:
+                first = reach.cuts[0]
+                cut.setdefault((first.name, first.span), []).append((tensor, reach, flow))
+                break
+            if reach.exits and not reach.touched.intersection(flow.roots):
+                exit_ = _telling_exit(flow, reach)
+                if exit_ is not None:
+                    left.setdefault((exit_.name, exit_.span), []).append((tensor, exit_, flow))
+                    break
+    found = []
+    for group in cut.values():
+        _, reach, flow = group[0]
+        first = reach.cuts[0]
+        others = _distinct(reach.cuts[1:], first)
+        found.append(Lost(cause_of(run, flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others))
+    for exits in left.values():
+        _, exit_, flow = exits[0]
+        cause: Cause = "left-torch"
+        if exit_.span is not None and callee(exit_.span, run.sources) in _REBUILDERS:
+            cause = "rebuilt-tensor"
+        back = _came_back(flow, exit_)
+        found.append(Lost(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back))
+    return found
+
+
+def _distinct(operations: Iterable[Operation], first: Operation) -> tuple[Operation, ...]:
+    """One operation for each further line."""
+    lines = {first.span.line if first.span else None}
+    kept = []
+    for operation in operations:
+        line = operation.span.line if operation.span else None
+        if line not in lines:
+            lines.add(line)
+            kept.append(operation)
+    return tuple(kept[:3])
+
+
+def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
+    """The exit through which a loss can have left torch.
+
+    Values leave torch for logs all the time. One counts where the loss came in again after it, or where nothing was
+    left to be differentiated at all. Of several, the last before the loss came back.
+    """
+    crashed = flow.run.crash is not None and flow.run.crash.symptom == "no tensor to differentiate"
+    if crashed:
+        return reach.exits[-1]
+    backs = [back for back in _entries(flow) if back > reach.exits[0].id]
+    if not backs:
+        return None
+    before = [exit_ for exit_ in reach.exits if exit_.id < backs[-1]]
+    return before[-1]
+
+
+def _entries(flow: StepFlow) -> list[int]:
+    """When values of plain Python or numpy became tensors that a loss was computed from, as operation ids."""
+    found = []
+    for operation in flow.operations:
+        made_of_nothing = not operation.inputs and any(value in flow.behind_roots for value in operation.outputs)
+        if made_of_nothing and short_name(operation.name) in _REBUILDERS | {"from_numpy", "full"}:
+            found.append(operation.id)
+    met = {value for values in flow.values_of.values() for value in values} & flow.behind_roots
+    for operation in flow.operations:
+        for value in operation.inputs:
+            tensor = flow.tensor(value)
+            made_outside = value in met and value not in flow.maker and tensor is not None and tensor.leaf
+            if made_outside and tensor is not None and tensor.registered is None and tensor.optimizer is None:
+                if tensor.made == operation.span:
+                    found.append(operation.id)
+                met.discard(value)
+    return sorted(found)
+
+
+def _came_back(flow: StepFlow, exit_: Operation) -> Operation | None:
+    later = [number for number in _entries(flow) if number > exit_.id]
+    return next((operation for operation in flow.operations if later and operation.id == later[0]), None)
+
+
+def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
+    """Backward was refused although its tensors did learn before: what did they lose since?"""
+    if run.crash is None or run.crash.symptom != "no graph":
+        return []
+    for flow in reversed(steps):
+        if not any(backward.failed for backward in flow.step.backwards):
+            continue
+        groups: dict[Span | None, list[tuple[Tensor, Operation]]] = {}
+        for tensor_id, starts in flow.values_of.items():
+            tensor = flow.tensors.get(tensor_id)
+            if tensor is None or not tensor.leaf or not any(flow.history[value] for value in starts):
+                continue
+            reach = flow.reach(starts, flow.behind_roots)
+            if reach.cuts:
+                groups.setdefault(reach.cuts[0].span, []).append((tensor, reach.cuts[0]))
+        return [
+            Lost(cause_of(run, flow, group[0][1]), group[0][1], flow, tuple(tensor for tensor, _ in group), "error")
+            for group in groups.values()
+        ]
+    return []
+
+
+# --- terms of the loss ---------------------------------------------------------------------------------------------
+
+
+_SUMS = frozenset({"add", "radd", "iadd", "add_", "sub", "rsub", "isub", "sub_", "sum", "mean", "stack", "neg"})
+_SCALES = frozenset({"mul", "rmul", "imul", "div", "truediv", "mul_", "div_", "view", "reshape", "squeeze", "to", "float"})
+
+
+def _terms(run: Run, steps: list[StepFlow]) -> list[Lost]:
+    """Summands of a scalar loss that depend on tensors in training yet have no history: they do nothing."""
+    found: dict[tuple[str, Span | None], Lost] = {}
+    for flow in steps:
+        for root in flow.roots:
+            for term in _dead_terms(flow, root):
+                loss = _cause_of_term(run, flow, term)
+                if loss is not None:
+                    found.setdefault((loss.operation.name, loss.operation.span), loss)
+    return list(found.values())
+
+
+def _dead_terms(flow: StepFlow, root: int) -> list[int]:
+    """The summands of a scalar root without history; looked for through sums, and scalings by constants."""
+    if not flow.history[root]:
+        return []
+    dead, waiting, seen = [], [root], {root}
+    while waiting:
+        value = waiting.pop()
+        operation = flow.maker.get(value)
+        name = short_name(operation.name) if operation is not None else ""
+        if operation is None or name not in _SUMS | _SCALES:
+            continue
+        inputs = [i for i in operation.inputs if i != value]
+        if name in _SCALES and sum(flow.history[i] for i in inputs) != 1:
+            continue
+        for source in inputs:
+            tensor = flow.tensor(source)
+            if source in seen or tensor is None or any(size != 1 for size in tensor.shape) and name not in ("sum", "mean"):
+                continue
+            seen.add(source)
+            if flow.history[source]:
+                waiting.append(source)
+            elif name in _SUMS and source in flow.maker:
+                dead.append(source)
+    return dead
+
+
+def _cause_of_term(run: Run, flow: StepFlow, term: int) -> Lost | None:
+    ends = flow.behind([term])
+    first: tuple[Operation, ...] = ()
+    tensors = []
+    for tensor_id, starts in flow.values_of.items():
+        tensor = flow.tensors[tensor_id]
+        if tensor.optimizer is None or not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
+            continue
+        reach = flow.reach([value for value in starts if flow.history[value]], ends)
+        if reach.cuts and term in reach.touched:
+            first = first or reach.cuts
+            tensors.append(tensor)
+    if not first:
+        return None
+    tensors.sort(key=lambda tensor: tensor.id)
+    cut = first[0]
+    return Lost(cause_of(run, flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut))
+
+
+# --- causes ----------------------------------------------------------------------------------------------------------
+
+
+def cause_of(run: Run, flow: StepFlow, cut: Operation) -> Cause:
+    """Which rule explains a cut: told from what kind of operation it is and whether grad mode was on."""
+    if cut.name in _GRADIENTS:
+        return "missing-create-graph"
+    if cut.name in _DETACHING:
+        return "detach"
+    if cut.name in _REBUILDING or cut.name == "Tensor.data =" or _fills_a_leaf(flow, cut):
+        return "rebuilt-tensor"
+    if not cut.grad_enabled:
+        switch = grad_mode_switch(flow, cut)
+        # A library function that turns grad mode off itself is what cannot be differentiated.
+        own = switch is not None and switch.span == cut.span and "decorator" not in switch.name
+        return "non-differentiable-op" if own else "no-grad"
+    return "non-differentiable-op"
+
+
+def _fills_a_leaf(flow: StepFlow, cut: Operation) -> bool:
+    """Whether the operation writes into a leaf that will get the gradient in place of what was written."""
+    taken = {flow.holder[value] for value in cut.inputs}
+    for value in cut.outputs:
+        if flow.holder[value] in taken and value not in cut.inputs:
+            target = flow.tensor(value)
+            if target is not None and target.leaf and short_name(cut.name) in ("copy_", "set_", "fill_", "setitem", "add_"):
+                return True
+    return False
+
+
+def grad_mode_switch(flow: StepFlow, operation: Operation) -> Operation | None:
+    """What turned grad mode off for an operation; None where it lies before the steps that are kept."""
+    latest = None
+    for step in flow.run.steps:
+        for other in step.operations:
+            if other.id >= operation.id:
+                return latest
+            if other.name.startswith(("set_grad_enabled(False)", "inference_mode(True)")):
+                latest = latest or other  # an inner block that ends restores what the outer one had set
+            elif other.name.startswith(("set_grad_enabled(True)", "inference_mode(False)")):
+                latest = None
+    return latest
+
+
