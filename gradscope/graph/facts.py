@@ -52,8 +52,9 @@ class Tensor:
 
     `leaf` and `requires_grad` are `torch.Tensor.is_leaf` and `.requires_grad` as last seen.
     `registered` says how a module holds it, if one does; `optimizer` is the id of the optimizer that
-    holds it. `used` says that some operation computed with it, `consumed` that one did whose result is
-    differentiable, `differentiated` that a backward started from it. `predicted` says whether the gradient flow reaches it, None where nothing was walked.
+    holds it. `supplied` says that its `.grad` was filled by hand, `used` that some operation computed with it,
+    `consumed` that one did whose result is differentiable, `differentiated` that a backward started from it.
+    `predicted` says whether the gradient flow reaches it, None where nothing was walked.
     `gradient_norms` are 2-norms of the gradients that arrived, a bounded selection in time order, None for one
     that was not finite.
     `start` and `change` are 2-norms of the first value and of (last - first) value; for tensors of more
@@ -72,6 +73,7 @@ class Tensor:
     registered: Registration | None = None
     module: str | None = None
     optimizer: int | None = None
+    supplied: bool = False
     used: bool = False
     consumed: bool = False
     differentiated: bool = False

@@ -74,11 +74,16 @@ class StepFlow:
         """The tensor that held a value."""
         return self.tensors.get(self.holder.get(value, -1))
 
-    def behind(self, ends: Iterable[int]) -> frozenset[int]:
-        """All values that these were computed from, themselves included."""
+    def behind(self, ends: Iterable[int], stop: int | None = None) -> frozenset[int]:
+        """All values that these were computed from, themselves included.
+
+        What went into the values of the tensor `stop` is left out: how a parameter came to hold what it holds is no
+        part of the way from it to a loss.
+        """
         needed = set(ends)
         for operation in reversed(self.operations):
-            if not needed.isdisjoint(operation.outputs):
+            found = needed.intersection(operation.outputs)
+            if found and not all(self.holder[value] == stop for value in found):
                 needed.update(operation.inputs)
         return frozenset(needed)
 
@@ -98,7 +103,7 @@ class StepFlow:
                 continue
             live = not alive.isdisjoint(operation.inputs)
             if not operation.outputs:
-                if live and operation.name.rpartition(".")[2] in EXITS:
+                if operation.name.rpartition(".")[2] in EXITS:
                     exits.append(operation)
                 continue
             cut = False

@@ -41,7 +41,7 @@ def decode(data: bytes, name: str = "the run") -> Run:
         )
     try:
         return msgspec.json.decode(data, type=Run)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RunUnreadable(f"{name} is damaged: {error}") from None
 
 

@@ -137,7 +137,12 @@ class CallSites:
         if file.startswith("<"):
             return file
         path = os.path.abspath(os.path.join(self.folder, file))
-        return path.removeprefix(self.folder)
+        return legible(path.removeprefix(self.folder))
+
+
+def legible(text: str) -> str:
+    """The text without lone surrogates, which file names and arguments may hold and UTF-8 cannot."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _characters(file: str, line: int, offset: int) -> int:

@@ -34,7 +34,7 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "arrived", "change", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps", "zero",
+        "arrived", "change", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps", "supplied", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -47,6 +47,7 @@ class Course:
         self.sample: tuple[torch.Tensor | None, torch.Tensor] | None = None
         self.start: float | None = None
         self.change: float | None = None
+        self.supplied = False
 
     def arrive(self, norm: float | None) -> None:
         """A gradient arrived; its norm is None where it could not be read."""

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-from gradscope.graph.facts import Backward, Loss, Module, Node, Operation, Optimizer, Received, Span, Step, Tensor, Value
+from gradscope.graph.facts import (
+    Backward,
+    Loss,
+    Module,
+    Node,
+    Operation,
+    Optimizer,
+    Received,
+    Span,
+    Step,
+    Tensor,
+    Value,
+)
 from gradscope.probes.callsites import Site
 from gradscope.probes.names import SourceNames, names_in, source_names
 from gradscope.probes.quiet import unobserved
@@ -204,14 +216,15 @@ class _Freezer:
             registered=subject.registered,
             module=self.labels.get(id(subject.name[0])) if subject.name is not None else None,
             optimizer=course.optimizer if course is not None else None,
+            supplied=course is not None and course.supplied,
             used=subject.used,
             consumed=subject.consumed,
             differentiated=subject.serial in self.differentiated,
             predicted=predicted if subject.leaf else None,
             received=Received(course.steps, course.of, course.zero, course.nonfinite) if course and judged else None,
             gradient_norms=tuple(map(finite, course.norms.points)) if course is not None else (),
-            start=course.start if course is not None else None,
-            change=course.change if course is not None else None,
+            start=_finite_or_none(course.start) if course is not None else None,
+            change=_finite_or_none(course.change) if course is not None else None,
             made=self.span(subject.site),
         )
 
@@ -305,12 +318,18 @@ def function_name(function: Any) -> str:
         return "mm"  # torch also lists it as `spmm`, and finds that name first
     if isinstance(function, torch._ops.OpOverload):
         return str(function)
+    if function is torch.autograd.grad:
+        return "autograd.grad"
     name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
     name = name.removeprefix("torch.")
     for ending, kept in ((".__get__", ""), (".__set__", " =")):
         if name.endswith(ending):
             return name.removesuffix(ending) + kept
     return name
+
+
+def _finite_or_none(number: float | None) -> float | None:
+    return None if number is None else finite(number)
 
 
 def finite(number: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch.compiler import is_compiling
 
 from gradscope.probes.patches import patched
+from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
 from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
 
@@ -54,7 +56,8 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     outer, number = local.get("function"), tape.next_operation()
     site, grad_enabled, before = tape.sites.here(), torch.is_grad_enabled(), sequence_number()
     try:
-        entries = [tape.entry(tensor, site) for tensor in tensors(args)]
+        with unasked():
+            entries = [tape.entry(tensor, site) for tensor in tensors(args)]
     except Exception as error:
         tape.fail("function probe", error)
         return apply()
@@ -67,16 +70,16 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     finally:
         local["function"] = outer
         try:
-            values = _results(tape, entries, result)
+            with unasked():
+                values = _results(tape, entries, result)
             inputs = [entry[2] for entry in entries]
             for entry in entries:
                 entry[1].used = True
                 entry[1].thread = tape.thread()
                 entry[1].consumed |= any(value[2] for value in values)
             # What the forward computed inside becomes the result when `apply` puts its node on it.
-            inner = [
-                value for operation in tape.step.operations if operation.within == number for value in operation.outputs
-            ]
+            since = itertools.takewhile(lambda operation: operation.serial > number, reversed(tape.step.operations))
+            inner = [value for operation in since if operation.within == number for value in operation.outputs]
             results = {value[1].serial for value in values}
             inputs += [value for value in inner if value[1].serial in results and value not in values]
             modules = local.get("modules")
@@ -121,10 +124,12 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
     parameter = make()
     try:
         if site is not None and isinstance(data, torch.Tensor) and isinstance(parameter, torch.Tensor):
-            entry = tape.entry(data, site)
+            with unasked():
+                entry = tape.entry(data, site)
             known = tape.known.get(id(parameter))
             if known is None or known[0]() is not parameter:
-                made = tape.meet(parameter, site)
+                with unasked():
+                    made = tape.meet(parameter, site)
                 tape.shares(parameter, data)
                 local = tape.local.__dict__
                 modules = local.get("modules")

@@ -12,9 +12,11 @@ from torch.compiler import is_compiling
 
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
+from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import CallRecord, ModuleMark, Subject, Tape
 
 _CALLS = 1_000  # of root modules that are remembered in one step
+_ITEMS = 1_000  # that are looked at in what a module holds besides its parameters
 
 
 def watch_modules(tape: Tape) -> AbstractContextManager[None]:
@@ -49,12 +51,13 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
 def _root_returned(tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: Any, kwargs: Any, result: Any) -> None:
     try:
         site = tape.sites.here()
-        if mark.root is None:
-            add_root(tape, module, site)
-        if site is not None and len(tape.step.calls) < _CALLS:
-            inputs = tuple(_subjects(tape, (*args, *kwargs.values())))
-            outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
-            tape.step.calls.append(CallRecord(site, inputs, outputs))
+        with unasked():
+            if mark.root is None:
+                add_root(tape, module, site)
+            if site is not None and len(tape.step.calls) < _CALLS:
+                inputs = tuple(_subjects(tape, (*args, *kwargs.values())))
+                outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
+                tape.step.calls.append(CallRecord(site, inputs, outputs))
     except Exception as error:
         tape.fail("module probe", error)
 
@@ -104,19 +107,29 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
             if buffer is not None:
                 _register(tape.keep(buffer), root_mark, prefix + name, "buffer")
         for name, value in vars(module).items():
-            for place, tensor in _attributes(value):
-                if tensor.is_leaf and tape.entry(tensor)[1].registered is None:
-                    _register(tape.keep(tensor), root_mark, prefix + name + place, "attribute")
+            if name not in _REGISTERS:
+                for place, tensor in _plain_tensors(value, prefix + name):
+                    if tape.entry(tensor)[1].registered is None:
+                        _register(tape.keep(tensor), root_mark, place, "attribute")
 
 
-def _attributes(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that a module holds without having registered them, also in a plain list or dict."""
-    if isinstance(value, torch.Tensor):
-        yield "", value
-    elif type(value) in (list, tuple) and len(value) <= 100:
-        yield from ((f"[{place}]", item) for place, item in enumerate(value) if isinstance(item, torch.Tensor))
-    elif type(value) is dict and len(value) <= 100:
-        yield from ((f"[{key!r}]", item) for key, item in value.items() if isinstance(item, torch.Tensor))
+_REGISTERS = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+def _plain_tensors(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that a module holds without having registered them, in plain lists, tuples, dicts and modules within."""
+    waiting, seen = [(path, value)], 0
+    while waiting and seen < _ITEMS:
+        path, value = waiting.pop()
+        seen += 1
+        if isinstance(value, torch.Tensor):
+            yield path, value
+        elif isinstance(value, torch.nn.Module):
+            waiting += [(f"{path}.{name}", parameter) for name, parameter in value.named_parameters()]
+        elif type(value) in (list, tuple):
+            waiting += [(f"{path}[{place}]", item) for place, item in enumerate(value[:_ITEMS])]
+        elif type(value) is dict and len(value) <= _ITEMS:
+            waiting += [(f"{path}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
 
 
 def _register(subject: Subject, root: ModuleMark, name: str, how: Any) -> None:

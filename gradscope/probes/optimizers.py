@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradscope.probes.callsites import Site
+from gradscope.probes.courses import Course, norms
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
@@ -72,8 +73,7 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                 mark = OptimizerMark(len(tape.optimizers) + 1, type(optimizer).__name__, weakref.ref(optimizer), site)
                 tape.optimizers.append(mark)
                 tape.name_all()
-            tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-            for tensor in tensors:
+            for tensor in (tensor for group in optimizer.param_groups for tensor in group["params"]):
                 subject = tape.keep(tensor, site)
                 course = tape.course(subject)
                 course.optimizer = mark.serial
@@ -81,10 +81,20 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                     mark.subjects[subject.serial] = subject
                 if tape.readable(subject) and tensor.grad is not None:
                     course.begin(tensor)
+                    if not course.arrived and (course.supplied or not course.steps):
+                        _supplied(course, tensor.grad)
             return mark
     except Exception as error:
         tape.fail("optimizer probe", error)
         return None
+
+
+def _supplied(course: Course, gradient: torch.Tensor) -> None:
+    """A gradient that no backward brought is there before a step: somebody has written it by hand."""
+    norm = norms([gradient])[0]
+    if norm:
+        course.supplied = True
+        course.arrive(norm)
 
 
 def _refused(tape: Tape, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Any) -> None:

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+# Reading a tensor's attributes asks the function modes and the `__torch_function__` of a subclass, the user's too.
+unasked = torch._C.DisableTorchFunction
+
 
 @contextmanager
 def unobserved() -> Iterator[None]:

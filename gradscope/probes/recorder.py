@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
+from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
 
 sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
@@ -20,7 +22,7 @@ _TENSOR_ATTRIBUTES = frozenset({"data", "grad", "T", "mT", "H", "mH", "real", "i
 _DESCRIPTIONS = (
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous", "element_size",
     "get_device", "is_floating_point", "is_complex", "is_signed", "is_inference", "is_conj", "is_neg", "data_ptr",
-    "untyped_storage", "storage", "storage_type", "dense_dim", "sparse_dim", "type", "dim_order", "is_same_size",
+    "untyped_storage", "storage", "storage_type", "dense_dim", "sparse_dim", "dim_order", "is_same_size",
     "is_shared", "is_set_to", "is_pinned", "has_names", "retain_grad", "register_hook", "_is_view",
     "register_post_accumulate_grad_hook", "__len__", "__hash__", "__repr__", "__format__", "__dir__",
 )  # fmt: skip
@@ -51,7 +53,10 @@ _DETACHED = frozenset({torch.Tensor.data.__get__, torch.Tensor.detach, torch.det
 # These look at a tensor or change what it is; nothing is computed with it.
 _LOOKS = _SPEAKING | {torch.Tensor.data.__get__, torch.Tensor.requires_grad_, torch.Tensor.register_hook}  # type: ignore[attr-defined]
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+_AS_SUBCLASS = torch.Tensor.as_subclass
 _Call = tuple[Any, ...]
+_NOTHING = nullcontext()
+_modes_on: Callable[[], int] = torch._C._len_torch_function_stack
 
 
 class Recorder(TorchFunctionMode):
@@ -61,7 +66,8 @@ class Recorder(TorchFunctionMode):
     Rule 2: inside the handler no mode is on, so a composite function is one operation.
     Rule 3: a tensor's `grad_fn` is never touched: torch deletes graphs whose nodes Python has seen by recursion,
             which overflows the C stack from 30,000 nodes on. Sequence numbers tell the nodes apart as well.
-    Rule 4: what fails in here is one line in the report and never the user's.
+    Rule 4: what we read of a tensor would be asked of other modes, and of its class: then not without `unasked`.
+    Rule 5: what fails in here is one line in the report and never the user's.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -74,15 +80,18 @@ class Recorder(TorchFunctionMode):
         if is_compiling() or func in _QUIET or not self.tape.active:
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
-        call = self._before(func, args, kwargs)
+        others = bool(types) or _modes_on() > 0 or func is _AS_SUBCLASS
+        with unasked() if others else _NOTHING:
+            call = self._before(func, args, kwargs)
         try:
             result = func(*args, **kwargs)
         except BaseException:
             if call is not None:
-                self._write(call, (), failed=True)
+                self._failed(call)
             raise
         if call is not None:
-            self._after(call, result)
+            with unasked() if others else _NOTHING:
+                self._after(call, result)
         return result
 
     def _before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
@@ -132,6 +141,12 @@ class Recorder(TorchFunctionMode):
                     tape.shares(made[0], source)
         except Exception as error:
             tape.fail("recorder", error)
+
+    def _failed(self, call: _Call) -> None:
+        try:
+            self._write(call, (), failed=True)
+        except Exception as error:
+            self.tape.fail("recorder", error)
 
     def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
         func, site, entries, grad_enabled, before = call

@@ -16,7 +16,7 @@ from types import CodeType, ModuleType, TracebackType
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Crash, Ending, Run
-from gradscope.probes.callsites import USER
+from gradscope.probes.callsites import USER, legible
 from gradscope.probes.observation import Observation
 from gradscope.probes.optimizers import StepsReached
 from gradscope.probes.symptoms import symptom_of
@@ -113,7 +113,7 @@ def observe_program(program: Program, steps: int | None = None) -> Outcome:
         __package__=program.spec.parent if program.spec else None,
     )
     if sys.version_info < (3, 14):
-        main.__dict__["__annotations__"] = {}
+        main.__annotations__ = {}
     observation = Observation(main.__dict__, program.own, steps)
     ended: Ending = "end"
     status: int = 0
@@ -138,7 +138,7 @@ def observe_program(program: Program, steps: int | None = None) -> Outcome:
         if not observation.in_own_process:
             _end_fork(error, status)
         crash = crash_of(error, observation) if error is not None else None
-        run = observation.run(ended, program.name, program.argv[1:], crash)
+        run = observation.run(ended, legible(program.name), tuple(map(legible, program.argv[1:])), crash)
     return Outcome(run, status, error)
 
 
@@ -201,17 +201,19 @@ def without_ours(trace: TracebackType | None) -> TracebackType | None:
     """
     frames: list[TracebackType] = []
     while trace is not None:
-        name, file = trace.tb_frame.f_code.co_name, trace.tb_frame.f_code.co_filename
-        if name == "handle_torch_function" and file.endswith(os.path.join("torch", "overrides.py")):
-            if frames:
-                frames.pop()
-        elif not os.path.abspath(file).startswith(_HERE):
+        if not os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(_HERE):
             frames.append(trace)
+        elif frames and _asks(frames[-1].tb_frame.f_code):
+            del frames[-2:]
         trace = trace.tb_next
     result: TracebackType | None = None
     for kept in reversed(frames):
         result = TracebackType(result, kept.tb_frame, kept.tb_lasti, kept.tb_lineno)
     return result
+
+
+def _asks(code: CodeType) -> bool:
+    return code.co_name == "handle_torch_function" and code.co_filename.endswith(os.path.join("torch", "overrides.py"))
 
 
 def _clean_chain(error: BaseException) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradscope.probes.patches import patched
+from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import Tape
 
 
@@ -25,8 +26,9 @@ def swaps_allowed(tape: Tape) -> AbstractContextManager[None]:
             try:
                 return original(t1, t2)
             finally:
-                tape.regain(t1, subjects[0])
-                tape.regain(t2, subjects[1])
+                with unasked():
+                    tape.regain(t1, subjects[0])
+                    tape.regain(t2, subjects[1])
 
         return swap_tensors
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from gradscope.graph.facts import Registration
-from gradscope.probes.callsites import CallSites, Site
+from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course
 
 if TYPE_CHECKING:
@@ -407,5 +407,8 @@ def storage_key(tensor: torch.Tensor) -> int | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
-    return str(error).partition("\n")[0]
+    """The first line of an exception's message, "" where the exception fails to tell it."""
+    try:
+        return legible(str(error).partition("\n")[0])
+    except Exception:
+        return ""

@@ -1,69 +1,101 @@
-"""Warnings that torch raises while our handler is on the stack, put back on the user's line.
+"""Warnings that are raised while our handlers are on the stack, put back on the line that they are for.
 
-Under a function mode, torch's warnings point at the line of the handler that passed the call on. The text is the
-same but the place is wrong, and Python shows a warning once for each place. So a warning that names one of our
-files is issued again for the frame that made the call.
+Who warns names the place by its distance on the stack, and our frames lie in between. The text is the same but
+the place is wrong, and Python shows a warning once for each place. So where the place was counted through frames
+that are there because of us, it is counted again without them, and the warning is issued for what comes out.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
-from gradscope.probes import functions, modules, recorder
-
-_OURS = {os.path.abspath(str(module.__file__)): module.__dict__ for module in (recorder, functions, modules)}
+_PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OVERRIDES = os.path.join("torch", "overrides.py")
 
 
 @contextmanager
 def warnings_in_place() -> Iterator[None]:
-    """While this is on, a warning that would be shown for a line of ours is shown for the user's."""
-    original = warnings.showwarning
+    """While this is on, warnings are shown for the places for which they would be shown without us.
 
-    def show(
-        message: Any,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        own = _OURS.get(filename)
-        frame = _caller(sys._getframe(1)) if own is not None else None
-        if own is None or frame is None:
-            original(message, category, filename, lineno, file, line)
+    `_showwarnmsg` is where every warning comes by, shown or recorded; `showwarning` belongs to the user, and
+    `warnings.catch_warnings(record=True)` takes it away for a while.
+    """
+    original = warnings._showwarnmsg  # type: ignore[attr-defined]
+    own = threading.local()
+
+    def show(message: warnings.WarningMessage) -> None:
+        places = None if getattr(own, "busy", False) else _places(sys._getframe(1), message)
+        if places is None:
+            original(message)
             return
-        # Python remembers that it has shown this text for our line: it would never show it for another of the user's.
-        own.pop("__warningregistry__", None)
-        warnings.warn_explicit(
-            message,
-            category,
-            frame.f_code.co_filename,
-            frame.f_lineno,
-            frame.f_globals.get("__name__"),
-            frame.f_globals.setdefault("__warningregistry__", {}),
-        )
+        wrong, right = places
+        _forget(wrong, message)
+        own.busy = True
+        try:
+            warnings.warn_explicit(
+                message.message,
+                message.category,
+                right.f_code.co_filename,
+                right.f_lineno,
+                right.f_globals.get("__name__"),
+                right.f_globals.setdefault("__warningregistry__", {}),
+                source=message.source,
+            )
+        finally:
+            own.busy = False
 
-    warnings.showwarning = show
+    warnings._showwarnmsg = show  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        if warnings.showwarning is show:
-            warnings.showwarning = original
+        if warnings._showwarnmsg is show:  # type: ignore[attr-defined]
+            warnings._showwarnmsg = original  # type: ignore[attr-defined]
 
 
-def _caller(frame: FrameType | None) -> FrameType | None:
-    """The frame that called the function which our handler passed on."""
-    while frame is not None and frame.f_code.co_filename not in _OURS:
-        frame = frame.f_back
-    while frame is not None and frame.f_code.co_filename in _OURS:
-        frame = frame.f_back
-    # A Python function of torch's asks the mode first: below the handler it stands on the stack a second time.
-    if frame is not None and frame.f_code.co_name == "handle_torch_function" and frame.f_back is not None:
-        frame = frame.f_back.f_back
-    return frame
+def _places(frame: FrameType | None, message: warnings.WarningMessage) -> tuple[FrameType, FrameType] | None:
+    """The frame that a warning names and the one that it would name without us; None where that is the same."""
+    every: list[FrameType] = []
+    theirs: list[FrameType] = []
+    reached: int | None = None
+    while frame is not None and (reached is None or len(theirs) < reached):
+        code = frame.f_code
+        if reached is None:
+            every.append(frame)
+            if code.co_filename == message.filename and frame.f_lineno == message.lineno:
+                reached = len(every)
+        outer = frame.f_back
+        if not code.co_filename.startswith(_PROBES):
+            theirs.append(frame)
+        elif outer is not None and _asks(outer):
+            # A Python function of torch's asks the mode first, and stands on the stack a second time for it.
+            for asking in (outer, outer.f_back):
+                if reached is None and asking is not None:
+                    every.append(asking)
+                    if asking.f_code.co_filename == message.filename and asking.f_lineno == message.lineno:
+                        reached = len(every)
+            outer = outer.f_back and outer.f_back.f_back
+        frame = outer
+    if reached is None or len(theirs) < reached or theirs[reached - 1] is every[reached - 1]:
+        return None
+    return every[reached - 1], theirs[reached - 1]
+
+
+def _asks(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "handle_torch_function" and frame.f_code.co_filename.endswith(_OVERRIDES)
+
+
+def _forget(frame: FrameType, message: warnings.WarningMessage) -> None:
+    """Python remembers what it has shown for a place; for the wrong place it must not."""
+    text, category = str(message.message), message.category
+    registry: dict[Any, Any] = frame.f_globals.get("__warningregistry__", {})
+    for key in ((text, category, message.lineno), (text, category, 0)):
+        registry.pop(key, None)
+    once: dict[Any, Any] = warnings.onceregistry  # type: ignore[attr-defined]
+    once.pop((text, category), None)

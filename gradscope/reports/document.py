@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -174,7 +175,7 @@ def _rows(run: Run, findings: tuple[Finding, ...]) -> tuple[TensorRow, ...]:
 def worth_showing(run: Run) -> list[Tensor]:
     """The tensors that a reader knows by name, each once: the latest of those that share a name and a role.
 
-    Of the intermediates, those that are assigned in a function which calls backward, or at the top level.
+    Of the intermediates, those that are made or used in a function which calls backward, or at the top level.
     """
     callers = {
         (backward.span.file, backward.span.function)
@@ -183,21 +184,37 @@ def worth_showing(run: Run) -> list[Tensor]:
         if backward.span is not None
     }
     used_for_gradient = _sources_of_roots(run)
+    used_at_hand = _inputs_where(run, lambda span: _is_at_hand(span, callers))
     latest: dict[tuple[str, Role], Tensor] = {}
     for tensor in run.tensors:
         what = role(tensor)
         if tensor.name is None:
             continue
         if what in ("intermediate", "output") and not tensor.differentiated:
-            span = tensor.made
-            at_hand = span is not None and ((span.file, span.function) in callers or span.function == "<module>")
-            if not at_hand and not (what == "output" and not callers):
+            at_hand = tensor.made is not None and _is_at_hand(tensor.made, callers)
+            if not at_hand and tensor.id not in used_at_hand and not (what == "output" and not callers):
                 continue
         if what in ("constant", "input") and tensor.id not in used_for_gradient and tensor.registered is None:
             continue
         latest.pop((tensor.name, what), None)
         latest[tensor.name, what] = tensor
     return sorted(latest.values(), key=lambda tensor: (not tensor.leaf, tensor.id))
+
+
+def _is_at_hand(span: Span, callers: set[tuple[str, str | None]]) -> bool:
+    return (span.file, span.function) in callers or span.function == "<module>"
+
+
+def _inputs_where(run: Run, at: Callable[[Span], bool]) -> set[int]:
+    """The tensors that operations at such places take."""
+    tensor_of = {value.id: value.tensor for value in run.values}
+    operations = (operation for step in run.steps for operation in step.operations)
+    return {
+        tensor_of[value]
+        for operation in operations
+        if operation.span is not None and at(operation.span)
+        for value in operation.inputs
+    }
 
 
 def _sources_of_roots(run: Run) -> set[int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
-from gradscope.rules.not_reached import unused_parameter
+from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
 
 Rule = Callable[[Run], Iterable[Finding]]
 
@@ -22,6 +22,9 @@ RULES: tuple[Rule, ...] = (
     missing_create_graph,
     non_differentiable_op,
     unused_parameter,
+    unregistered_parameter,
+    frozen_parameter,
+    non_leaf,
 )
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}

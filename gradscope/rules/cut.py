@@ -53,7 +53,9 @@ def detach(run: Run) -> Iterator[Finding]:
         edit = None
         if place is not None and place != span and source_of(place, run.sources) == word:
             edit = Edit(place, "")
-        yield _finding(run, loss, place, "the path to the loss is cut here", Help(f"to let it learn, leave out `{word}`", edit))
+        yield _finding(
+            run, loss, place, "the path to the loss is cut here", Help(f"to let it learn, leave out `{word}`", edit)
+        )
 
 
 def no_grad(run: Run) -> Iterator[Finding]:
@@ -98,7 +100,9 @@ def no_grad(run: Run) -> Iterator[Finding]:
         off = switch.span if switch is not None else None
         if off is None or span is None:
             yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_)
-        elif switch is not None and ("decorator" in switch.name or (off.file, off.function) == (span.file, span.function)):
+        elif switch is not None and (
+            "decorator" in switch.name or (off.file, off.function) == (span.file, span.function)
+        ):
             what = "called from here, a function decorated to run" if "decorator" in switch.name else "this turns"
             label = Label(off, f"{what} grad mode off" if what == "this turns" else f"{what} with grad mode off")
             yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_, (label,))
@@ -310,7 +314,9 @@ def _finding(
     if loss.term:
         message = f"a term of the loss trains nothing: no gradient flows through it to {subject}"
     elif crash is not None and crash.symptom is not None:
-        message = f"backward cannot reach {subject}: the loss keeps no way back to {'it' if len(names) == 1 else 'them'}"
+        message = (
+            f"backward cannot reach {subject}: the loss keeps no way back to {'it' if len(names) == 1 else 'them'}"
+        )
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))
     else:

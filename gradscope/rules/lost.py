@@ -8,7 +8,7 @@ from typing import Literal
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name
-from gradscope.graph.paths import Reach, StepFlow, flows
+from gradscope.graph.paths import Reach, StepFlow, flows, is_failed_without_graph
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
@@ -17,7 +17,17 @@ _REBUILDING = frozenset(
     {"tensor", "as_tensor", "asarray", "scalar_tensor", "nn.Parameter", "Tensor.new_tensor", "Tensor.__deepcopy__"}
 )
 _REBUILDERS = frozenset(
-    {"tensor", "as_tensor", "asarray", "Tensor", "FloatTensor", "DoubleTensor", "HalfTensor", "LongTensor", "new_tensor"}
+    {
+        "tensor",
+        "as_tensor",
+        "asarray",
+        "Tensor",
+        "FloatTensor",
+        "DoubleTensor",
+        "HalfTensor",
+        "LongTensor",
+        "new_tensor",
+    }
 )
 _GRADIENTS = frozenset({"autograd.grad", "Tensor.grad"})
 
@@ -84,30 +94,33 @@ def suffering(run: Run) -> list[Tensor]:
     return found
 
 
+_RANK: tuple[Cause, ...] = ("detach", "no-grad", "rebuilt-tensor", "missing-create-graph", "non-differentiable-op")
+
+
 def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
-    cut: dict[tuple[str, Span | None], list[tuple[Tensor, Reach, StepFlow]]] = {}
-    left: dict[tuple[str, Span | None], list[tuple[Tensor, Operation, StepFlow]]] = {}
+    cut: dict[object, list[tuple[Tensor, Reach, StepFlow]]] = {}
+    left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
     for tensor in suffering(run):
         for flow in steps:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
-            reach = flow.reach(starts, flow.behind_roots)
-            if reach.cuts:
-                first = reach.cuts[0]
-                cut.setdefault((first.name, first.span), []).append((tensor, reach, flow))
+            reach = _ranked(run, flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)))
+            exit_ = _telling_exit(flow, reach)
+            if reach.cuts and (exit_ is None or reach.touched.intersection(flow.roots)):
+                cut.setdefault(_place(run, flow, reach.cuts[0]), []).append((tensor, reach, flow))
                 break
-            if reach.exits and not reach.touched.intersection(flow.roots):
-                exit_ = _telling_exit(flow, reach)
-                if exit_ is not None:
-                    left.setdefault((exit_.name, exit_.span), []).append((tensor, exit_, flow))
-                    break
+            if exit_ is not None:
+                left.setdefault((exit_.name, exit_.span), []).append((tensor, exit_, flow))
+                break
     found = []
     for group in cut.values():
         _, reach, flow = group[0]
         first = reach.cuts[0]
         others = _distinct(reach.cuts[1:], first)
-        found.append(Lost(cause_of(run, flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others))
+        found.append(
+            Lost(cause_of(run, flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others)
+        )
     for exits in left.values():
         _, exit_, flow = exits[0]
         cause: Cause = "left-torch"
@@ -116,6 +129,21 @@ def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
         back = _came_back(flow, exit_)
         found.append(Lost(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back))
     return found
+
+
+def _ranked(run: Run, flow: StepFlow, reach: Reach) -> Reach:
+    """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`."""
+    cuts = sorted(reach.cuts, key=lambda cut: _RANK.index(cause_of(run, flow, cut)))
+    return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
+
+
+def _place(run: Run, flow: StepFlow, cut: Operation) -> object:
+    """What makes two cuts one: the same line, or the same switch of grad mode."""
+    if cause_of(run, flow, cut) == "no-grad":
+        switch = grad_mode_switch(flow, cut)
+        if switch is not None:
+            return switch.name, switch.span
+    return cut.name, cut.span
 
 
 def _distinct(operations: Iterable[Operation], first: Operation) -> tuple[Operation, ...]:
@@ -172,19 +200,19 @@ def _came_back(flow: StepFlow, exit_: Operation) -> Operation | None:
 
 def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
     """Backward was refused although its tensors did learn before: what did they lose since?"""
-    if run.crash is None or run.crash.symptom != "no graph":
+    if run.crash is None or run.crash.symptom != "no graph" or frozen_out(run):
         return []
     for flow in reversed(steps):
         if not any(backward.failed for backward in flow.step.backwards):
             continue
-        groups: dict[Span | None, list[tuple[Tensor, Operation]]] = {}
+        groups: dict[object, list[tuple[Tensor, Operation]]] = {}
         for tensor_id, starts in flow.values_of.items():
             tensor = flow.tensors.get(tensor_id)
             if tensor is None or not tensor.leaf or not any(flow.history[value] for value in starts):
                 continue
-            reach = flow.reach(starts, flow.behind_roots)
+            reach = _ranked(run, flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)))
             if reach.cuts:
-                groups.setdefault(reach.cuts[0].span, []).append((tensor, reach.cuts[0]))
+                groups.setdefault(_place(run, flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
         return [
             Lost(cause_of(run, flow, group[0][1]), group[0][1], flow, tuple(tensor for tensor, _ in group), "error")
             for group in groups.values()
@@ -192,11 +220,39 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
     return []
 
 
+def frozen_out(run: Run) -> list[tuple[Tensor, StepFlow]]:
+    """Parameters that an optimizer holds, frozen when a backward was refused that was to train them."""
+    found = []
+    for flow in flows(run):
+        failed = [backward for backward in flow.step.backwards if is_failed_without_graph(flow, backward)]
+        ends = frozenset(root for backward in failed for root in backward.roots)
+        if not ends:
+            continue
+        for tensor_id, starts in flow.values_of.items():
+            tensor = flow.tensors[tensor_id]
+            if tensor.optimizer is not None and not tensor.requires_grad and tensor.name is not None:
+                if _would_carry(flow, starts, ends):
+                    found.append((tensor, flow))
+    return found
+
+
+def _would_carry(flow: StepFlow, starts: list[int], ends: frozenset[int]) -> bool:
+    """Whether a gradient would come back to these values if they required one."""
+    carrying = set(starts)
+    for operation in flow.operations:
+        cutting = operation.name in _DETACHING | _REBUILDING | _GRADIENTS or not operation.grad_enabled
+        if not cutting and not carrying.isdisjoint(operation.inputs):
+            carrying.update(operation.outputs)
+    return not carrying.isdisjoint(ends)
+
+
 # --- terms of the loss ---------------------------------------------------------------------------------------------
 
 
 _SUMS = frozenset({"add", "radd", "iadd", "add_", "sub", "rsub", "isub", "sub_", "sum", "mean", "stack", "neg"})
-_SCALES = frozenset({"mul", "rmul", "imul", "div", "truediv", "mul_", "div_", "view", "reshape", "squeeze", "to", "float"})
+_SCALES = frozenset(
+    {"mul", "rmul", "imul", "div", "truediv", "mul_", "div_", "view", "reshape", "squeeze", "to", "float"}
+)
 
 
 def _terms(run: Run, steps: list[StepFlow]) -> list[Lost]:
@@ -227,7 +283,12 @@ def _dead_terms(flow: StepFlow, root: int) -> list[int]:
             continue
         for source in inputs:
             tensor = flow.tensor(source)
-            if source in seen or tensor is None or any(size != 1 for size in tensor.shape) and name not in ("sum", "mean"):
+            if (
+                source in seen
+                or tensor is None
+                or any(size != 1 for size in tensor.shape)
+                and name not in ("sum", "mean")
+            ):
                 continue
             seen.add(source)
             if flow.history[source]:
@@ -238,14 +299,14 @@ def _dead_terms(flow: StepFlow, root: int) -> list[int]:
 
 
 def _cause_of_term(run: Run, flow: StepFlow, term: int) -> Lost | None:
-    ends = flow.behind([term])
     first: tuple[Operation, ...] = ()
     tensors = []
     for tensor_id, starts in flow.values_of.items():
         tensor = flow.tensors[tensor_id]
         if tensor.optimizer is None or not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
             continue
-        reach = flow.reach([value for value in starts if flow.history[value]], ends)
+        reach = flow.reach([value for value in starts if flow.history[value]], flow.behind([term], tensor_id))
+        reach = _ranked(run, flow, reach)
         if reach.cuts and term in reach.touched:
             first = first or reach.cuts
             tensors.append(tensor)
@@ -253,7 +314,9 @@ def _cause_of_term(run: Run, flow: StepFlow, term: int) -> Lost | None:
         return None
     tensors.sort(key=lambda tensor: tensor.id)
     cut = first[0]
-    return Lost(cause_of(run, flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut))
+    return Lost(
+        cause_of(run, flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut)
+    )
 
 
 # --- causes ----------------------------------------------------------------------------------------------------------
@@ -281,7 +344,11 @@ def _fills_a_leaf(flow: StepFlow, cut: Operation) -> bool:
     for value in cut.outputs:
         if flow.holder[value] in taken and value not in cut.inputs:
             target = flow.tensor(value)
-            if target is not None and target.leaf and short_name(cut.name) in ("copy_", "set_", "fill_", "setitem", "add_"):
+            if (
+                target is not None
+                and target.leaf
+                and short_name(cut.name) in ("copy_", "set_", "fill_", "setitem", "add_")
+            ):
                 return True
     return False
 
@@ -298,5 +365,3 @@ def grad_mode_switch(flow: StepFlow, operation: Operation) -> Operation | None:
             elif other.name.startswith(("set_grad_enabled(True)", "inference_mode(False)")):
                 latest = None
     return latest
-
-

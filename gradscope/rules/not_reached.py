@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from gradscope.graph.facts import Finding, Help, Run, Span, Tensor
+from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Run, Span, Tensor
+from gradscope.graph.naming import short_name
+from gradscope.graph.paths import StepFlow, flows
+from gradscope.rules.lost import frozen_out, lost, suffering
+from gradscope.rules.wording import learns, listed, steps_text, who
 
 
 def unused_parameter(run: Run) -> Iterator[Finding]:
@@ -58,26 +62,363 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             net(torch.rand(8, 4)).mean().backward()
             optimizer.step()
     """
-    steps = {optimizer.id: optimizer for optimizer in run.optimizers}
+    optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
+    cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
+    steps = [flow for flow in flows(run) if flow.roots]
     groups: dict[tuple[Span | None, str], list[Tensor]] = defaultdict(list)
-    for tensor in run.tensors:
-        held = tensor.optimizer is not None and steps[tensor.optimizer].steps > 0
-        never = tensor.received is not None and tensor.received.steps == 0
-        if held and never and tensor.requires_grad and not tensor.used and run.backward_count:
-            owner = (tensor.name or "").rpartition(".")[0]
-            groups[tensor.made, owner].append(tensor)
-    for (span, owner), tensors in groups.items():
-        names = tuple(tensor.name or "unnamed" for tensor in tensors)
-        optimizer = steps[tensors[0].optimizer or 0]
-        count = "its parameter is" if len(names) == 1 else f"its {len(names)} parameters are"
-        what = f"`{owner}` is never used: {count}" if owner else f"`{names[0]}` is never used: it is"
+    for tensor in suffering(run):
+        if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count:
+            continue
+        if optimizers[tensor.optimizer].steps and not any(_leads_to_loss(flow, tensor) for flow in steps):
+            groups[tensor.made, (tensor.name or "").rpartition(".")[0]].append(tensor)
+    for (span, module), tensors in groups.items():
+        names = tuple(tensor.name or "" for tensor in tensors)
+        optimizer = optimizers[tensors[0].optimizer or 0]
+        used = [use for tensor in tensors for use in _uses(steps, tensor)]
+        what, counted = who([f"{module}.{name.rpartition('.')[2]}" for name in names] if module else names)
         yield Finding(
             rule="unused-parameter",
             severity="warning",
-            message=f"{what} held by {optimizer.name}, and no operation took them in {optimizer.steps} steps",
+            message=f"{what} is never trained: no loss was computed from {'it' if counted == 'it' else counted} "
+            f"in {steps_text(run, optimizer.steps)}",
             span=span or optimizer.made,
-            caret="made here, and used nowhere" if span else "held here, and used nowhere",
+            caret="made here, and no way leads from it to a loss" if span else "held here, and never used",
             tensors=names,
-            facts=(f"never used: {', '.join(names)}",),
-            help=(Help("use it in `forward`, or delete it"),),
+            labels=tuple(
+                Label(use.span, "its result is computed here, and goes nowhere") for use in used[:1] if use.span
+            ),
+            facts=(f"{'used, but leads to no loss' if used else 'never used'}: {listed(names)}", *_held(optimizer)),
+            help=(
+                Help("use it in `forward`, or delete it" if not used else "add its result to the loss, or delete it"),
+            ),
         )
+
+
+def _held(optimizer: Optimizer) -> tuple[str, ...]:
+    return (f"note: {optimizer.name} holds it and stepped {optimizer.steps} times",)
+
+
+def _leads_to_loss(flow: StepFlow, tensor: Tensor) -> bool:
+    starts = flow.values_of.get(tensor.id)
+    return bool(starts) and not flow.behind(flow.roots, tensor.id).isdisjoint(starts or ())
+
+
+def _uses(steps: list[StepFlow], tensor: Tensor) -> list[Operation]:
+    """Operations that computed something differentiable with a tensor."""
+    return [
+        operation
+        for flow in steps
+        for operation in flow.operations
+        if any(flow.holder[value] == tensor.id for value in operation.inputs)
+        and any(flow.history[value] and flow.holder[value] != tensor.id for value in operation.outputs)
+    ]
+
+
+def unregistered_parameter(run: Run) -> Iterator[Finding]:
+    """A tensor of a module takes part in the forward and gets a gradient, and no `parameters()` knows it.
+
+    Modules register what is assigned to them as `nn.Parameter`, `nn.Module`, `nn.ParameterList`, `nn.ModuleList` and the
+    like. What sits in a plain list, dict or tensor attribute, or is made anew in every forward, is not registered: no
+    optimizer gets it, `.to()` and `state_dict()` pass it by.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+                self.out = nn.Linear(4, 1)
+
+            def forward(self, x):
+                for layer in self.layers:
+                    x = torch.tanh(layer(x))
+                return self.out(x)
+
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+                self.out = nn.Linear(4, 1)
+
+            def forward(self, x):
+                for layer in self.layers:
+                    x = torch.tanh(layer(x))
+                return self.out(x)
+
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    if not any(optimizer.steps for optimizer in run.optimizers):
+        return
+    groups: dict[Span | None, list[Tensor]] = defaultdict(list)
+    for tensor in run.tensors:
+        got = tensor.received is not None and (
+            tensor.received.steps > 1 or tensor.received.of == tensor.received.steps == 1
+        )
+        if tensor.registered == "attribute" and tensor.leaf and tensor.optimizer is None and got and not tensor.change:
+            groups[tensor.made].append(tensor)
+    for span, tensors in groups.items():
+        yield _unregistered(
+            run, tensors, span, "not registered: `parameters()` does not give it",
+            "keep it in `nn.Parameter`, `nn.ParameterList`, `nn.ParameterDict`, `nn.ModuleList` or `nn.ModuleDict`",
+        )  # fmt: skip
+    for span, tensors in _made_in_forward(run).items():
+        yield _unregistered(
+            run, tensors, span, "made anew in every forward, after the optimizer was built",
+            "make it once in `__init__`, where the optimizer finds it",
+        )  # fmt: skip
+
+
+def _unregistered(run: Run, tensors: list[Tensor], span: Span | None, caret: str, mend: str) -> Finding:
+    names = tuple(dict.fromkeys(tensor.name or "unnamed" for tensor in tensors))
+    subject, counted = who(names)
+    return Finding(
+        rule="unregistered-parameter",
+        severity="error",
+        message=f"{subject} {learns(names)}: {counted} got gradients, and no optimizer was given "
+        f"{'it' if counted == 'it' else 'them'} by `parameters()`",
+        span=span,
+        caret=caret,
+        tensors=names,
+        facts=(f"not registered: {listed(names)}",),
+        help=(Help(mend),),
+    )
+
+
+def _made_in_forward(run: Run) -> dict[Span | None, list[Tensor]]:
+    """Parameters that a forward makes again and again, by the line that does."""
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    holder = {value.id: value.tensor for value in run.values}
+    steps: dict[Span | None, set[int]] = defaultdict(set)
+    made: dict[Span | None, dict[int, Tensor]] = defaultdict(dict)
+    for step in run.steps:
+        for operation in step.operations:
+            if operation.name == "nn.Parameter" and operation.module is not None and operation.grad_enabled:
+                for value in operation.outputs:
+                    tensor = tensors[holder[value]]
+                    if tensor.optimizer is None and tensor.requires_grad and tensor.consumed:
+                        steps[operation.span].add(step.index)
+                        made[operation.span][tensor.id] = tensor
+    latest = {span: max(numbers) for span, numbers in steps.items() if len(numbers) > 1}
+    return {
+        span: [tensor for tensor in made[span].values() if tensor.name] or list(made[span].values()) for span in latest
+    }
+
+
+def frozen_parameter(run: Run) -> Iterator[Finding]:
+    """A parameter does not require grad where somebody relies on its gradient.
+
+    Either a backward is refused since all that it was to train is frozen, or `requires_grad` was set on a module, which
+    is a plain attribute there: `module.requires_grad_(True)` is the method that reaches the parameters.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        for p in net.parameters():
+            p.requires_grad = False
+        net[2].requires_grad = True
+        optimizer = torch.optim.SGD([*net.parameters(), scale := torch.ones(1, requires_grad=True)], lr=0.1)
+        for _ in range(3):
+            loss = (net(torch.rand(8, 4)) * scale).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        for p in net.parameters():
+            p.requires_grad = False
+        net[2].requires_grad_(True)
+        optimizer = torch.optim.SGD([*net.parameters(), scale := torch.ones(1, requires_grad=True)], lr=0.1)
+        for _ in range(3):
+            loss = (net(torch.rand(8, 4)) * scale).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    refused = [tensor for tensor, _ in frozen_out(run)]
+    if refused:
+        assert run.crash is not None
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor in refused))
+        subject, _ = who(names)
+        froze = _who_froze(run, refused)
+        labels = (Label(run.crash.span, f"so torch raises {run.crash.type} here"),) if run.crash.span else ()
+        yield Finding(
+            "frozen-parameter",
+            "error",
+            f"{subject} cannot learn: everything that this loss was to train is frozen",
+            froze or refused[0].made,
+            "frozen here" if froze else "made here, and frozen",
+            names,
+            labels,
+            (f"frozen: {listed(names)}",),
+            (Help("set `requires_grad_(True)` again before this backward"),),
+        )
+    for module in run.modules:
+        frozen = [
+            tensor
+            for tensor in run.tensors
+            if tensor.registered == "parameter" and not tensor.requires_grad and _lies_in(tensor, module.path)
+        ]
+        if module.requires_grad_attribute and frozen:
+            names = tuple(tensor.name or "" for tensor in frozen)
+            yield Finding(
+                "frozen-parameter",
+                "warning",
+                f"`{module.path}` stays frozen: `requires_grad = True` on a module is a plain attribute",
+                _who_froze(run, frozen) or frozen[0].made,
+                "its parameters were frozen here",
+                names,
+                (),
+                (f"frozen: {listed(names)}",),
+                (Help(f"call `{module.path}.requires_grad_(True)`"),),
+            )
+
+
+def _lies_in(tensor: Tensor, path: str) -> bool:
+    name = tensor.name or ""
+    full = name if tensor.module is None or name.startswith(f"{tensor.module}.") else f"{tensor.module}.{name}"
+    return full.startswith(f"{path}.")
+
+
+def _who_froze(run: Run, tensors: list[Tensor]) -> Span | None:
+    """The latest line that set `requires_grad` of one of these to False."""
+    wanted = {tensor.id for tensor in tensors}
+    holder = {value.id: (value.tensor, value.history) for value in run.values}
+    for step in reversed(run.steps):
+        for operation in reversed(step.operations):
+            if operation.name in ("Tensor.requires_grad_", "Tensor.requires_grad ="):
+                for value in operation.outputs:
+                    tensor, history = holder[value]
+                    if tensor in wanted and not history:
+                        return operation.span
+    return None
+
+
+def non_leaf(run: Run) -> Iterator[Finding]:
+    """A gradient is expected of a non-leaf: of the result of an operation.
+
+    Backward fills `.grad` of leaves only. `.to()`, `* 0.01`, a slice or `w = w - lr * g` give a new tensor that is
+    none: its `.grad` stays None, no optimizer takes it, and as a module's attribute it is not registered.
+
+    Bad:
+
+        import torch
+
+        x = torch.rand(4, requires_grad=True).to(torch.float64)
+        x.square().sum().backward()
+        print(x.grad)
+
+    Good:
+
+        import torch
+
+        x = torch.rand(4).to(torch.float64).requires_grad_()
+        x.square().sum().backward()
+        print(x.grad)
+    """
+    yield from _refused_by_optimizer(run)
+    yield from _read_in_vain(run)
+    yield from _kept_as_attribute(run)
+
+
+def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    for optimizer in run.optimizers:
+        offered = [tensors[number] for number in optimizer.tensors if not tensors[number].leaf]
+        if optimizer.refused and offered:
+            names = tuple(tensor.name or "unnamed" for tensor in offered)
+            subject, _ = who(names)
+            labels = (Label(optimizer.made, f"{optimizer.name} takes leaves only"),) if optimizer.made else ()
+            yield Finding(
+                "non-leaf",
+                "error",
+                f"{subject} cannot be optimized: {'it is' if len(names) == 1 else 'they are'} the result of an operation",
+                offered[0].made or optimizer.made,
+                "a non-leaf is made here" + (f", by `{offered[0].grad_fn}`" if offered[0].grad_fn else ""),
+                names,
+                labels,
+                (f"non-leaf: {listed(names)}",),
+                (Help("make it a leaf of its own: `.detach().clone().requires_grad_()`, and use that in the loss"),),
+            )
+
+
+def _read_in_vain(run: Run) -> Iterator[Finding]:
+    told: set[Span | None] = set()
+    for flow in flows(run):
+        for operation in flow.operations:
+            if operation.name != "Tensor.grad" or operation.outputs or len(operation.inputs) != 1:
+                continue
+            value = operation.inputs[0]
+            tensor = flow.tensor(value)
+            if tensor is None or tensor.leaf or operation.span in told:
+                continue
+            told.add(operation.span)
+            maker = flow.maker.get(value)
+            name = tensor.name or "this tensor"
+            labels = (Label(operation.span, "`.grad` is None here"),) if operation.span else ()
+            yield Finding(
+                "non-leaf",
+                "error",
+                f"`{name}` is no leaf: its `.grad` stays None, the gradient goes to what it was made from",
+                (maker.span if maker else None) or tensor.made,
+                f"a new tensor is made here, by `{short_name(maker.name)}`" if maker else "a new tensor is made here",
+                (name,),
+                labels,
+                (),
+                (Help(f"read the gradient of the leaf, or call `{name}.retain_grad()` before backward"),),
+            )
+
+
+def _kept_as_attribute(run: Run) -> Iterator[Finding]:
+    """A module keeps the result of an operation where a parameter was meant: the parameter is out of reach."""
+    steps = flows(run)
+    makers = {value: operation for flow in steps for value, operation in flow.maker.items()}
+    for flow in steps[1:2]:
+        for tensor_id, values in flow.values_of.items():
+            tensor = flow.tensors[tensor_id]
+            maker = makers.get(values[0])
+            if tensor.leaf or tensor.registered != "attribute" or maker is None or maker in flow.operations:
+                continue
+            sources = [source for value in maker.inputs if (source := flow.tensor(value)) is not None]
+            lost_ones = [s for s in sources if s.leaf and s.nn_parameter and s.optimizer is None and not s.change]
+            if lost_ones:
+                yield Finding(
+                    "non-leaf",
+                    "error",
+                    f"`{tensor.name}` never learns: it is the result of `{short_name(maker.name)}`, not the parameter itself",
+                    maker.span,
+                    "this gives a new tensor; the parameter inside is neither registered nor optimized",
+                    (tensor.name or "",),
+                    (),
+                    (),
+                    (Help("convert the values first, and make the `nn.Parameter` of the result"),),
+                )

@@ -29,7 +29,9 @@ def who(names: Sequence[str]) -> tuple[str, str]:
         return f"`{names[0]}` and `{names[1]}`", "they"
     modules = list(dict.fromkeys(name.split(".")[0] for name in names))
     if len(modules) < len(names) and len(modules) <= 3:
-        return " and ".join([", ".join(f"`{m}`" for m in modules[:-1]), f"`{modules[-1]}`"]), f"their {len(names)} parameters"
+        return " and ".join(
+            [", ".join(f"`{m}`" for m in modules[:-1]), f"`{modules[-1]}`"]
+        ), f"their {len(names)} parameters"
     return f"`{names[0]}` and {len(names) - 1} more", "they"
 
 

@@ -5,85 +5,20 @@ from __future__ import annotations
 import html
 import re
 import time
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pygraphviz  # type: ignore[import-untyped]
-import pytest
-import torch
-import torchviz  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscope.graph.facts import Backward, Node, Operation, Run, Span, Step, Tensor, Value
+from gradscope.graph.facts import Node, Run
 from gradscope.reports.dot import to_dot
-
-
-class Book:
-    """Writes the facts of a run, operation by operation."""
-
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.values: list[Value] = []
-        self.steps: list[Step] = []
-        self.operations: list[Operation] = []
-        self.count = 0
-
-    def leaf(self, name: str | None, shape: Sequence[int] = (), grad: bool = False, **facts: object) -> int:
-        return self._value(name, shape, grad, leaf=True, requires_grad=grad, consumed=True, **facts)
-
-    def op(
-        self,
-        name: str,
-        *inputs: int,
-        result: str | None = None,
-        shape: Sequence[int] = (5, 5),
-        line: int = 1,
-        file: str = "train.py",
-        module: str | None = None,
-        cut: bool = False,
-        within: int | None = None,
-        **facts: object,
-    ) -> int:
-        history = not cut and any(self.values[value].history for value in inputs)
-        made = self._value(
-            result, shape, history, leaf=not history, requires_grad=history, consumed=True, **facts
-        )
-        span = Span(file, line)
-        self.operations.append(
-            Operation(self.count, name, inputs, (made,), True, (0, 0), module, span, within)
-        )
-        self.count += 1
-        return made
-
-    def step(self, *roots: int, nodes: Sequence[Node] = ()) -> None:
-        for root in roots:
-            tensor = self.tensors[self.values[root].tensor]
-            self.tensors[tensor.id] = replace(tensor, differentiated=True)
-        backwards = (Backward("backward", roots, (), nodes=tuple(nodes)),) if roots else ()
-        self.steps.append(Step(len(self.steps), tuple(self.operations), backwards))
-        self.operations = []
-
-    def run(self) -> Run:
-        return Run(
-            "0",
-            "2",
-            "train.py",
-            tensors=tuple(self.tensors),
-            values=tuple(self.values),
-            steps=tuple(self.steps),
-        )
-
-    def _value(self, name: str | None, shape: Sequence[int], history: bool, **facts: object) -> int:
-        tensor = Tensor(len(self.tensors), name, tuple(shape), "float32", "cpu", **facts)  # type: ignore[arg-type]
-        self.tensors.append(tensor)
-        self.values.append(Value(len(self.values), tensor.id, history))
-        return len(self.values) - 1
+from tests.runs import Book
 
 
 def forum() -> Run:
+    """The step of `examples/forum.py`."""
     book = Book()
     tensor = book.leaf("tensor", (3, 5), grad=True, optimizer=0)
     cte1, cte2 = book.leaf("cte1", (5, 3)), book.leaf("cte2", (5, 5))
@@ -104,15 +39,14 @@ class Drawn:
 
     def __init__(self, run: Run) -> None:
         self.graph = pygraphviz.AGraph(string=to_dot(run))
-        self.legend = {
-            words(node.attr["label"]): node for node in self.graph.nodes() if node.startswith("legend")
-        }
+        self.legend = {words(node.attr["label"]): node for node in self.graph.nodes() if node.startswith("legend")}
         self.nodes = {node: node for node in self.graph.nodes() if not node.startswith("legend")}
         self.words = {node: words(node.attr["label"]) for node in self.nodes}
         self.titles = {text.split("\n")[0]: node for node, text in self.words.items()}
         self.note = words(self.graph.graph_attr["label"] or "")
 
     def edges(self) -> dict[tuple[str, str], str]:
+        """The style of each arrow, by the titles of its ends."""
         first = {node: text.split("\n")[0] for node, text in self.words.items()}
         return {
             (first[a], first[b]): self.graph.get_edge(a, b).attr["style"] or "solid"
@@ -141,6 +75,7 @@ def test_arrows_go_with_the_data_and_tell_where_gradient_flows() -> None:
 
 
 def all_roles() -> Run:
+    """A step in which each role occurs."""
     book = Book()
     total = book.op("add", book.leaf("w", (2,), grad=True, nn_parameter=True), book.leaf("c", (2,)))
     total = book.op("add", total, book.leaf("image", (2,), grad=True))
@@ -327,9 +262,7 @@ def test_large_models_fold_by_module() -> None:
     for block in range(100):
         for part in ("q", "k", "v", "out"):
             module = f"model.blocks.{block}.{part}"
-            weight = book.leaf(
-                f"{module}.weight", (2,), True, nn_parameter=True, registered="parameter", module=module
-            )
+            weight = book.leaf(f"{module}.weight", (2,), True, nn_parameter=True, registered="parameter", module=module)
             state = book.op("linear", state, weight, module=module, line=block)
     book.step(book.op("sum", state, result="loss"))
     drawn = Drawn(book.run())
@@ -374,19 +307,6 @@ def test_any_name_is_drawn_letter_by_letter(name: str) -> None:
     assert f"{shown}\n7" in Drawn(book.run()).words.values()
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.text(max_size=40))
-def test_any_name_parses_in_the_style_of_torchviz(name: str) -> None:
-    """Whatever a tensor is called, the DOT in torchviz's style has the same boxes and arrows."""
-    book = Book()
-    book.leaf(name, (2,), grad=True)
-    loss = book._value("loss", (), True, leaf=False, requires_grad=True, grad_fn="SumBackward0")
-    nodes = [Node(0, "SumBackward0", ((1, 0),)), Node(1, "AccumulateGrad", (), tensor=0)]
-    book.step(loss, nodes=nodes)
-    graph = pygraphviz.AGraph(string=to_dot(book.run(), "torchviz"))
-    assert (len(graph.nodes()), len(graph.edges())) == (4, 3)
-
-
 def test_long_names_keep_their_ends() -> None:
     """A name of thousands of letters is shortened in the middle."""
     book = Book()
@@ -394,67 +314,6 @@ def test_long_names_keep_their_ends() -> None:
     title = next(title for title in Drawn(book.run()).titles if title.startswith("aaa"))
     assert len(title) < 70
     assert title.endswith(".weight")
-
-
-def _live_graphs() -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-    out = net(torch.rand(5, 3))
-    w = torch.rand(3, 3, requires_grad=True)
-    square = (w @ w) * w
-    return {
-        "mlp": torch.nn.functional.mse_loss(out, torch.rand(5, 2)),
-        "shared": square.sum() + (square * square).mean(),
-        "outputs": (out.sum(), out.mean()),
-    }
-
-
-@pytest.mark.parametrize("case", ["mlp", "shared", "outputs"])
-def test_torchviz_style_draws_what_torchviz_draws(case: str) -> None:
-    """Labels with their multiplicity, colours and arrows are those of `torchviz.make_dot`."""
-    outputs = _live_graphs()[case]
-    theirs = pygraphviz.AGraph(string=torchviz.make_dot(outputs).source)
-    roots = outputs if isinstance(outputs, tuple) else (outputs,)
-    ours = pygraphviz.AGraph(string=to_dot(_walked(roots), "torchviz"))
-    assert _boxes(ours) == _boxes(theirs)
-    assert _arrows(ours) == _arrows(theirs)
-
-
-def _walked(roots: Sequence[torch.Tensor]) -> Run:
-    book = Book()
-    found = list(dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None))
-    for node in found:
-        for below, _ in node.next_functions:
-            if below is not None and below not in found:
-                found.append(below)
-    place = {node: index for index, node in enumerate(found)}
-    nodes = []
-    for node in found:
-        edges = tuple((place[below], index) for below, index in node.next_functions if below is not None)
-        leaf = getattr(node, "variable", None)
-        tensor = None
-        if leaf is not None:
-            tensor = book.values[book.leaf(None, leaf.shape, grad=True)].tensor
-        nodes.append(Node(place[node], type(node).__name__, edges, tensor=tensor))
-    values = [
-        book._value(
-            None, root.shape, True, leaf=False, requires_grad=True, grad_fn=type(root.grad_fn).__name__
-        )
-        for root in roots
-    ]
-    book.step(*values, nodes=nodes)
-    return book.run()
-
-
-def _boxes(graph: pygraphviz.AGraph) -> Counter[tuple[str, str]]:
-    return Counter(
-        (node.attr["label"].replace("\\n", "\n"), node.attr["fillcolor"]) for node in graph.nodes()
-    )
-
-
-def _arrows(graph: pygraphviz.AGraph) -> Counter[tuple[str, str]]:
-    label = {node: node.attr["label"].replace("\\n", "\n") for node in graph.nodes()}
-    return Counter((label[a], label[b]) for a, b in graph.edges())
 
 
 def _channels(colour: str) -> list[float]:

@@ -27,6 +27,7 @@ STARTS = {
 
 
 def letter(text: str, font: str = "DejaVu Sans") -> str:
+    """A picture of one word."""
     return f'digraph {{ node [fontname="{font}" shape=plain fontsize=40]; a [label="{text}"] }}'
 
 
@@ -56,18 +57,14 @@ def test_dot_is_written_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "graph.dot").read_text(encoding="utf-8") == "digraph { \N{GREEK SMALL LETTER ALPHA} ?"
 
 
-def test_letters_are_drawn_without_any_font_on_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_letters_are_drawn_without_any_font_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the machine has no fonts, letters come from ours: they differ from each other and from boxes."""
     bare = tmp_path / "bare.conf"
     bare.write_text("<fontconfig></fontconfig>", encoding="utf-8")
     monkeypatch.setenv("FONTCONFIG_FILE", str(bare))
     monkeypatch.setattr(drawing, "_system_fonts", list)
     pictures = set()
-    for place, text in enumerate(
-        ("H", "N", "\N{GREEK SMALL LETTER ALPHA}", "\N{RIGHTWARDS ARROW}", "\ue000")
-    ):
+    for place, text in enumerate(("H", "N", "\N{GREEK SMALL LETTER ALPHA}", "\N{RIGHTWARDS ARROW}", "\ue000")):
         path = tmp_path / f"{place}.png"
         draw(letter(text), path)
         pictures.add(tuple(_ink(path)))
@@ -109,9 +106,7 @@ def test_time_limit_is_kept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["graph.svg"]
 
 
-def test_a_layout_that_is_late_is_tried_in_a_cheaper_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_layout_that_is_late_is_tried_in_a_cheaper_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the first layout runs out of its time, the second one still gives a picture."""
     _, second = drawing._ATTEMPTS
     monkeypatch.setattr(drawing, "_ATTEMPTS", ((0.0001, "dot", ()), second))
@@ -130,7 +125,7 @@ def test_unknown_ending_is_one_clear_line(tmp_path: Path, name: str) -> None:
 
 def test_missing_directory_is_one_clear_line(tmp_path: Path) -> None:
     """A path into a directory that does not exist says so."""
-    with pytest.raises(DrawingError, match="there is no directory .*; make it first"):
+    with pytest.raises(DrawingError, match=r"there is no directory .*; make it first"):
         draw(SMALL, tmp_path / "missing" / "graph.png")
 
 

@@ -1,0 +1,1 @@
+"""What gradscope costs, as ratios that are each measured within one run."""

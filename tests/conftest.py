@@ -1,0 +1,28 @@
+"""What all tests share: one thread, a fixed seed, and a folder in which programs are written and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workshop import Workshop
+
+
+@pytest.fixture(autouse=True)
+def steady() -> Iterator[None]:
+    """The same numbers in every test, whatever ran before it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_grad_enabled(True)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """An empty folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "nowhere"))  # undoes what programs do to sys.path
+    return Workshop(tmp_path, monkeypatch)

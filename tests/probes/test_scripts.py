@@ -1,0 +1,413 @@
+"""Programs run as Python would run them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+from gradscope.probes.scripts import ScriptError, observe_program, program_of_module, program_of_script
+from tests.workshop import Workshop, named, operations
+
+TRAINING = """
+    import torch
+    w = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    for step in range(6):
+        optimizer.zero_grad()
+        (w ** 2).sum().backward()
+        optimizer.step()
+"""
+
+
+def test_the_scene_is_that_of_python(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script sees `__name__`, `__file__`, `sys.argv`, `sys.path[0]` and its globals as Python sets them."""
+    folder = workshop.folder / "deep"
+    workshop.write(
+        """
+        import sys
+        import __main__
+        print(__name__, __file__, sys.argv, sys.path[0], __main__.__dict__ is globals())
+        print(__package__, __spec__, __doc__, __cached__, __builtins__ is not None, type(__loader__).__name__)
+        print(sorted(globals()))
+        """,
+        "deep/script.py",
+    )
+    bare = workshop.python("deep/script.py", "--lr", "0.1", "-x")
+    outcome = observe_program(program_of_script("deep/script.py", ("--lr", "0.1", "-x")))
+    assert outcome.error is None
+    assert capsys.readouterr().out == bare.out
+    assert str(folder) in bare.out
+
+
+def test_the_scene_is_taken_down(workshop: Workshop) -> None:
+    """Afterwards `sys.argv`, `sys.path` and `__main__` are the caller's again."""
+    before = list(sys.argv), list(sys.path), sys.modules["__main__"]
+    workshop.run("import sys; sys.argv.append('x'); sys.path.append('y')")
+    assert (sys.argv, sys.path, sys.modules["__main__"]) == before
+
+
+def test_modules_beside_the_script_are_found(workshop: Workshop) -> None:
+    """A project of several files runs, and spans name the file in which the operation stands."""
+    workshop.write("import torch\n\n\ndef hidden(x):\n    return torch.tanh(x)\n", "project_a/layers_a.py")
+    workshop.write(
+        """
+        import torch
+        from layers_a import hidden
+        w = torch.ones(2, requires_grad=True)
+        loss = hidden(w).sum()
+        loss.backward()
+        """,
+        "project_a/train.py",
+    )
+    run = observe_program(program_of_script("project_a/train.py", ())).run
+    places = {op.name: (op.span.file, op.span.line, op.span.function) for op in operations(run) if op.span}
+    assert places["tanh"] == (os.path.join("project_a", "layers_a.py"), 5, "hidden")
+    assert places["Tensor.sum"] == (os.path.join("project_a", "train.py"), 4, "<module>")
+    assert run.sources[os.path.join("project_a", "layers_a.py")][5] == "    return torch.tanh(x)"
+
+
+def test_modules_run_as_with_m(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `-m`, a module sees `__package__`, `__spec__`, `sys.argv` and `sys.path[0]`, and imports, as in Python."""
+    workshop.write("", "pack_m/__init__.py")
+    workshop.write("WIDTH = 3\n", "pack_m/settings.py")
+    workshop.write(
+        """
+        import sys
+        import torch
+        from .settings import WIDTH
+        print(__name__, __package__, __spec__.name, __file__, sys.argv, repr(sys.path[0]), sorted(globals()))
+        w = torch.ones(WIDTH, requires_grad=True)
+        w.sum().backward()
+        """,
+        "pack_m/train.py",
+    )
+    bare = workshop.python("-m", "pack_m.train", "--epochs", "2")
+    assert bare.status == 0
+    outcome = observe_program(program_of_module("pack_m.train", ("--epochs", "2")))
+    assert outcome.error is None
+    assert capsys.readouterr().out == bare.out
+    assert outcome.run.argv == ("--epochs", "2")
+    assert outcome.run.backward_count == 1
+
+
+def test_a_package_runs_its_main(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-m package` runs `package/__main__.py`."""
+    workshop.write("", "pack_n/__init__.py")
+    workshop.write("print(__name__, __package__)", "pack_n/__main__.py")
+    observe_program(program_of_module("pack_n", ()))
+    assert capsys.readouterr().out == "__main__ pack_n\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "err"),
+    [
+        ("pass", 0, ""),
+        ("import sys; sys.exit()", 0, ""),
+        ("import sys; sys.exit(3)", 3, ""),
+        ("import sys; sys.exit(True)", 1, ""),
+        ("import sys; sys.exit('no data')", 1, "no data\n"),
+        ("raise SystemExit(7)", 7, ""),
+    ],
+)
+def test_exit_status_is_kept(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], source: str, status: int, err: str
+) -> None:
+    """The status of `sys.exit` is the script's, and a text that it was given goes to standard error."""
+    outcome = workshop.observe(source)
+    assert (outcome.status, outcome.error) == (status, None)
+    assert capsys.readouterr().err == err
+    assert outcome.run.ended == ("end" if source == "pass" else "exit")
+
+
+def test_steps_end_the_script(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `steps` the script ends at that optimizer step; `finally` blocks run, later lines do not."""
+    outcome = workshop.observe(
+        """
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=0.1)
+        try:
+            for step in range(100):
+                optimizer.zero_grad()
+                (w ** 2).sum().backward()
+                optimizer.step()
+                print("after", step)
+        except Exception:
+            print("swallowed")
+        finally:
+            print("finally")
+        print("end")
+        """,
+        steps=3,
+    )
+    assert capsys.readouterr().out == "after 0\nafter 1\nfinally\n"
+    assert (outcome.run.ended, outcome.run.step_count, outcome.status) == ("steps", 3, 0)
+    received = named(outcome.run, "w").received
+    assert received is not None
+    assert (received.steps, received.of) == (3, 3)
+
+
+def test_more_steps_than_the_script_has(workshop: Workshop) -> None:
+    """A script that makes fewer steps than asked for runs to its own end."""
+    run = workshop.run(TRAINING, steps=50)
+    assert (run.ended, run.step_count) == ("end", 6)
+
+
+def test_exceptions_are_told_with_their_place(workshop: Workshop) -> None:
+    """An exception is kept with its type, first line and the user's innermost expression, and so is what was seen."""
+    outcome = workshop.observe(
+        """
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.fc(x)
+
+        net = Net()
+        net(torch.rand(3, 4)).sum().backward()
+        net(torch.rand(3, 5))
+        """
+    )
+    crash = outcome.run.crash
+    assert crash is not None
+    assert (crash.type, crash.message) == (
+        "RuntimeError", "mat1 and mat2 shapes cannot be multiplied (3x5 and 4x2)",
+    )  # fmt: skip
+    assert crash.span is not None
+    assert (crash.span.line, crash.span.column, crash.span.end_column) == (10, 16, 26)
+    assert crash.span.function == "Net.forward"
+    assert (outcome.run.ended, outcome.status) == ("exception", 1)
+    assert outcome.run.backward_count == 1
+    assert operations(outcome.run)[-1].failed
+
+
+def test_interrupts_end_the_observation(workshop: Workshop) -> None:
+    """A KeyboardInterrupt ends the run as `interrupt` with status 130, and what was seen is kept."""
+    outcome = workshop.observe(TRAINING + "        if step == 2:\n            raise KeyboardInterrupt\n")
+    assert (outcome.run.ended, outcome.status, outcome.error) == ("interrupt", 130, None)
+    assert outcome.run.step_count == 3
+
+
+def test_manual_updates(workshop: Workshop) -> None:
+    """Without an optimizer each backward is a step; gradients and movements are counted all the same."""
+    run = workshop.run(
+        """
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        for _ in range(4):
+            loss = (w ** 2).sum()
+            loss.backward()
+            with torch.no_grad():
+                w -= 0.1 * w.grad
+                w.grad = None
+        """
+    )
+    w = named(run, "w")
+    assert (run.step_count, run.backward_count, len(run.optimizers)) == (4, 4, 0)
+    assert w.received is not None
+    assert (w.received.steps, w.received.of) == (4, 4)
+    assert w.change
+    assert w.requires_grad
+    assert w.leaf
+
+
+def test_without_backward_the_outputs_are_differentiated(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without backward the outputs are found and confirmed, and `.grad` stays None."""
+    run = workshop.run(
+        """
+        import atexit
+        import torch
+        net = torch.nn.Linear(3, 2)
+        unused = torch.nn.Linear(3, 2)
+        x = torch.rand(4, 3)
+        out = net(x)
+        norm = out.norm()
+        keep = (net, unused)
+        """
+    )
+    assert run.backward_count == 0
+    (confirmation,) = run.steps[-1].backwards
+    assert (confirmation.kind, confirmation.failed) == ("confirmation", False)
+    names = {tensor.id: tensor.name for tensor in run.tensors}
+    values = {value.id: value.tensor for value in run.values}
+    assert [names[values[root]] for root in confirmation.roots] == ["norm"]
+    assert {names[arrival] for arrival in confirmation.arrivals} == {"net.weight", "net.bias"}
+    for name, reached in (("net.weight", True), ("unused.weight", False)):
+        tensor = named(run, name)
+        assert tensor.predicted is reached
+        assert tensor.received is not None
+        assert (tensor.received.steps, tensor.received.of) == (int(reached), 1)
+
+
+def test_confirmation_leaves_grad_alone(workshop: Workshop) -> None:
+    """The confirmation of outputs neither fills nor changes any `.grad`."""
+    w = torch.ones(3, requires_grad=True)
+    torch.kept_for_test = w  # type: ignore[attr-defined]
+    try:
+        run = workshop.run("import torch\nout = (torch.kept_for_test * 2).sum()\n")
+    finally:
+        del torch.kept_for_test  # type: ignore[attr-defined]
+    assert run.steps[-1].backwards[0].kind == "confirmation"
+    assert w.grad is None
+
+
+def test_several_models_and_optimizers(workshop: Workshop) -> None:
+    """Each optimizer's tensors are counted in that optimizer's steps."""
+    run = workshop.run(
+        """
+        import torch
+        encoder, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)
+        slow = torch.optim.Adam(encoder.parameters(), lr=0.01)
+        fast = torch.optim.SGD(head.parameters(), lr=0.1)
+        for step in range(6):
+            loss = head(encoder(torch.rand(4, 3))).mean()
+            loss.backward()
+            fast.step()
+            fast.zero_grad()
+            if step % 3 == 2:
+                slow.step()
+                slow.zero_grad()
+        """
+    )
+    assert [(optimizer.name, optimizer.steps) for optimizer in run.optimizers] == [("Adam", 2), ("SGD", 6)]
+    for name, steps in (("encoder.weight", 2), ("head.weight", 6)):
+        received = named(run, name).received
+        assert received is not None
+        assert (received.steps, received.of) == (steps, steps)
+    assert run.step_count == 8
+
+
+def test_autograd_grad_alone(workshop: Workshop) -> None:
+    """Gradients out of `torch.autograd.grad` are received like those of backward."""
+    run = workshop.run(
+        """
+        import torch
+        w, b, idle = (torch.ones(2, requires_grad=True) for _ in range(3))
+        for _ in range(3):
+            loss = (w * 2 + b).sum()
+            gradients = torch.autograd.grad(loss, [w, b, idle], allow_unused=True)
+            with torch.no_grad():
+                w -= 0.1 * gradients[0]
+                b -= 0.1 * gradients[1]
+        """
+    )
+    assert [backward.kind for step in run.steps for backward in step.backwards] == ["grad"] * 3
+    for name, steps in (("w", 3), ("b", 3), ("idle", 0)):
+        received = named(run, name).received
+        assert (received.steps if received else 0) == steps
+    assert named(run, "w").change
+
+
+def test_lbfgs_closures(workshop: Workshop) -> None:
+    """A step of L-BFGS that calls its closure many times is one step."""
+    run = workshop.run(
+        """
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        target = torch.arange(3.0)
+        optimizer = torch.optim.LBFGS([w], lr=0.5, max_iter=5)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = ((w - target) ** 2).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+        """
+    )
+    assert run.step_count == 2
+    assert run.backward_count > 2
+    received = named(run, "w").received
+    assert received is not None
+    assert (received.steps, received.of) == (2, 2)
+    assert named(run, "w").change
+
+
+def test_threads_are_seen(workshop: Workshop) -> None:
+    """What threads of the script compute is recorded, and the run waits for them as Python does."""
+    run = workshop.run(
+        """
+        import threading
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        go = threading.Event()
+
+        def work():
+            go.wait(10)
+            (torch.sin(w) * 2).sum().backward()
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        threading.Timer(0, go.set).start()
+        """
+    )
+    assert run.backward_count == 1
+    assert "sin" in [operation.name for operation in operations(run)]
+    assert named(run, "w").received is not None
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_forked_workers_run_without_us(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    """A forked process computes as it would have, ends without a report, and its operations are not the parent's."""
+    run = workshop.run(
+        """
+        import os
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        w.sum().backward()
+        child = os.fork()
+        if child == 0:
+            torch.cos(w)
+            print("child", flush=True)
+            raise SystemExit(5)
+        _, status = os.waitpid(child, 0)
+        print("parent", os.waitstatus_to_exitcode(status), flush=True)
+        """
+    )
+    assert capfd.readouterr().out == "child\nparent 5\n"
+    assert "cos" not in [operation.name for operation in operations(run)]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("missing.py", "no such file: missing.py"),
+        (".", ". is a directory: name the script in it, or a package with -m"),
+        ("broken.py", "broken.py has a syntax error in line 2: invalid syntax"),
+        ("binary.py", "binary.py has a syntax error in line 1: (unicode error) 'utf-8' codec can't decode byte 0xff"),
+        ("null.py", "null.py has a syntax error: source code string cannot contain null bytes"),
+    ],
+)
+def test_what_is_no_script_is_refused(workshop: Workshop, script: str, message: str) -> None:
+    """A file that is missing, a directory or not Python gives one line that says which."""
+    workshop.write("x = 1\ny = = 2\n", "broken.py")
+    (workshop.folder / "binary.py").write_bytes(b"\xff\xfe\xff")
+    (workshop.folder / "null.py").write_bytes(b"x = 1\0")
+    with pytest.raises(ScriptError) as raised:
+        program_of_script(script, ())
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("module", ["no_such_module_q", "pack_broken", "pack_broken.sub.deeper", "torch.nn", ".x", ""])
+def test_what_is_no_module_is_refused(workshop: Workshop, module: str) -> None:
+    """`-m` with a module that is missing, broken or a package without `__main__` gives one line."""
+    workshop.write("", "pack_broken/__init__.py")
+    workshop.write("def", "pack_broken/__main__.py")
+    before = list(sys.path)
+    with pytest.raises(ScriptError) as raised:
+        program_of_module(module, ())
+    assert "\n" not in str(raised.value)
+    assert sys.path == before
