@@ -35,3 +35,7 @@ def __getattr__(name: str) -> Any:
 
         return GradscopeError
     raise AttributeError(f"module 'gradscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -72,10 +72,8 @@ class Workshop:
             [sys.executable, *map(str, args)],
             cwd=self.folder,
             env={**environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-            **options,  # type: ignore[call-overload]
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
         )
 
     def python(self, *args: object) -> Ended:

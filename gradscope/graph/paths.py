@@ -118,7 +118,7 @@ class StepFlow:
                     alive.add(value)
                 elif value in ends:
                     cut = True
-            if cut and alive.isdisjoint(operation.outputs):
+            if cut and not any(value in alive and value in ends for value in operation.outputs):
                 cuts.append(operation)
         return Reach(frozenset(touched), frozenset(alive), tuple(cuts), tuple(exits))
 

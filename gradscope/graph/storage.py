@@ -33,7 +33,7 @@ def decode(data: bytes, name: str = "the run") -> Run:
         raise RunUnreadable(
             f"{name} is not a kept run: make one with `gradscope explain --save RUN.json SCRIPT`"
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise RunUnreadable(f"{name} is cut short or not JSON: make it again with `gradscope explain --save`") from None
     if header.schema != SCHEMA:
         raise RunUnreadable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ class Series:
         self.seen = 0
 
     def add(self, value: float) -> None:
+        """Append a number, and thin the series out once it is full."""
         if self.seen % self.stride == 0:
             self.points.append(value)
             if len(self.points) >= POINTS:
@@ -34,7 +35,8 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "arrived", "change", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps", "supplied", "zero",
+        "arrived", "change", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps",
+        "supplied", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,7 +57,7 @@ class Course:
         self.norm = norm
 
     def count(self) -> None:
-        """Close a step: did a gradient arrive since the last one?"""
+        """Close a step, and note whether a gradient arrived since the last one."""
         self.of += 1
         if self.arrived:
             self.steps += 1
@@ -79,11 +81,22 @@ class Course:
 
     def measure(self, tensor: torch.Tensor) -> None:
         """Measure how far the value has moved since `begin`."""
-        if self.sample is not None:
-            index, first = self.sample
+        measure([(self, tensor)])
+
+
+def measure(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
+    """Measure how far the values of tensors have moved since `begin`, all in one pass."""
+    measured: list[Course] = []
+    moves: list[torch.Tensor] = []
+    for course, tensor in courses:
+        if course.sample is not None:
+            index, first = course.sample
             now = _pick(tensor, index)
             if now.shape == first.shape:
-                self.change = _norm(now.to(first.device) - first)
+                measured.append(course)
+                moves.append(now.to(first.device) - first)
+    for course, norm in zip(measured, norms(moves), strict=True):
+        course.change = norm
 
 
 def _selection(tensor: torch.Tensor) -> torch.Tensor | None:

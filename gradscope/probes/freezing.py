@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.overrides import resolve_name
 
 from gradscope.graph.facts import (
     Backward,
@@ -26,7 +25,7 @@ from gradscope.graph.facts import (
     Value,
 )
 from gradscope.probes.callsites import Site
-from gradscope.probes.names import SourceNames, names_in, source_names
+from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import BackwardRecord, ModuleMark, OperationRecord, StepRecord, Subject, Tape, ValueRecord
 
@@ -310,31 +309,13 @@ def _order(operation: OperationRecord) -> tuple[int, int]:
     return operation.nodes[0], -operation.nodes[1]
 
 
-def function_name(function: Any) -> str:
-    """The public name of a torch function without the leading `torch.`."""
-    if isinstance(function, str):
-        return function
-    if function is torch.mm:
-        return "mm"  # torch also lists it as `spmm`, and finds that name first
-    if isinstance(function, torch._ops.OpOverload):
-        return str(function)
-    if function is torch.autograd.grad:
-        return "autograd.grad"
-    name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
-    name = name.removeprefix("torch.")
-    for ending, kept in ((".__get__", ""), (".__set__", " =")):
-        if name.endswith(ending):
-            return name.removesuffix(ending) + kept
-    return name
+def finite(number: float) -> float | None:
+    """None for what JSON cannot hold."""
+    return number if math.isfinite(number) else None
 
 
 def _finite_or_none(number: float | None) -> float | None:
     return None if number is None else finite(number)
-
-
-def finite(number: float) -> float | None:
-    """None for what JSON cannot hold."""
-    return number if math.isfinite(number) else None
 
 
 def freeze(tape: Tape, namespace: Mapping[str, Any], given: Mapping[int, str]) -> Frozen:

@@ -113,9 +113,9 @@ def _results(tape: Tape, entries: list[Entry], result: Any) -> list[ValueRecord]
             values.append(tape.changed(tensor, entry)[2])
     known = {value[1].serial for value in values}
     for entry in entries:
-        tensor = entry[0]()
-        if tensor is not None and entry[1].serial not in known and tape.entry(tensor)[2] is not entry[2]:
-            values.append(tape.entry(tensor)[2])
+        given = entry[0]()
+        if given is not None and entry[1].serial not in known and tape.entry(given)[2] is not entry[2]:
+            values.append(tape.entry(given)[2])
     return values
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 import linecache
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
+from torch.overrides import resolve_name
 
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.tape import OperationRecord, StepRecord, Subject, Tape
@@ -79,6 +81,15 @@ class SourceNames:
             names = [_plain(element) for element in target.elts]
             return names if len(names) == count else [None] * count
         return [_plain(target)] * count if count == 1 else [None] * count
+
+    def is_call_of(self, site: Site, function: str) -> bool:
+        """Whether the expression at a site is no call at all, or one of this very function."""
+        found = self._node(site)
+        if found is None or not isinstance(found[1], ast.Call):
+            return True
+        called = found[1].func
+        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        return name.strip("_") == function.rpartition(".")[2].strip("_")
 
     def operands(self, site: Site) -> list[str | None]:
         """The operands of the expression at a site in their order; numbers and strings are left out."""
@@ -178,9 +189,11 @@ def source_names(tape: Tape, steps: Sequence[StepRecord]) -> dict[int, str]:
     assigned: dict[int, str] = {}
     used: dict[int, str] = {}
     for step in steps:
-        for operation in step.operations:
+        for operation, following in zip_longest(step.operations, step.operations[1:]):
             if operation.site is not None:
-                _from_operation(source, operation, assigned, used)
+                # Of the operations that one expression runs inside a library, the last makes its result.
+                last = following is None or following.site != operation.site
+                _from_operation(source, operation, last, assigned, used)
         for call in step.calls:
             _take(assigned, call.outputs, source.targets(call.site, len(call.outputs)))
             arguments = source.operands(call.site)
@@ -200,12 +213,15 @@ def source_names(tape: Tape, steps: Sequence[StepRecord]) -> dict[int, str]:
 
 
 def _from_operation(
-    source: SourceNames, operation: OperationRecord, assigned: dict[int, str], used: dict[int, str]
+    source: SourceNames, operation: OperationRecord, last: bool, assigned: dict[int, str], used: dict[int, str]
 ) -> None:
     assert operation.site is not None
     if operation.outputs:
         own = [value[1] for value in operation.outputs]
-        _take(assigned, own, source.targets(operation.site, len(own)))
+        # A call like `self.fc = nn.Linear(4, 4)` makes leaves on the way that are not what is assigned.
+        named = source.is_call_of(operation.site, function_name(operation.function))
+        if named or (last and not own[0].leaf):
+            _take(assigned, own, source.targets(operation.site, len(own)))
     operands = source.operands(operation.site)
     if len(operands) == len(operation.inputs) and operation.module is None:
         _take(used, [value[1] for value in operation.inputs], operands)
@@ -215,3 +231,21 @@ def _take(names: dict[int, str], subjects: Sequence[Subject | None], found: Sequ
     for subject, name in zip(subjects, found, strict=False):
         if subject is not None and name is not None:
             names.setdefault(subject.serial, name)
+
+
+def function_name(function: Any) -> str:
+    """The public name of a torch function without the leading `torch.`."""
+    if isinstance(function, str):
+        return function
+    if function is torch.mm:
+        return "mm"  # torch also lists it as `spmm`, and finds that name first
+    if isinstance(function, torch._ops.OpOverload):
+        return str(function)
+    if function is torch.autograd.grad:
+        return "autograd.grad"
+    name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
+    name = name.removeprefix("torch.")
+    for ending, kept in ((".__get__", ""), (".__set__", " =")):
+        if name.endswith(ending):
+            return name.removesuffix(ending) + kept
+    return name

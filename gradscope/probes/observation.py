@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -65,8 +65,13 @@ class Observation:
         self._process = os.getpid()
 
     def start(self) -> None:
-        """Put the probes in."""
-        enter = self._stack.enter_context
+        """Put the probes in: all of them, or none where one fails."""
+        with ExitStack() as stack:
+            self._enter(stack.enter_context)
+            self._stack = stack.pop_all()
+        self.began = time.perf_counter()
+
+    def _enter(self, enter: Callable[[AbstractContextManager[Any]], Any]) -> None:
         enter(warnings_in_place())
         enter(swaps_allowed(self.tape))
         enter(watch_threads(self.tape))
@@ -76,7 +81,6 @@ class Observation:
         enter(watch_optimizers(self.tape, self.steps))
         _ARMED.add(self.tape)
         enter(Recorder(self.tape))
-        self.began = time.perf_counter()
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradscope.probes.callsites import Site
-from gradscope.probes.courses import Course, norms
+from gradscope.probes.courses import Course, measure, norms
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
@@ -119,13 +119,15 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             if mark is None:
                 return
             mark.steps += 1
+            stepped: list[tuple[Course, torch.Tensor]] = []
             for subject in mark.subjects.values():
                 course = tape.course(subject)
                 if course.optimizer == mark.serial:
                     course.count()
                     tensor = subject.ref()
                     if tensor is not None:
-                        course.measure(tensor)
+                        stepped.append((course, tensor))
+            measure(stepped)
             for subject in list(tape.leaves.values()):
                 if subject.course is not None and subject.course.optimizer is None:
                     subject.course.count()

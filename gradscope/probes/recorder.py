@@ -6,16 +6,22 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
+from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
 
-sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
+# Looked up once: these are asked for at every operation.
+sequence_number: Callable[[], int] = vars(torch.autograd)["_get_sequence_nr"]
+is_grad_enabled = torch.is_grad_enabled
+_set_grad_enabled = torch._C._set_grad_enabled
 
 # Attributes that give a tensor which depends on this one; all others only describe it.
 _TENSOR_ATTRIBUTES = frozenset({"data", "grad", "T", "mT", "H", "mH", "real", "imag"})
@@ -49,9 +55,10 @@ _SPEAKING = frozenset(
     | {member.__set__ for name, member in _descriptors()}
     | {torch.Tensor.grad.__get__, torch.Tensor.__setitem__, torch._C._set_grad_enabled}  # type: ignore[attr-defined]
 )
-_DETACHED = frozenset({torch.Tensor.data.__get__, torch.Tensor.detach, torch.detach})  # type: ignore[attr-defined]
+_data_of: Any = vars(torch._C.TensorBase)["data"].__get__
+_DETACHED = frozenset({_data_of, torch.Tensor.detach, torch.detach})
 # These look at a tensor or change what it is; nothing is computed with it.
-_LOOKS = _SPEAKING | {torch.Tensor.data.__get__, torch.Tensor.requires_grad_, torch.Tensor.register_hook}  # type: ignore[attr-defined]
+_LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.register_hook}
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _Call = tuple[Any, ...]
@@ -97,15 +104,15 @@ class Recorder(TorchFunctionMode):
     def _before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
         tape = self.tape
         try:
-            site = tape.sites.here()
+            site = tape.sites.find(sys._getframe(2))  # past the handler's own frames
             if site is None:
                 return None
-            entries = [tape.entry(tensor, site) for tensor in tensors(args)]
+            entries = _entries(tape, args, site)
             if kwargs:
-                entries += [tape.entry(tensor, site) for tensor in tensors(kwargs.values())]
-            if func is torch._C._set_grad_enabled:
+                entries += _entries(tape, kwargs.values(), site)
+            if func is _set_grad_enabled:
                 func = grad_mode_switch(bool(args[0]))
-            return func, site, entries, torch.is_grad_enabled(), sequence_number()
+            return func, site, entries, is_grad_enabled(), sequence_number()
         except Exception as error:
             tape.fail("recorder", error)
             return None
@@ -113,27 +120,24 @@ class Recorder(TorchFunctionMode):
     def _after(self, call: _Call, result: Any) -> None:
         tape = self.tape
         try:
-            func, site, entries = call[:3]
-            made = [result] if isinstance(result, torch.Tensor) else list(tensors(result))
-            if not made and func not in _SPEAKING and not isinstance(func, str) and not _any_changed(entries):
+            func, site, entries, _, _ = call
+            made = (result,) if isinstance(result, Tensor) else tuple(tensors(result))
+            changed = _changed(entries)
+            if not made and not changed and func not in _SPEAKING and not isinstance(func, str):
                 return
             if func in _DIFFERENTIATIONS and not made:
                 return  # `.grad` was filled: the engine's probe writes that
             outputs: list[ValueRecord] = []
-            written: list[torch.Tensor] = []
-            for entry in entries:
-                tensor = entry[0]()
-                if tensor is not None and _is_changed(entry, tensor):
-                    outputs.append(tape.changed(tensor, entry)[2])
-                    written.append(tensor)
+            for tensor, entry in changed:
+                outputs.append(tape.changed(tensor, entry)[2])
             for tensor in made:
-                entry = tape.known.get(id(tensor))
-                if entry is None or entry[0]() is not tensor:
+                known = tape.known.get(id(tensor))
+                if known is None or known[0]() is not tensor:
                     outputs.append(tape.meet(tensor, site)[2])
             if not outputs and made and func not in _SPEAKING:
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs))
-            for tensor in written:
+            for tensor, _ in changed:
                 tape.wrote(tensor, operation)
             if func in _DETACHED and made and entries:
                 source = entries[0][0]()
@@ -153,13 +157,18 @@ class Recorder(TorchFunctionMode):
         tape = self.tape
         local = tape.local.__dict__
         modules = local.get("modules")
-        thread = tape.thread()
-        if func not in _LOOKS:
-            history = any([value[2] for value in outputs])
+        thread = local.get("number") or tape.thread()
+        inputs = []
+        if func in _LOOKS:
+            inputs += [entry[2] for entry in entries]
+        else:
+            history = False
+            for value in outputs:
+                history = history or value[2]
             if history:
                 tape.differentiating.add(thread)
-            for entry in entries:
-                subject = entry[1]
+            for _, subject, value, _ in entries:
+                inputs.append(value)
                 subject.used = True
                 subject.thread = thread
                 if history:
@@ -168,7 +177,7 @@ class Recorder(TorchFunctionMode):
             tape.next_operation(),
             func,
             site,
-            tuple([entry[2] for entry in entries]),
+            tuple(inputs),
             outputs,
             grad_enabled,
             (before, sequence_number()),
@@ -183,7 +192,7 @@ class Recorder(TorchFunctionMode):
 
 def grad_mode_switch(enabled: bool) -> str:
     """How a switch of grad mode is written down; a decorator's is told apart, for it belongs to no line of its own."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_PASSED):
         if frame.f_code.co_name == "decorate_context":
             return f"set_grad_enabled({enabled}) by decorator"
@@ -191,18 +200,30 @@ def grad_mode_switch(enabled: bool) -> str:
     return f"set_grad_enabled({enabled})"
 
 
-def _is_changed(entry: Entry, tensor: torch.Tensor) -> bool:
-    if tensor.requires_grad != entry[2][2]:
-        return True
-    return entry[3] != -1 and entry[3] != tensor._version
+def _entries(tape: Tape, values: Iterable[Any], site: Site) -> list[Entry]:
+    """What is known of the tensors in arguments; no call is made for those that are as they were last seen."""
+    entries: list[Entry] = []
+    known = tape.known
+    for value in values:
+        if isinstance(value, Tensor):
+            entry = known.get(id(value))
+            if entry is None or entry[0]() is not value or entry[3] < 0 or entry[3] != value._version:
+                entry = tape.entry(value, site)
+            entries.append(entry)
+        elif isinstance(value, (tuple, list, dict)):
+            entries += [tape.entry(tensor, site) for tensor in tensors(value)]
+    return entries
 
 
-def _any_changed(entries: list[Entry]) -> bool:
+def _changed(entries: list[Entry]) -> list[tuple[Tensor, Entry]]:
+    """The tensors that are no longer what they were when the call began."""
+    found = []
     for entry in entries:
-        tensor = entry[0]()
-        if tensor is not None and _is_changed(entry, tensor):
-            return True
-    return False
+        ref, _, value, counter = entry
+        tensor = ref()
+        if tensor is not None and (tensor.requires_grad != value[2] or (counter != -1 and counter != tensor._version)):
+            found.append((tensor, entry))
+    return found
 
 
 def tensors(values: Any) -> Iterator[torch.Tensor]:
@@ -218,4 +239,4 @@ def tensors(values: Any) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
-_VIEWS = type({}.values())
+_VIEWS: type = type({}.values())

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, ModuleType
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Crash, Ending, Run
@@ -21,8 +21,7 @@ from gradscope.probes.observation import Observation
 from gradscope.probes.optimizers import StepsReached
 from gradscope.probes.symptoms import symptom_of
 from gradscope.probes.tape import first_line
-
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+from gradscope.probes.tracebacks import clean
 
 
 class ScriptError(GradscopeError):
@@ -134,7 +133,7 @@ def observe_program(program: Program, steps: int | None = None) -> Outcome:
             ended, status = "interrupt", 130
         except BaseException as raised:
             ended, status, error = "exception", 1, raised
-            _clean_chain(raised)
+            clean(raised)
         if not observation.in_own_process:
             _end_fork(error, status)
         crash = crash_of(error, observation) if error is not None else None
@@ -191,38 +190,3 @@ def crash_of(error: BaseException, observation: Observation) -> Crash:
             span = observation.tape.sites.span((code, walk.tb_lasti))
         walk = walk.tb_next
     return Crash(type(error).__name__, first_line(error), span, symptom_of(error))
-
-
-def without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback as Python would have shown it without us.
-
-    Our frames go; and where a Python function of torch's was entered twice, once to ask the function mode and
-    once to do its work, the asking goes as well.
-    """
-    frames: list[TracebackType] = []
-    while trace is not None:
-        if not os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(_HERE):
-            frames.append(trace)
-        elif frames and _asks(frames[-1].tb_frame.f_code):
-            del frames[-2:]
-        trace = trace.tb_next
-    result: TracebackType | None = None
-    for kept in reversed(frames):
-        result = TracebackType(result, kept.tb_frame, kept.tb_lasti, kept.tb_lineno)
-    return result
-
-
-def _asks(code: CodeType) -> bool:
-    return code.co_name == "handle_torch_function" and code.co_filename.endswith(os.path.join("torch", "overrides.py"))
-
-
-def _clean_chain(error: BaseException) -> None:
-    """The same for the exceptions that it came from."""
-    waiting, seen = [error], {id(error)}
-    while waiting:
-        current = waiting.pop()
-        current.__traceback__ = without_ours(current.__traceback__)
-        for other in (current.__cause__, current.__context__, *getattr(current, "exceptions", ())):
-            if isinstance(other, BaseException) and id(other) not in seen:
-                seen.add(id(other))
-                waiting.append(other)

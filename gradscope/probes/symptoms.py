@@ -15,6 +15,9 @@ _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
 
 
 def symptom_of(error: BaseException) -> Symptom | None:
-    """The trouble with gradients that this exception is a sign of (texts of torch 2.6 to 2.13 and Python 3.11 to 3.13)."""
+    """The trouble with gradients that this exception is a sign of.
+
+    The texts are those of torch 2.6 to 2.13 and of Python 3.11 to 3.13.
+    """
     text = str(error)
     return next((symptom for kind, sign, symptom in _SIGNS if isinstance(error, kind) and sign in text), None)

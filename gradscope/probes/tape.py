@@ -5,6 +5,9 @@ Rules of the tape:
 2. Nothing here holds a tensor, a module or an autograd node, so everything dies when it would have died.
 3. Operations are kept for the first and the latest steps only, and a step that grows beyond all bounds is
    swept of operations that lead to nothing that is still alive. What a long run adds is a bounded series a tensor.
+4. What is written at every operation are structs that the garbage collector does not track, and tuples of them,
+   which it drops at first sight: thousands of tracked objects a step would set off full collections. No such
+   struct may lead back to itself.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 import torch
 
 from gradscope.graph.facts import Registration
 from gradscope.probes.callsites import CallSites, Site, legible
-from gradscope.probes.courses import Course
+from gradscope.probes.courses import Course, measure
 
 if TYPE_CHECKING:
     from gradscope.probes.walker import Walk
@@ -30,30 +34,24 @@ _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 100_000
 
 
-class Subject:
+class Subject(msgspec.Struct, eq=False, gc=False):
     """One tensor object, as far as it can be told without holding it."""
 
-    __slots__ = (
-        "consumed", "course", "device", "dtype", "leaf", "name", "nn_parameter", "ref", "registered",
-        "requires_grad", "serial", "shape", "site", "thread", "used",
-    )  # fmt: skip
-
-    def __init__(self, serial: int, tensor: torch.Tensor, site: Site | None) -> None:
-        self.serial = serial
-        self.ref: Callable[[], torch.Tensor | None] = weakref.ref(tensor)
-        self.shape = tensor.shape
-        self.dtype = tensor.dtype
-        self.device = tensor.device
-        self.requires_grad = tensor.requires_grad
-        self.leaf = is_leaf(tensor)
-        self.site = site
-        self.nn_parameter = isinstance(tensor, torch.nn.Parameter)
-        self.thread = 0
-        self.used = False
-        self.consumed = False
-        self.name: tuple[ModuleMark, str] | None = None
-        self.registered: Registration | None = None
-        self.course: Course | None = None
+    serial: int
+    ref: Callable[[], torch.Tensor | None]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    leaf: bool
+    site: Site | None
+    nn_parameter: bool
+    thread: int = 0
+    used: bool = False
+    consumed: bool = False
+    name: tuple[ModuleMark, str] | None = None
+    registered: Registration | None = None
+    course: Course | None = None
 
 
 class OptimizerMark:
@@ -90,8 +88,7 @@ ValueRecord: TypeAlias = tuple[int, Subject, bool]
 Entry: TypeAlias = tuple[Callable[[], torch.Tensor | None], Subject, ValueRecord, int]
 
 
-@dataclass(slots=True)
-class OperationRecord:
+class OperationRecord(msgspec.Struct, eq=False, gc=False):
     """One call. `nodes` are sequence numbers of the thread that made it."""
 
     serial: int
@@ -185,7 +182,18 @@ class Tape:
     def meet(self, tensor: torch.Tensor, site: Site | None) -> Entry:
         """Start to know a tensor."""
         self._subjects += 1
-        subject = Subject(self._subjects, tensor, site)
+        requires_grad = tensor.requires_grad
+        subject = Subject(
+            self._subjects,
+            weakref.ref(tensor),
+            tuple(tensor.shape),
+            tensor.dtype,
+            tensor.device,
+            requires_grad,
+            not requires_grad or is_leaf(tensor),
+            site,
+            type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
+        )
         return self.hold(tensor, subject)
 
     def hold(self, tensor: torch.Tensor, subject: Subject) -> Entry:
@@ -193,10 +201,11 @@ class Tape:
         self._values += 1
         value = (self._values, subject, subject.requires_grad)
         entry = (subject.ref, subject, value, version(tensor))
-        self.known[id(tensor)] = entry
-        if subject.leaf and subject.requires_grad:
+        known = self.known
+        known[id(tensor)] = entry
+        if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
-        if len(self.known) > self._purge_at:
+        if len(known) > self._purge_at:
             self.purge()
         return entry
 
@@ -240,7 +249,7 @@ class Tape:
         """Read again what may have changed since the tensor was met."""
         subject.requires_grad = tensor.requires_grad
         subject.leaf = is_leaf(tensor)
-        subject.shape = tensor.shape
+        subject.shape = tuple(tensor.shape)
         subject.dtype = tensor.dtype
 
     def keep(self, tensor: torch.Tensor, site: Site | None = None) -> Subject:
@@ -335,10 +344,10 @@ class Tape:
         self.step.backwards.append(record)
         self.backward_count += 1
         if not self.optimizers:
-            for subject, tensor in self.watched():
-                course = self.course(subject)
+            courses = [(self.course(subject), tensor) for subject, tensor in self.watched()]
+            for course, _ in courses:
                 course.count()
-                course.measure(tensor)
+            measure(courses)
             self.end_step(None)
 
     def add(self, operation: OperationRecord) -> None:
@@ -401,7 +410,7 @@ def is_leaf(tensor: torch.Tensor) -> bool:
 def storage_key(tensor: torch.Tensor) -> int | None:
     """Identifies the memory of a tensor while it is alive; None for tensors without storage of their own."""
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return None
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gradscope.probes.patches import patched
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import clean
 
 
-def watch_threads(tape: Tape) -> AbstractContextManager[None]:
+@contextmanager
+def watch_threads(tape: Tape) -> Iterator[None]:
     """Give each new thread a recorder of its own.
 
     `_bootstrap_inner` is the one method that runs in every thread whatever its subclass overrides, and it lies
-    outside of what a traceback of the thread shows.
+    outside of what a traceback of the thread shows. An exception that ends a thread is shown without our frames.
     """
 
     def wrap(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
@@ -30,4 +32,16 @@ def watch_threads(tape: Tape) -> AbstractContextManager[None]:
 
         return bootstrap
 
-    return patched(threading.Thread, "_bootstrap_inner", wrap)
+    def wrap_hook(original: Callable[[threading.ExceptHookArgs], Any]) -> Callable[[threading.ExceptHookArgs], Any]:
+        def excepthook(args: threading.ExceptHookArgs) -> Any:
+            if args.exc_value is not None:
+                clean(args.exc_value)
+                args = threading.ExceptHookArgs(
+                    (args.exc_type, args.exc_value, args.exc_value.__traceback__, args.thread)
+                )
+            return original(args)
+
+        return excepthook
+
+    with patched(threading.Thread, "_bootstrap_inner", wrap), patched(threading, "excepthook", wrap_hook):
+        yield

@@ -185,7 +185,10 @@ def _bytes(value: Any) -> int:
 
 
 def outputs_in(output: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors in an output with the path to each: a tensor, or tuples, lists, dicts, dataclasses and model outputs of them."""
+    """The tensors in an output with the path to each.
+
+    An output is a tensor, or tuples, lists, dicts, dataclasses and model outputs of them.
+    """
     found: list[tuple[str, torch.Tensor]] = []
     waiting: list[tuple[str, Any]] = [("", output)]
     seen: set[int] = set()

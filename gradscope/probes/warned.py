@@ -18,6 +18,7 @@ from typing import Any
 
 _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _OVERRIDES = os.path.join("torch", "overrides.py")
+_ISSUING = threading.local()  # one for all observations: of two at once, only the inner one counts again
 
 
 @contextmanager
@@ -28,16 +29,15 @@ def warnings_in_place() -> Iterator[None]:
     `warnings.catch_warnings(record=True)` takes it away for a while.
     """
     original = warnings._showwarnmsg  # type: ignore[attr-defined]
-    own = threading.local()
 
     def show(message: warnings.WarningMessage) -> None:
-        places = None if getattr(own, "busy", False) else _places(sys._getframe(1), message)
+        places = None if getattr(_ISSUING, "now", False) else _places(sys._getframe(1), message)
         if places is None:
             original(message)
             return
         wrong, right = places
         _forget(wrong, message)
-        own.busy = True
+        _ISSUING.now = True
         try:
             warnings.warn_explicit(
                 message.message,
@@ -49,7 +49,7 @@ def warnings_in_place() -> Iterator[None]:
                 source=message.source,
             )
         finally:
-            own.busy = False
+            _ISSUING.now = False
 
     warnings._showwarnmsg = show  # type: ignore[attr-defined]
     try:

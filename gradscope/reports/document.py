@@ -221,13 +221,15 @@ def _sources_of_roots(run: Run) -> set[int]:
     """The tensors whose values a root of a backward was computed from, in the steps that are kept."""
     tensor_of = {value.id: value.tensor for value in run.values}
     needed: set[int] = set()
+    leaves: set[int] = set()
     for step in reversed(run.steps):
         for backward in step.backwards:
             needed.update(backward.roots)
+            leaves.update(node.tensor for node in backward.nodes if node.tensor is not None)
         for operation in reversed(step.operations):
             if not needed.isdisjoint(operation.outputs):
                 needed.update(operation.inputs)
-    return {tensor_of[value] for value in needed}
+    return leaves | {tensor_of[value] for value in needed}
 
 
 def _row(tensor: Tensor, optimizers: dict[int, str], finding: str | None) -> TensorRow:
@@ -294,5 +296,10 @@ def median_norm(row: TensorRow) -> float | None:
 
 
 def schema() -> dict[str, object]:
-    """The JSON Schema (2020-12) of a report."""
-    return msgspec.json.schema(Document)
+    """The JSON Schema (2020-12) of a report; `report.schema.json` beside this file holds it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "gradscope.report/1",
+        "title": "A report of gradscope",
+        **msgspec.json.schema(Document),
+    }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from gradscope.graph.facts import Run
+from gradscope.graph.facts import Finding, Run, Span
 from gradscope.reports.folding import fold
 from gradscope.reports.picture import Kind, Picture, Vertex, picture
 from gradscope.reports.torchviz import to_torchviz
@@ -43,22 +43,25 @@ _LOOKS: dict[Kind, _Look] = {
 _EDGES = {
     "gradient": 'color="#1a1a1a" penwidth=1.4',
     "data": 'color="#8a8a8a" penwidth=0.8 style=dashed arrowsize=0.6',
+    "cut": 'color="#c40000" fontcolor="#c40000" penwidth=3 style=dashed',
 }
 _MEANINGS = {
     "gradient": "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 2 + " carries a gradient",
     "data": "- - - carries none",
+    "cut": '<FONT COLOR="#c40000"><B>- - -</B> the gradient is lost here</FONT>',
 }
 
 
-def to_dot(run: Run, style: Style = "gradscope") -> str:
-    """The DOT text of a run's latest step that ran backward.
+def to_dot(run: Run, style: Style = "gradscope", findings: Sequence[Finding] = ()) -> str:
+    """The DOT text of a run's latest step that ran backward, or of the step in which `findings` saw a gradient cut.
 
     The `gradscope` style draws the operations that lead to what backward started from, with or without a
     gradient; the `torchviz` style draws the walked autograd graph as torchviz would.
     """
     if style == "torchviz":
         return to_torchviz(run)
-    return "\n".join(_lines(fold(picture(run)), run.script)) + "\n"
+    cuts = {operation for finding in findings for operation in finding.operations}
+    return "\n".join(_lines(fold(picture(run, cuts)), run.script)) + "\n"
 
 
 def _lines(drawn: Picture, script: str | None) -> Iterator[str]:
@@ -75,7 +78,8 @@ def _lines(drawn: Picture, script: str | None) -> Iterator[str]:
     for edge in drawn.edges:
         # Heavier arrows are drawn straighter: a chain of operations goes down, its tensors stand beside it.
         weight = " weight=8" if edge.tail in operations else ""
-        yield f"  {edge.tail} -> {edge.head} [{_EDGES[edge.kind]}{weight}];"
+        line = f" label=<&#160;{_text(_place(edge.span, script))}>" if edge.span is not None else ""
+        yield f"  {edge.tail} -> {edge.head} [{_EDGES[edge.kind]}{weight}{line}];"
     if drawn.vertices:
         yield from _legend(drawn)
     yield "}"
@@ -83,10 +87,11 @@ def _lines(drawn: Picture, script: str | None) -> Iterator[str]:
 
 def _box(vertex: Vertex, label: str) -> str:
     look = _LOOKS[vertex.kind]
+    fill = "#dddddd" if vertex.cut_off else look.fill
     style, width = (f"{look.style},dashed", 1.5) if vertex.frozen else (look.style, 1.0)
     # A group shows a second outline, as a pile of cards would.
     outline = " peripheries=2" if vertex.count > 1 and look.shape != "cylinder" else ""
-    return f'shape={look.shape} style="{style}" fillcolor="{look.fill}" penwidth={width}{outline} label=<{label}>'
+    return f'shape={look.shape} style="{style}" fillcolor="{fill}" penwidth={width}{outline} label=<{label}>'
 
 
 def _label(vertex: Vertex, script: str | None) -> str:
@@ -102,16 +107,18 @@ def _label(vertex: Vertex, script: str | None) -> str:
 def _stacked(title: str, small: Iterable[str]) -> str:
     # Rows of a table keep the distance between lines of two sizes; line breaks let them touch.
     rows = "".join(f'<TR><TD HEIGHT="12">{_SMALL}{line}</FONT></TD></TR>' for line in small)
-    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR><TD HEIGHT="17">{title}</TD></TR>{rows}</TABLE>'
+    first = f'<TR><TD HEIGHT="17">{title}</TD></TR>'
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0">{first}{rows}</TABLE>'
 
 
 def _where(vertex: Vertex, script: str | None) -> str | None:
-    if vertex.span is None:
-        return None
-    line = vertex.span.line
-    if script is None or vertex.span.file == script:
-        return f"line {line}"
-    return f"{PurePath(vertex.span.file).name}:{line}"
+    return _place(vertex.span, script) if vertex.span is not None else None
+
+
+def _place(span: Span, script: str | None) -> str:
+    if script is None or span.file == script:
+        return f"line {span.line}"
+    return f"{PurePath(span.file).name}:{span.line}"
 
 
 def _legend(drawn: Picture) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gradscope.graph.facts import Operation, Run, Step, Tensor
 from gradscope.graph.roles import role
 
@@ -10,10 +12,10 @@ class Flow:
     """The data flow of one step, walked from its ends towards the tensors that it began with.
 
     `ends` are the values that the step's backwards started from; without any, its results that nothing
-    used.
+    used. What leads to `exits` belongs to the flow as well: there, values leave torch.
     """
 
-    def __init__(self, run: Run, step: Step) -> None:
+    def __init__(self, run: Run, step: Step, exits: Sequence[Operation] = ()) -> None:
         self.tensors = {tensor.id: tensor for tensor in run.tensors}
         self._values = {value.id: value for value in run.values}
         self._step = step
@@ -26,6 +28,7 @@ class Flow:
             if earlier is step:
                 break
         self.ends = tuple(dict.fromkeys(self._roots()))
+        self._exits = tuple(value for op in exits for value in op.inputs)
         self._nothing_carries = not any(self.carries(end) for end in self.ends)
 
     def _record(self, op: Operation) -> None:
@@ -81,7 +84,8 @@ class Flow:
 
     def operations(self) -> list[Operation]:
         """The operations that lead to the ends, in the order of the run."""
-        waiting, seen = list(self.ends), set(self.ends)
+        waiting = [*self.ends, *self._exits]
+        seen = set(waiting)
         found: dict[int, Operation] = {}
         while waiting:
             maker = self.followed(waiting.pop())
@@ -91,4 +95,4 @@ class Flow:
             fresh = [value for value in maker.inputs if value not in seen]
             seen.update(fresh)
             waiting.extend(fresh)
-        return [found[id] for id in sorted(found)]
+        return [found[number] for number in sorted(found)]

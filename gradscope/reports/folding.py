@@ -10,6 +10,7 @@ from gradscope.reports.picture import Edge, Picture, Vertex
 
 _EDGES_PER_VERTEX = 6
 _DEEPEST = 8
+_STRENGTH = {"data": 0, "gradient": 1, "cut": 2}  # of two arrows between the same boxes, the stronger is drawn
 
 Key = Callable[[Vertex], Hashable]
 
@@ -80,7 +81,7 @@ def _edges(picture: Picture, groups: Mapping[str, Hashable]) -> dict[tuple[Hasha
         pair = groups[edge.tail], groups[edge.head]
         if pair[0] == pair[1]:
             continue
-        if pair not in edges or edge.kind == "gradient":
+        if pair not in edges or _STRENGTH[edge.kind] > _STRENGTH[edges[pair].kind]:
             edges[pair] = edge
     return edges
 
@@ -94,7 +95,7 @@ def _folded(
     for vertex in picture.vertices:
         members.setdefault(groups[vertex.id], []).append(vertex)
     boxes = {key: _box(group) for key, group in members.items()}
-    arrows = tuple(Edge(boxes[a].id, boxes[b].id, edge.kind) for (a, b), edge in edges.items())
+    arrows = tuple(Edge(boxes[a].id, boxes[b].id, edge.kind, edge.span) for (a, b), edge in edges.items())
     note = _note(picture, boxes)
     return Picture(tuple(boxes.values()), arrows, f"{picture.note}; {note}" if picture.note else note)
 

@@ -6,11 +6,12 @@ recorded operations shows the autograd nodes that were walked instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradscope.graph.facts import Backward, Node, Operation, Run, Span, Step, Tensor
+from gradscope.graph.naming import shape_text, short_name
 from gradscope.graph.roles import Role, roles
 from gradscope.reports.flow import Flow
 
@@ -23,7 +24,8 @@ _NAMED_RESULTS = 3
 class Vertex:
     """One box of the picture: an operation, a tensor, or (`count` above 1) a group of either.
 
-    `details` are small lines under the title. `frozen` marks a parameter that asks for no gradient.
+    `details` are small lines under the title. `frozen` marks a parameter that asks for no gradient, `cut_off` what lies
+    behind a cut: no gradient comes back to it.
     """
 
     id: str
@@ -34,15 +36,20 @@ class Vertex:
     span: Span | None = None
     frozen: bool = False
     count: int = 1
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """An arrow in the direction of the data, from what makes a value to what uses it."""
+    """An arrow in the direction of the data, from what makes a value to what uses it.
+
+    At a `cut` the gradient is lost; `span` is the line that loses it.
+    """
 
     tail: str
     head: str
-    kind: Literal["gradient", "data"]
+    kind: Literal["gradient", "data", "cut"]
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,14 @@ class Picture:
     note: str | None = None
 
 
-def picture(run: Run) -> Picture:
-    """The picture of a run's latest step that ran backward, unfolded whatever its size."""
-    step = _step(run)
-    drawn = _data_flow(run, step) if step is not None else None
+def picture(run: Run, cuts: Collection[int] = ()) -> Picture:
+    """The picture of a run's latest step that ran backward, unfolded whatever its size.
+
+    `cuts` are the ids of operations at which findings say that a gradient is lost; with any, it is the step in which
+    they were found that is drawn.
+    """
+    step = _step(run, cuts)
+    drawn = _data_flow(run, step, cuts) if step is not None else None
     if drawn is not None and any(vertex.kind == "operation" for vertex in drawn.vertices):
         return drawn
     walked = walked_backward(run)
@@ -102,33 +113,21 @@ def root_nodes(run: Run, backward: Backward) -> list[tuple[Tensor, int | None]]:
     return pairs
 
 
-def short_name(operation: str) -> str:
-    """An operation's name as a reader says it: `matmul` for `Tensor.__matmul__`."""
-    parts = operation.split(".")
-    last = parts[-1]
-    if last in ("__get__", "__set__") and len(parts) > 1:
-        return parts[-2]
-    if last.startswith("__") and last.endswith("__") and len(last) > 4:
-        return last[2:-2]
-    return last or operation
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as reports write it: `5x3`, or `scalar`."""
-    return "x".join(str(size) for size in shape) if shape else "scalar"
-
-
-def _step(run: Run) -> Step | None:
+def _step(run: Run, cuts: Collection[int]) -> Step | None:
+    for step in run.steps if cuts else ():
+        if any(operation.id in cuts for operation in step.operations):
+            return step
     for step in reversed(run.steps):
         if step.backwards:
             return step
     return next((step for step in reversed(run.steps) if step.operations), None)
 
 
-def _data_flow(run: Run, step: Step) -> Picture:
-    flow = Flow(run, step)
+def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
+    exits = [op for op in step.operations if op.id in cuts and not op.outputs]
+    flow = Flow(run, step, exits)
     role = roles(run)
-    operations, ends = flow.operations(), frozenset(flow.ends)
+    operations, ends = [*flow.operations(), *exits], frozenset(flow.ends)
     vertices = [_operation(flow, op, ends) for op in operations]
     edges: dict[tuple[str, str], bool] = {}
     tensors: dict[int, None] = {}
@@ -156,8 +155,33 @@ def _data_flow(run: Run, step: Step) -> Picture:
                 connect(tail, f"o{op.id}", flow.history(value))
     for value in flow.ends:
         source(value)
-    vertices.extend(_tensor(flow.tensors[id], role) for id in tensors)
-    return Picture(tuple(vertices), tuple(_edges(edges)))
+    vertices.extend(_tensor(flow.tensors[number], role) for number in tensors)
+    lines = {f"o{op.id}": op.span for op in operations if op.id in cuts}
+    drawn = [
+        replace(edge, kind="cut", span=lines[edge.head]) if edge.head in lines and edge.kind == "gradient" else edge
+        for edge in _edges(edges)
+    ]
+    return Picture(tuple(_greyed(vertices, drawn)), tuple(drawn))
+
+
+def _greyed(vertices: list[Vertex], edges: list[Edge]) -> Iterator[Vertex]:
+    """Mark what a gradient that starts at the ends cannot come back to, since every way there crosses a cut."""
+    if not any(edge.kind == "cut" for edge in edges):
+        yield from vertices
+        return
+    sources: dict[str, list[str]] = {}
+    for edge in edges:
+        if edge.kind != "cut":
+            sources.setdefault(edge.head, []).append(edge.tail)
+    inner = {edge.tail for edge in edges}
+    waiting = [vertex.id for vertex in vertices if vertex.id not in inner]
+    reached = set(waiting)
+    while waiting:
+        fresh = [tail for tail in sources.get(waiting.pop(), ()) if tail not in reached]
+        reached.update(fresh)
+        waiting.extend(fresh)
+    for vertex in vertices:
+        yield vertex if vertex.id in reached else replace(vertex, cut_off=True)
 
 
 def _edges(edges: dict[tuple[str, str], bool]) -> Iterator[Edge]:
@@ -166,7 +190,7 @@ def _edges(edges: dict[tuple[str, str], bool]) -> Iterator[Edge]:
 
 
 def _operation(flow: Flow, op: Operation, ends: frozenset[int]) -> Vertex:
-    inner = [tensor for id in op.outputs if id not in ends and (tensor := flow.tensor(id))]
+    inner = [tensor for value in op.outputs if value not in ends and (tensor := flow.tensor(value))]
     details = [
         f"{tensor.name} {shape_text(tensor.shape)}" if tensor.name else shape_text(tensor.shape)
         for tensor in inner[:_NAMED_RESULTS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
 from gradscope.reports.text import text
-from gradscope.rules import judge
+from gradscope.rules import chosen, judge
 
 _ORDER: tuple[Severity, ...] = ("info", "warning", "error")
 
@@ -33,9 +34,9 @@ class Report:
     failures: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, run: Run) -> Report:
-        """Judge a run."""
-        return cls(run, *judge(run))
+    def of(cls, run: Run, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> Report:
+        """Judge a run by all rules, or by those selected and not ignored. Raises UnknownRule."""
+        return cls(run, *judge(run, chosen(select, ignore)))
 
     @cached_property
     def document(self) -> Document:
@@ -79,7 +80,7 @@ class Report:
         from gradscope.reports.dot import to_dot
         from gradscope.reports.drawing import draw
 
-        draw(to_dot(self.run, style), Path(path))
+        draw(to_dot(self.run, style, self.findings), Path(path))
 
     def __str__(self) -> str:
         return self.to_text()

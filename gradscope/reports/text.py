@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from gradscope.graph.facts import Finding, Run
+from gradscope.graph.naming import shape_text
 from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.frames import frame, paint
 
@@ -22,7 +23,7 @@ def text(
     table = table_text(report.tensors, every_row=every_row)
     if table:
         parts.append(table)
-    parts += [failure for failure in report.failures]
+    parts += report.failures
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,7 +73,9 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
                 lines += [f"{span.line} + {after}"] if after.strip() else []
                 lines.append(f"{'':{gutter}} |")
     if finding.span is not None:
-        lines.append(f"help: if it is meant so, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`")
+        lines.append(
+            f"help: if this is on purpose, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`"
+        )
     lines.append(f"   = more: gradscope rule {finding.rule}")
     return "\n".join(lines)
 
@@ -146,11 +149,6 @@ def _moved(row: TensorRow) -> str:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[-(_NAME // 2 - 1) :]}"
-
-
-def shape_text(shape: Iterable[int]) -> str:
-    """`3x5`, or `scalar`."""
-    return "x".join(map(str, shape)) or "scalar"
 
 
 def fold(rows: Sequence[TensorRow]) -> list[TensorRow | _Cells]:

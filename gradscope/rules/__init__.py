@@ -6,8 +6,11 @@ One rule is one function from a `Run` to its findings; the function's docstring 
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Iterable
 
+from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
@@ -28,6 +31,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}
+_ALLOW = re.compile(r"#\s*gradscope:\s*allow\[([\w\s,-]+)\]")
+
+
+class UnknownRule(GradscopeError):
+    """There is no rule of this name."""
 
 
 def rule_name(rule: Rule) -> str:
@@ -35,14 +43,45 @@ def rule_name(rule: Rule) -> str:
     return rule.__name__.replace("_", "-")
 
 
+def rule_named(name: str) -> Rule:
+    """The rule of a name. Raises UnknownRule, with names that are near."""
+    known = {rule_name(rule): rule for rule in RULES}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`gradscope rules` lists them"
+        raise UnknownRule(f"there is no rule {name!r}: {hint}")
+    return known[name]
+
+
+def chosen(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> tuple[Rule, ...]:
+    """The rules that are to run, in their order. Raises UnknownRule."""
+    wanted = {rule_named(name) for name in select} or set(RULES)
+    unwanted = {rule_named(name) for name in ignore}
+    return tuple(rule for rule in RULES if rule in wanted and rule not in unwanted)
+
+
 def judge(run: Run, rules: Iterable[Rule] = RULES) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """All findings, most important first, and a line for each rule that failed."""
+    """All findings, most important first, and a line for each rule that failed.
+
+    A finding is left out where its line ends with `# gradscope: allow[RULE]`.
+    """
     findings: list[Finding] = []
     failures: list[str] = []
     for rule in rules:
         try:
-            findings += rule(run)
+            findings += (finding for finding in rule(run) if not _is_allowed(run, finding))
         except Exception as error:
             failures.append(f"rule {rule_name(rule)} failed: {type(error).__name__}: {error}")
     findings.sort(key=lambda finding: _WEIGHT[finding.severity])
     return tuple(findings), tuple(failures)
+
+
+def _is_allowed(run: Run, finding: Finding) -> bool:
+    if finding.span is None:
+        return False
+    lines = run.sources.get(finding.span.file, {})
+    for number in {finding.span.line, finding.span.end_line or finding.span.line}:
+        found = _ALLOW.search(lines.get(number, ""))
+        if found is not None and finding.rule in re.split(r"[\s,]+", found[1].strip()):
+            return True
+    return False

@@ -62,7 +62,7 @@ def no_grad(run: Run) -> Iterator[Finding]:
     """The path from a parameter to the loss runs through an operation with grad mode off.
 
     Inside `torch.no_grad()`, `torch.inference_mode()`, a function decorated with either, or after
-    `torch.set_grad_enabled(False)`, operations keep no history: nothing computed before can get a gradient through them.
+    `torch.set_grad_enabled(False)`, operations keep no history: what was computed before gets no gradient through them.
 
     Bad:
 
@@ -188,7 +188,7 @@ def left_torch(run: Run) -> Iterator[Finding]:
     """
     for loss in _with_cause(run, "left-torch"):
         span = loss.operation.span
-        labels = ()
+        labels: tuple[Label, ...] = ()
         back = loss.came_back
         if back is not None and back.span is not None and back.span != span:
             labels = (Label(back.span, "it comes back here, as a constant"),)

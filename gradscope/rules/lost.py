@@ -66,7 +66,7 @@ def _find(run: Run) -> list[Lost]:
     if not found:
         found = _rebound(run, steps)
     told = {tensor.id for loss in found for tensor in loss.tensors}
-    return found + [loss for loss in _terms(run, steps) if not told.issuperset(t.id for t in loss.tensors)]
+    return found + [loss for loss in _terms(steps) if not told.issuperset(t.id for t in loss.tensors)]
 
 
 # --- tensors that never get a gradient -------------------------------------------------------------------------
@@ -105,10 +105,10 @@ def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
-            reach = _ranked(run, flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)))
+            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)))
             exit_ = _telling_exit(flow, reach)
             if reach.cuts and (exit_ is None or reach.touched.intersection(flow.roots)):
-                cut.setdefault(_place(run, flow, reach.cuts[0]), []).append((tensor, reach, flow))
+                cut.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach, flow))
                 break
             if exit_ is not None:
                 left.setdefault((exit_.name, exit_.span), []).append((tensor, exit_, flow))
@@ -118,9 +118,7 @@ def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
         _, reach, flow = group[0]
         first = reach.cuts[0]
         others = _distinct(reach.cuts[1:], first)
-        found.append(
-            Lost(cause_of(run, flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others)
-        )
+        found.append(Lost(cause_of(flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others))
     for exits in left.values():
         _, exit_, flow = exits[0]
         cause: Cause = "left-torch"
@@ -131,15 +129,15 @@ def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
     return found
 
 
-def _ranked(run: Run, flow: StepFlow, reach: Reach) -> Reach:
+def _ranked(flow: StepFlow, reach: Reach) -> Reach:
     """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`."""
-    cuts = sorted(reach.cuts, key=lambda cut: _RANK.index(cause_of(run, flow, cut)))
+    cuts = sorted(reach.cuts, key=lambda cut: _RANK.index(cause_of(flow, cut)))
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
 
 
-def _place(run: Run, flow: StepFlow, cut: Operation) -> object:
+def _place(flow: StepFlow, cut: Operation) -> object:
     """What makes two cuts one: the same line, or the same switch of grad mode."""
-    if cause_of(run, flow, cut) == "no-grad":
+    if cause_of(flow, cut) == "no-grad":
         switch = grad_mode_switch(flow, cut)
         if switch is not None:
             return switch.name, switch.span
@@ -164,6 +162,8 @@ def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
     Values leave torch for logs all the time. One counts where the loss came in again after it, or where nothing was
     left to be differentiated at all. Of several, the last before the loss came back.
     """
+    if not reach.exits:
+        return None
     crashed = flow.run.crash is not None and flow.run.crash.symptom == "no tensor to differentiate"
     if crashed:
         return reach.exits[-1]
@@ -199,7 +199,7 @@ def _came_back(flow: StepFlow, exit_: Operation) -> Operation | None:
 
 
 def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
-    """Backward was refused although its tensors did learn before: what did they lose since?"""
+    """What tensors that learned before have lost since, where a backward is refused."""
     if run.crash is None or run.crash.symptom != "no graph" or frozen_out(run):
         return []
     for flow in reversed(steps):
@@ -210,11 +210,11 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
             tensor = flow.tensors.get(tensor_id)
             if tensor is None or not tensor.leaf or not any(flow.history[value] for value in starts):
                 continue
-            reach = _ranked(run, flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)))
+            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)))
             if reach.cuts:
-                groups.setdefault(_place(run, flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
+                groups.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
         return [
-            Lost(cause_of(run, flow, group[0][1]), group[0][1], flow, tuple(tensor for tensor, _ in group), "error")
+            Lost(cause_of(flow, group[0][1]), group[0][1], flow, tuple(tensor for tensor, _ in group), "error")
             for group in groups.values()
         ]
     return []
@@ -230,9 +230,9 @@ def frozen_out(run: Run) -> list[tuple[Tensor, StepFlow]]:
             continue
         for tensor_id, starts in flow.values_of.items():
             tensor = flow.tensors[tensor_id]
-            if tensor.optimizer is not None and not tensor.requires_grad and tensor.name is not None:
-                if _would_carry(flow, starts, ends):
-                    found.append((tensor, flow))
+            held = tensor.optimizer is not None and tensor.name is not None
+            if held and not tensor.requires_grad and _would_carry(flow, starts, ends):
+                found.append((tensor, flow))
     return found
 
 
@@ -255,13 +255,13 @@ _SCALES = frozenset(
 )
 
 
-def _terms(run: Run, steps: list[StepFlow]) -> list[Lost]:
+def _terms(steps: list[StepFlow]) -> list[Lost]:
     """Summands of a scalar loss that depend on tensors in training yet have no history: they do nothing."""
     found: dict[tuple[str, Span | None], Lost] = {}
     for flow in steps:
         for root in flow.roots:
             for term in _dead_terms(flow, root):
-                loss = _cause_of_term(run, flow, term)
+                loss = _cause_of_term(flow, term)
                 if loss is not None:
                     found.setdefault((loss.operation.name, loss.operation.span), loss)
     return list(found.values())
@@ -286,8 +286,7 @@ def _dead_terms(flow: StepFlow, root: int) -> list[int]:
             if (
                 source in seen
                 or tensor is None
-                or any(size != 1 for size in tensor.shape)
-                and name not in ("sum", "mean")
+                or (any(size != 1 for size in tensor.shape) and name not in ("sum", "mean"))
             ):
                 continue
             seen.add(source)
@@ -298,7 +297,7 @@ def _dead_terms(flow: StepFlow, root: int) -> list[int]:
     return dead
 
 
-def _cause_of_term(run: Run, flow: StepFlow, term: int) -> Lost | None:
+def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
     first: tuple[Operation, ...] = ()
     tensors = []
     for tensor_id, starts in flow.values_of.items():
@@ -306,7 +305,7 @@ def _cause_of_term(run: Run, flow: StepFlow, term: int) -> Lost | None:
         if tensor.optimizer is None or not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
             continue
         reach = flow.reach([value for value in starts if flow.history[value]], flow.behind([term], tensor_id))
-        reach = _ranked(run, flow, reach)
+        reach = _ranked(flow, reach)
         if reach.cuts and term in reach.touched:
             first = first or reach.cuts
             tensors.append(tensor)
@@ -314,15 +313,13 @@ def _cause_of_term(run: Run, flow: StepFlow, term: int) -> Lost | None:
         return None
     tensors.sort(key=lambda tensor: tensor.id)
     cut = first[0]
-    return Lost(
-        cause_of(run, flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut)
-    )
+    return Lost(cause_of(flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut))
 
 
 # --- causes ----------------------------------------------------------------------------------------------------------
 
 
-def cause_of(run: Run, flow: StepFlow, cut: Operation) -> Cause:
+def cause_of(flow: StepFlow, cut: Operation) -> Cause:
     """Which rule explains a cut: told from what kind of operation it is and whether grad mode was on."""
     if cut.name in _GRADIENTS:
         return "missing-create-graph"

@@ -65,17 +65,19 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
     steps = [flow for flow in flows(run) if flow.roots]
-    groups: dict[tuple[Span | None, str], list[Tensor]] = defaultdict(list)
+    groups: dict[Span | str, list[Tensor]] = defaultdict(list)
     for tensor in suffering(run):
         if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count:
             continue
         if optimizers[tensor.optimizer].steps and not any(_leads_to_loss(flow, tensor) for flow in steps):
-            groups[tensor.made, (tensor.name or "").rpartition(".")[0]].append(tensor)
-    for (span, module), tensors in groups.items():
+            module = (tensor.name or "").rpartition(".")[0]
+            groups[tensor.made or module].append(tensor)
+    for tensors in groups.values():
+        span = tensors[0].made
         names = tuple(tensor.name or "" for tensor in tensors)
         optimizer = optimizers[tensors[0].optimizer or 0]
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
-        what, counted = who([f"{module}.{name.rpartition('.')[2]}" for name in names] if module else names)
+        what, counted = who(names)
         yield Finding(
             rule="unused-parameter",
             severity="warning",
@@ -117,8 +119,8 @@ def _uses(steps: list[StepFlow], tensor: Tensor) -> list[Operation]:
 def unregistered_parameter(run: Run) -> Iterator[Finding]:
     """A tensor of a module takes part in the forward and gets a gradient, and no `parameters()` knows it.
 
-    Modules register what is assigned to them as `nn.Parameter`, `nn.Module`, `nn.ParameterList`, `nn.ModuleList` and the
-    like. What sits in a plain list, dict or tensor attribute, or is made anew in every forward, is not registered: no
+    Modules register what is assigned to them as `nn.Parameter`, `nn.Module`, `nn.ParameterList`, `nn.ModuleList` and so
+    on. What sits in a plain list, dict or tensor attribute, or is made anew in every forward, is not registered: no
     optimizer gets it, `.to()` and `state_dict()` pass it by.
 
     Bad:
@@ -180,17 +182,17 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
             groups[tensor.made].append(tensor)
     for span, tensors in groups.items():
         yield _unregistered(
-            run, tensors, span, "not registered: `parameters()` does not give it",
+            tensors, span, "not registered: `parameters()` does not give it",
             "keep it in `nn.Parameter`, `nn.ParameterList`, `nn.ParameterDict`, `nn.ModuleList` or `nn.ModuleDict`",
         )  # fmt: skip
     for span, tensors in _made_in_forward(run).items():
         yield _unregistered(
-            run, tensors, span, "made anew in every forward, after the optimizer was built",
+            tensors, span, "made anew in every forward, after the optimizer was built",
             "make it once in `__init__`, where the optimizer finds it",
         )  # fmt: skip
 
 
-def _unregistered(run: Run, tensors: list[Tensor], span: Span | None, caret: str, mend: str) -> Finding:
+def _unregistered(tensors: list[Tensor], span: Span | None, caret: str, mend: str) -> Finding:
     names = tuple(dict.fromkeys(tensor.name or "unnamed" for tensor in tensors))
     subject, counted = who(names)
     return Finding(
@@ -361,7 +363,7 @@ def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
             yield Finding(
                 "non-leaf",
                 "error",
-                f"{subject} cannot be optimized: {'it is' if len(names) == 1 else 'they are'} the result of an operation",
+                f"{subject} cannot be optimized: not a leaf, but the result of an operation",
                 offered[0].made or optimizer.made,
                 "a non-leaf is made here" + (f", by `{offered[0].grad_fn}`" if offered[0].grad_fn else ""),
                 names,
@@ -414,7 +416,7 @@ def _kept_as_attribute(run: Run) -> Iterator[Finding]:
                 yield Finding(
                     "non-leaf",
                     "error",
-                    f"`{tensor.name}` never learns: it is the result of `{short_name(maker.name)}`, not the parameter itself",
+                    f"`{tensor.name}` never learns: it is a result of `{short_name(maker.name)}`, not the parameter",
                     maker.span,
                     "this gives a new tensor; the parameter inside is neither registered nor optimized",
                     (tensor.name or "",),

@@ -13,6 +13,8 @@ from gradscope.errors import GradscopeError
 COMMANDS = {
     "explain": "Run a script and explain which tensors get a gradient, which do not, and why.",
     "show": "Report again on a kept run, without running the script.",
+    "rules": "List every rule, a line each.",
+    "rule": "Show one rule's page: what, why, bad, good.",
 }
 
 

@@ -50,6 +50,7 @@ def _run_of(
         raise NothingToExplain(
             f"there is no tensor in this {type(output).__name__}: pass what the model returned, or its loss"
         )
+    _check(model, optimizer)
     observation = Observation(namespace)
     if model is not None:
         observation.add_model(model)
@@ -57,6 +58,13 @@ def _run_of(
         observation.add_optimizer(optimizer)
     observation.add_outputs(found)
     return observation.run()
+
+
+def _check(model: object, optimizer: object) -> None:
+    for name, value, kind in (("model", model, torch.nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if value is not None and not isinstance(value, kind):
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise TypeError(f"{name} must be an instance of {kind.__name__}, not {given}")
 
 
 def _variables() -> Mapping[str, Any]:
@@ -111,6 +119,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         optimizer: torch.optim.Optimizer | None = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        _check(model, optimizer)
         self._tensors = dict(tensors or {})
         self._model, self._optimizer = model, optimizer
         self._observation: Observation | None = None

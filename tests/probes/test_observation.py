@@ -416,11 +416,10 @@ def test_function_modes_outside_see_what_they_see_without_us() -> None:
     """So is a mode in which the observation takes place."""
     with Counting() as bare:
         small_step()
-    with Counting() as observed:
-        with gradscope.observe():
-            observed.names.clear()
-            small_step()
-            names = list(observed.names)
+    with Counting() as observed, gradscope.observe():
+        observed.names.clear()
+        small_step()
+        names = list(observed.names)
     assert names == bare.names
 
 

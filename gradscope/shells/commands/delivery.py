@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from gradscope.reports.dot import Style, to_dot
-from gradscope.reports.drawing import check_drawable, draw
+from gradscope.graph.facts import Run
+from gradscope.reports.dot import Style
+from gradscope.reports.drawing import check_drawable
 from gradscope.reports.report import Report
+from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
 
 
@@ -23,12 +25,15 @@ class Delivery:
     graph: Path | None
     style: Style
     every_row: bool
+    select: tuple[str, ...]
+    ignore: tuple[str, ...]
     fail_on: str
 
     def __post_init__(self) -> None:
-        format_of(self.format_, self.output)
+        chosen(self.select, self.ignore)
         if self.output is not None:
             check_writable(self.output)
+        format_of(self.format_, self.output)
         if self.graph is not None:
             check_drawable(self.graph)
 
@@ -37,8 +42,9 @@ class Delivery:
         output, graph = (path.absolute() if path is not None else None for path in (self.output, self.graph))
         return replace(self, output=output, graph=graph)
 
-    def deliver(self, report: Report, stream: TextIO) -> int:
-        """Write and draw; return 1 where there is a finding at the level of `--fail-on`, else 0."""
+    def deliver(self, run: Run, stream: TextIO) -> int:
+        """Judge a run, write and draw; return 1 where there is a finding at the level of `--fail-on`, else 0."""
+        report = Report.of(run, self.select, self.ignore)
         format_ = format_of(self.format_, self.output)
         if self.output is not None:
             replace_file(self.output, written(report, format_, every_row=self.every_row, colour=False).encode())
@@ -47,7 +53,7 @@ class Delivery:
             stream.write(written(report, format_, every_row=self.every_row, colour=colour))
             stream.flush()
         if self.graph is not None:
-            draw(to_dot(report.run, self.style), self.graph)
+            report.render(self.graph, self.style)
             print(f"gradscope: drew {self.graph}", file=sys.stderr)
         if self.fail_on == "never":
             return 0

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from gradscope.errors import GradscopeError
-from gradscope.reports.dot import Style
 from gradscope.shells.commands.delivery import Delivery
 from gradscope.shells.commands.destinations import check_writable, replace_file
 from gradscope.shells.commands.options import report_options
@@ -27,19 +26,13 @@ def command(
     module: bool,
     steps: int | None,
     save: Path | None,
-    format_: str | None,
-    output: Path | None,
-    graph: Path | None,
-    style: Style,
-    every_row: bool,
-    fail_on: str,
+    delivery: Delivery,
 ) -> int:
     """Run SCRIPT with ARGS as Python would, and explain its gradients.
 
     The report follows the script's own output. The exit code is 0, or 1 where there is a finding at the level of
     --fail-on, or 2 for misuse, else the script's own.
     """
-    delivery = Delivery(format_, output, graph, style, every_row, fail_on)
     if save is not None:
         check_writable(save)
     try:
@@ -47,7 +40,6 @@ def command(
     except ImportError as error:
         raise GradscopeError(f"cannot import torch ({error}): install it in the environment of gradscope") from None
     from gradscope.graph.storage import encode
-    from gradscope.reports.report import Report
 
     stream = sys.stdout
     program = program_of_module(script, args) if module else program_of_script(script, args)
@@ -59,7 +51,7 @@ def command(
     try:
         if save is not None:
             replace_file(save, encode(outcome.run))
-        failed = delivery.deliver(Report.of(outcome.run), stream)
+        failed = delivery.deliver(outcome.run, stream)
     except GradscopeError as error:
         click.echo(f"gradscope: {error}", err=True)
         failed = error.exit_code

@@ -1,16 +1,23 @@
-"""Options that several commands share."""
+"""The options of all commands that give a report."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+from gradscope.shells.commands.delivery import Delivery
 
-_SHARED = (
+
+def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """RULE[,RULE], given once or more often."""
+    return tuple(name.strip() for text in value for name in text.split(",") if name.strip())
+
+
+_OPTIONS = (
     click.option(
         "--format", "format_", type=click.Choice(["text", "json"]), help="Format of the report  [default: text]."
     ),
@@ -24,6 +31,8 @@ _SHARED = (
         "--style", type=click.Choice(["gradscope", "torchviz"]), default="gradscope", help="How the graph is drawn."
     ),
     click.option("--all", "every_row", is_flag=True, help="Show every tensor, also in a table of over 20 rows."),
+    click.option("--select", multiple=True, callback=_names, metavar="RULE[,RULE]", help="Apply these rules only."),
+    click.option("--ignore", multiple=True, callback=_names, metavar="RULE[,RULE]", help="Leave these rules out."),
     click.option(
         "--fail-on",
         type=click.Choice(["error", "warning", "info", "never"]),
@@ -34,8 +43,15 @@ _SHARED = (
 )
 
 
-def report_options(function: _F) -> _F:
-    """The options of all commands that give a report."""
-    for option in reversed(_SHARED):
-        function = option(function)
-    return function
+def report_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command these options; it gets what was asked for, checked, as its argument `delivery`."""
+
+    @functools.wraps(command)
+    def with_delivery(**given: Any) -> int:
+        wanted = {field: given.pop(field) for field in Delivery.__dataclass_fields__}
+        return command(delivery=Delivery(**wanted), **given)
+
+    wrapped: Callable[..., int] = with_delivery
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped

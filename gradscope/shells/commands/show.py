@@ -8,8 +8,6 @@ from pathlib import Path
 import click
 
 from gradscope.graph.storage import load
-from gradscope.reports.dot import Style
-from gradscope.reports.report import Report
 from gradscope.shells.commands.delivery import Delivery
 from gradscope.shells.commands.options import report_options
 
@@ -17,9 +15,6 @@ from gradscope.shells.commands.options import report_options
 @click.command("show")
 @click.argument("run", type=click.Path(path_type=Path))
 @report_options
-def command(
-    run: Path, format_: str | None, output: Path | None, graph: Path | None, style: Style, every_row: bool, fail_on: str
-) -> int:
+def command(run: Path, delivery: Delivery) -> int:
     """Report again on the run that `gradscope explain --save RUN` kept."""
-    delivery = Delivery(format_, output, graph, style, every_row, fail_on)
-    return delivery.deliver(Report.of(load(run)), sys.stdout)
+    return delivery.deliver(load(run), sys.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import textwrap
 
 import pytest
 
@@ -141,87 +142,137 @@ def test_steps_end_the_script(workshop: Workshop) -> None:
     assert "2 steps (ended by --steps)" in ended.out
 
 
-TRACEBACKS = {
-    "nested function": """
-        def outer():
-            def inner():
-                raise ValueError("deep\\ninside")
-            inner()
-        outer()
-        """,
-    "shapes in modules": """
-        import torch
-        from torch import nn
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layers = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-            def forward(self, x):
-                return self.layers(x)
-        loss = nn.functional.mse_loss
-        net = Net()
-        try:
-            net(torch.rand(2, 5))
-        except RuntimeError as error:
-            loss(net(torch.rand(2, 4)), torch.rand(5))
-        """,
-    "backward": """
-        import torch
-        class Broken(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x):
-                return x * 2
-            @staticmethod
-            def backward(ctx, gradient):
-                raise KeyError("lost")
-        w = torch.ones(2, requires_grad=True)
-        def train():
-            Broken.apply(w).sum().backward()
-        train()
-        """,
-    "chained": """
-        import torch
-        def load():
-            try:
-                torch.rand(2, 3) @ torch.rand(2, 3)
-            except RuntimeError as error:
-                raise LookupError("no such batch") from error
-        try:
-            load()
-        except LookupError:
-            torch.rand(2).backward()
-        """,
-    "group": """
-        import torch
-        def fail(n):
-            try:
-                torch.rand(n).reshape(7)
-            except RuntimeError as error:
-                return error
-        raise ExceptionGroup("several", [fail(2), fail(3)])
-        """,
-    "optimizer": """
-        import torch
-        w = torch.ones(2, requires_grad=True)
+RAISING = """
+    import threading
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    print("starts")
+    w = torch.ones(2, requires_grad=True)
+
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+
+        def forward(self, x):
+            return self.layers(x)
+
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            if len(x) > 2:
+                raise ArithmeticError("in forward")
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise KeyError("lost")
+
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+
+    def nested():
+        def inner():
+            raise ValueError("deep\\ninside")
+
+        inner()
+
+    def in_module():
+        Net()(torch.rand(2, 5))
+
+    def in_function():
+        F.mse_loss(torch.rand(2, 4), torch.rand(2, 5), reduction="sum")
+
+    def in_functional():
+        F.linear(torch.rand(2, 4), torch.rand(2, 5))
+
+    def in_python_function():
+        F.cross_entropy(torch.rand(2, 4, 3), target=torch.rand(2), reduction="no")
+
+    def in_mode():
+        with Mode():
+            F.softmax(torch.rand(2), dim=4)
+
+    def in_custom_forward():
+        Broken.apply(torch.rand(3))
+
+    def in_backward():
+        Broken.apply(w).sum().backward()
+
+    def without_graph():
+        torch.rand(2).sum().backward()
+
+    def in_step():
         optimizer = torch.optim.SGD([w], lr=0.1)
-        def closure():
-            return torch.nn.functional.linear(w, torch.rand(3, 3))
-        optimizer.step(closure)
-        """,
-}
+        optimizer.step(lambda: F.linear(w, torch.rand(3, 3)))
+
+    def in_parameter():
+        nn.Parameter("text")
+
+    def in_optimizer():
+        torch.optim.SGD([], lr=0.1)
+
+    def chained():
+        try:
+            torch.rand(2, 3) @ torch.rand(2, 3)
+        except RuntimeError as error:
+            raise LookupError("no such batch") from error
+
+    def while_handling():
+        try:
+            chained()
+        except LookupError:
+            in_module()
 
 
-@pytest.mark.parametrize("kind", TRACEBACKS)
-def test_tracebacks_are_the_users_own(workshop: Workshop, kind: str) -> None:
-    """A script that raises gets its report, then on standard error what bare Python writes, byte for byte, and 1."""
-    workshop.write("print('starts')\n" + "\n".join(line[8:] for line in TRACEBACKS[kind].splitlines()))
-    bare, seen = workshop.pair("script.py")
-    assert bare.err.startswith("Traceback") or "Exception Group Traceback" in bare.err
+    errors = []
+    for function in (nested, in_module, in_function, in_functional, in_python_function, in_mode, in_custom_forward,
+                     in_backward, without_graph, in_step, in_parameter, in_optimizer, chained, while_handling):
+        try:
+            function()
+        except Exception as error:
+            errors.append(error)
+    assert len(errors) == 14
+"""
+
+
+def test_tracebacks_are_the_users_own(workshop: Workshop) -> None:
+    """All kinds of exceptions are shown byte for byte as by bare Python, in threads too, and the exit code is 1."""
+    workshop.write(
+        textwrap.dedent(RAISING)
+        + "thread = threading.Thread(target=in_module, name='worker')\nthread.start()\nthread.join()\n"
+        + "raise ExceptionGroup('all', errors)\n"
+    )
+    bare, seen = workshop.pair("script.py", options=("-o", "report.txt"))
+    assert "14 ----" in bare.err
+    assert "Exception in thread worker" in bare.err
     assert seen.err == bare.err
-    assert (seen.status, bare.status) == (1, 1)
-    assert seen.out.startswith(bare.out + "\n") or seen.out.startswith(bare.out)
-    assert "gradscope: script.py, " in seen.out
-    assert "raised" in seen.out
+    assert (seen.status, bare.status, seen.out) == (1, 1, "starts\n")
+
+
+def test_the_report_comes_before_the_traceback(workshop: Workshop) -> None:
+    """A script that raises gets its report, then the user's own traceback, without a frame of ours."""
+    workshop.write(textwrap.dedent(RAISING) + "while_handling()\n")
+    bare = workshop.start("script.py")
+    with (workshop.folder / "both.txt").open("w") as both:
+        seen = workshop.start("-m", "gradscope", "explain", "script.py", stdout=both, stderr=both)
+        assert seen.wait(60) == 1
+    error = bare.communicate()[1]
+    trace = error[error.index("Traceback") :]
+    assert trace.count("Traceback") == 3
+    written = (workshop.folder / "both.txt").read_text()
+    assert written.endswith(trace)
+    report = written.removesuffix(trace)
+    assert report.index("starts\n") < report.index("gradscope: script.py, ")
+    assert "raised RuntimeError" in report
+    assert "Traceback" not in report
 
 
 def test_warnings_and_output_are_the_same(workshop: Workshop) -> None:

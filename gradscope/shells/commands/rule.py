@@ -1,0 +1,17 @@
+"""`gradscope rule NAME`: one rule's page."""
+
+from __future__ import annotations
+
+import click
+
+from gradscope.reports.page import page_text
+from gradscope.rules import rule_named
+from gradscope.rules.pages import page_of
+
+
+@click.command("rule")
+@click.argument("name")
+def command(name: str) -> int:
+    """Show the page of the rule NAME: what it finds, why, a program that has it and one that has not."""
+    click.echo(page_text(page_of(rule_named(name))))
+    return 0
