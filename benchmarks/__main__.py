@@ -19,7 +19,7 @@ def measured(quick: bool) -> Iterator[Row]:
 
 def line(what: str, against: str, ratio: str, budget: str, verdict: str = "") -> str:
     """One line of the table."""
-    return f"{what:<47}  {against:<30}  {ratio:>6}  {budget:>6}  {verdict}".rstrip()
+    return f"{what:<54}  {against:<27}  {ratio:>6}  {budget:>6}  {verdict}".rstrip()
 
 
 def main() -> None:

@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
+
+# Makes what the steps run within.
+Form: TypeAlias = Callable[[], AbstractContextManager[object, bool | None]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def against_bare(
     step: Callable[[], object],
-    bare: Callable[[], AbstractContextManager[object]],
-    forms: Mapping[str, Callable[[], AbstractContextManager[object]]],
+    bare: Form,
+    forms: Mapping[str, Form],
     rounds: int,
     steps: int,
 ) -> dict[str, float]:
@@ -49,7 +53,7 @@ def against_bare(
     return {name: median(values) for name, values in ratios.items()}
 
 
-def _run(step: Callable[[], object], form: Callable[[], AbstractContextManager[object]], steps: int) -> float:
+def _run(step: Callable[[], object], form: Form, steps: int) -> float:
     with form():
         return seconds(lambda: [step() for _ in range(steps)])
 

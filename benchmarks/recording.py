@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from statistics import median
 
 import torch
 import torchviz  # type: ignore[import-untyped]
 from torch import nn
+from torch.autograd import backward
 from torch.overrides import TorchFunctionMode
 
 import gradscope
-from benchmarks.ratios import Row, against_bare, seconds
+from benchmarks.ratios import Form, Row, against_bare, seconds
 
 _RECORD, _ANOMALY, _MODE = "full record", "anomaly mode", "empty function mode"
 
@@ -23,21 +25,26 @@ def rows(quick: bool) -> Iterator[Row]:
     """A transformer, a recurrent loop and a chain of the smallest operations."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    rounds = 3 if quick else 15
 
     model, optimizer, step = _transformer()
-    forms = {_RECORD: lambda: gradscope.observe(model=model, optimizer=optimizer), _ANOMALY: _anomaly}
-    ratios = against_bare(step, nullcontext, forms, rounds=5 if quick else 25, steps=1)
+    forms: dict[str, Form] = {_RECORD: partial(gradscope.observe, model=model, optimizer=optimizer), _ANOMALY: _anomaly}
+    ratios = against_bare(step, nullcontext, forms, rounds, steps=4)
     yield from _rows("T: 6-layer d=256 transformer step", ratios, 1.05)
 
     model, optimizer, step = _recurrent()
-    forms = {_RECORD: lambda: gradscope.observe(model=model, optimizer=optimizer), _ANOMALY: _anomaly, _MODE: _Empty}
-    ratios = against_bare(step, nullcontext, forms, rounds=5 if quick else 25, steps=16)
+    forms = {
+        _RECORD: partial(gradscope.observe, model=model, optimizer=optimizer),
+        _ANOMALY: _anomaly,
+        _MODE: _Empty,
+    }
+    ratios = against_bare(step, nullcontext, forms, rounds, steps=64)
     yield from _rows("S: recurrent loop, 600 operations", ratios, 1.4)
 
     start = torch.ones(4, requires_grad=True)
     forms = {_RECORD: gradscope.observe, _ANOMALY: _anomaly}
-    ratios = against_bare(lambda: _chain(start).backward(), nullcontext, forms, rounds=5 if quick else 25, steps=8)
-    ratios["torchviz.make_dot"] = _drawing(start, 3 if quick else 9)
+    ratios = against_bare(lambda: backward(_chain(start)), nullcontext, forms, rounds, steps=32)
+    ratios["torchviz.make_dot"] = _drawing(start, rounds)
     yield from _rows("C: chain of 2,000 adds", ratios, 3.0)
 
 
@@ -55,7 +62,7 @@ def _transformer() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]
     def step() -> None:
         optimizer.zero_grad()
         logits = model(tokens[:, :-1])
-        nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        backward(nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
         optimizer.step()
 
     return model, optimizer, step
@@ -63,17 +70,17 @@ def _transformer() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]
 
 def _recurrent() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
     """120 times five operations: an item of the input, two products, a sum and a tanh."""
-    model = nn.ParameterDict({"w": torch.randn(16, 32) / 4, "u": torch.randn(32, 32) / 8})
+    model = nn.ParameterDict({"w": torch.randn(16, 64) / 4, "u": torch.randn(64, 64) / 8})
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    data, target = torch.randn(120, 8, 16), torch.randn(8, 32)
+    data, target = torch.randn(120, 16, 16), torch.randn(16, 64)
     w, u = model["w"], model["u"]
 
     def step() -> None:
         optimizer.zero_grad()
-        hidden = torch.zeros(8, 32)
+        hidden = torch.zeros(16, 64)
         for time in range(120):
             hidden = torch.tanh(data[time] @ w + hidden @ u)
-        nn.functional.mse_loss(hidden, target).backward()
+        backward(nn.functional.mse_loss(hidden, target))
         optimizer.step()
 
     return model, optimizer, step
@@ -90,9 +97,8 @@ def _drawing(start: torch.Tensor, rounds: int) -> float:
     sys.setrecursionlimit(20_000)  # torchviz walks by recursion
     ratios = []
     for _ in range(rounds):
-        bare = seconds(lambda: _chain(start).backward())
-        end = _chain(start)
-        ratios.append(seconds(lambda root=end: torchviz.make_dot(root)) / bare)
+        bare = seconds(lambda: backward(_chain(start)))
+        ratios.append(seconds(partial(torchviz.make_dot, _chain(start))) / bare)
     return median(ratios)
 
 

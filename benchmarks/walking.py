@@ -53,15 +53,15 @@ def _bare(root: torch.Tensor) -> int:
 
 def _measure(shape: str, size: int) -> float:
     torch.set_num_threads(1)
-    root = (_deep if shape == "deep" else _wide)(size)
+    roots = [(_deep if shape == "deep" else _wide)(size)]
     tape = Tape(CallSites())
     gc.disable()  # as `walk` does for itself
     ratios = []
     for _ in range(max(3, 200_000 // size)):
-        walked = seconds(lambda: walk([root], lambda leaf: tape.entry(leaf)[1]))
-        ratios.append(walked / seconds(lambda: _bare(root)))
-    assert len(walk([root], lambda leaf: tape.entry(leaf)[1])) == _bare(root)
-    del root  # a deep graph that was touched is deleted by recursion: here a process dies
+        walked = seconds(lambda: walk(roots, lambda leaf: tape.entry(leaf)[1]))
+        ratios.append(walked / seconds(lambda: _bare(roots[0])))
+    assert len(walk(roots, lambda leaf: tape.entry(leaf)[1])) == _bare(roots[0])
+    roots.clear()  # a deep graph that was touched is deleted by recursion: here a process dies
     return median(ratios)
 
 

@@ -60,10 +60,39 @@ def last_call(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span:
         return span
     text = source_of(span, sources) or ""
     before = function.value.end_col_offset
-    if before is None or isinstance(function.value, ast.Name):
+    if before is None or is_library(function.value):
         return span
     characters = len(f"({text}".encode()[:before].decode()) - 1
     return replace(span, column=span.column + characters)
+
+
+def is_library(node: ast.AST) -> bool:
+    """`torch`, `F`, `nn.functional`: where functions live, rather than a tensor whose method is called."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in ("torch", "F", "nn", "functional", "np", "numpy", "math")
+
+
+def loop_around(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span | None:
+    """The head of the innermost `for` whose body a span lies in; None where it was not kept or there is none."""
+    lines = sources.get(span.file, {})
+    depth = _indent(lines.get(span.line, ""))
+    for number in range(span.line - 1, 0, -1):
+        text = lines.get(number)
+        if text is None:
+            return None
+        if text.strip() and _indent(text) < depth:
+            depth = _indent(text)
+            if text.lstrip().startswith(("for ", "async for ")):
+                end = len(text.rstrip()) + 1
+                return Span(span.file, number, depth + 1, number, end, span.function)
+            if text.lstrip().startswith(("def ", "class ", "async def ")):
+                return None
+    return None
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def callee(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:

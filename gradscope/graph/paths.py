@@ -15,6 +15,8 @@ from functools import cached_property
 from gradscope.graph.facts import Backward, Operation, Run, Step, Tensor
 from gradscope.graph.naming import short_name
 
+# These set a flag of a tensor: worth no word where a path is told.
+_FLAGS = frozenset({"Tensor.requires_grad_", "Tensor.requires_grad ="})
 # The value leaves torch here; what is made of it later is a constant.
 EXITS = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__"})
 
@@ -95,6 +97,7 @@ class StepFlow:
     def reach(self, starts: Iterable[int], ends: frozenset[int]) -> Reach:
         """Follow the data from `starts`; cuts are looked for on the way to `ends` only."""
         touched = set(starts)
+        own = {self.holder[value] for value in touched}
         alive = {value for value in touched if self.history[value]}
         cuts: list[Operation] = []
         exits: list[Operation] = []
@@ -108,7 +111,7 @@ class StepFlow:
                 continue
             cut = False
             for value in operation.outputs:
-                if value in operation.inputs:
+                if value in operation.inputs or self.holder[value] in own:
                     continue
                 touched.add(value)
                 if not live:
@@ -169,6 +172,8 @@ class StepFlow:
         """A path in the user's names: `x -> linear -> z -/- linear -> loss`."""
         parts = [start]
         for operation, lost in path:
+            if operation.name in _FLAGS and not lost:
+                continue
             mark = "-/-" if lost else "->"
             name = short_name(operation.name)
             results = [tensor.name for value in operation.outputs if (tensor := self.tensor(value)) and tensor.name]

@@ -73,7 +73,7 @@ class Course:
         Small tensors are copied; of larger ones a selection of `SAMPLE` elements is, half of it from rows that
         have a gradient where most have none, as in the table of an embedding.
         """
-        if self.sample is None and tensor.layout is torch.strided and tensor.numel() > 0:
+        if self.sample is None and tensor.layout is torch.strided and not tensor.is_nested and tensor.numel() > 0:
             index = _selection(tensor)
             first = _pick(tensor, index).clone()
             self.sample = index, first
@@ -152,7 +152,9 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
     gradient = gradient.detach()
-    return gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient
+    if gradient.layout is torch.sparse_coo:
+        return gradient.coalesce().values()
+    return gradient.values() if gradient.is_nested or gradient.layout is torch.sparse_csr else gradient
 
 
 def _scaled_norm(gradient: torch.Tensor) -> float:

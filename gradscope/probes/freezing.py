@@ -54,6 +54,7 @@ _VIEWS = frozenset(
         "ViewAsReal",
     ]
 )
+_LINES_ABOVE = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +278,9 @@ class _Freezer:
             if site is None or span is None:
                 continue
             kept = lines.setdefault(span.file, {})
-            for number in range(max(1, span.line - 2), (span.end_line or span.line) + 3):
+            # From the head of the function on, so that a reader sees which loop or block the line lies in.
+            above = max(1, min(span.line - 2, max(site[0].co_firstlineno, span.line - _LINES_ABOVE)))
+            for number in range(above, (span.end_line or span.line) + 3):
                 text = linecache.getline(site[0].co_filename, number)
                 if text:
                     kept[number] = text.rstrip("\n")

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.overrides import resolve_name
 
+from gradscope.graph.naming import is_library
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.tape import OperationRecord, StepRecord, Subject, Tape
 
@@ -139,17 +140,10 @@ def _operands(node: ast.AST) -> list[ast.AST]:
         arguments: list[ast.AST] = [*node.args, *(keyword.value for keyword in node.keywords)]
         if any(isinstance(argument, ast.Starred) for argument in arguments):
             return []
-        if isinstance(node.func, ast.Attribute) and not _is_module_path(node.func.value):
+        if isinstance(node.func, ast.Attribute) and not is_library(node.func.value):
             return [node.func.value, *arguments]
         return arguments
     return []
-
-
-def _is_module_path(node: ast.AST) -> bool:
-    """`torch`, `F`, `nn.functional`: where functions live, rather than a tensor whose method is called."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return isinstance(node, ast.Name) and node.id in ("torch", "F", "nn", "functional")
 
 
 def _plain(node: ast.AST | None) -> str | None:
@@ -223,7 +217,8 @@ def _from_operation(
         if named or (last and not own[0].leaf):
             _take(assigned, own, source.targets(operation.site, len(own)))
     operands = source.operands(operation.site)
-    if len(operands) == len(operation.inputs) and operation.module is None:
+    named = source.is_call_of(operation.site, function_name(operation.function))
+    if named and len(operands) == len(operation.inputs) and operation.module is None:
         _take(used, [value[1] for value in operation.inputs], operands)
 
 

@@ -132,7 +132,8 @@ class Observation:
         with unobserved():
             try:
                 self._name_all()
-                confirm_outputs(self.tape)
+                if ended != "exception":
+                    confirm_outputs(self.tape)
             except Exception as error:
                 self.tape.fail("naming", error)
         frozen = freeze(self.tape, self.namespace, self.given)

@@ -79,10 +79,10 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                 course.optimizer = mark.serial
                 if subject.serial not in mark.subjects:
                     mark.subjects[subject.serial] = subject
-                if tape.readable(subject) and tensor.grad is not None:
-                    course.begin(tensor)
-                    if not course.arrived and (course.supplied or not course.steps):
-                        _supplied(course, tensor.grad)
+                course.begin(tensor)
+                waiting = not course.arrived and (course.supplied or not course.steps)
+                if waiting and tape.readable(subject) and tensor.grad is not None:
+                    _supplied(course, tensor.grad)
             return mark
     except Exception as error:
         tape.fail("optimizer probe", error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -44,6 +43,11 @@ def _descriptors() -> Iterator[tuple[str, Any]]:
             yield name, member
 
 
+def _getter(name: str) -> Any:
+    """What the mode is told when an attribute is read."""
+    return getattr(torch.Tensor, name).__get__
+
+
 _QUIET = frozenset(
     {member.__get__ for name, member in _descriptors() if name not in _TENSOR_ATTRIBUTES}
     | {getattr(torch.Tensor, name) for name in _DESCRIPTIONS if hasattr(torch.Tensor, name)}
@@ -53,16 +57,15 @@ _QUIET = frozenset(
 _SPEAKING = frozenset(
     {getattr(torch.Tensor, name) for name in _EXITS if hasattr(torch.Tensor, name)}
     | {member.__set__ for name, member in _descriptors()}
-    | {torch.Tensor.grad.__get__, torch.Tensor.__setitem__, torch._C._set_grad_enabled}  # type: ignore[attr-defined]
+    | {_getter("grad"), torch.Tensor.__setitem__, torch._C._set_grad_enabled}
 )
-_data_of: Any = vars(torch._C.TensorBase)["data"].__get__
+_data_of = _getter("data")
 _DETACHED = frozenset({_data_of, torch.Tensor.detach, torch.detach})
 # These look at a tensor or change what it is; nothing is computed with it.
 _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.register_hook}
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _Call = tuple[Any, ...]
-_NOTHING = nullcontext()
 _modes_on: Callable[[], int] = torch._C._len_torch_function_stack
 
 
@@ -88,7 +91,10 @@ class Recorder(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         others = bool(types) or _modes_on() > 0 or func is _AS_SUBCLASS
-        with unasked() if others else _NOTHING:
+        if others:
+            with unasked():
+                call = self._before(func, args, kwargs)
+        else:
             call = self._before(func, args, kwargs)
         try:
             result = func(*args, **kwargs)
@@ -97,7 +103,10 @@ class Recorder(TorchFunctionMode):
                 self._failed(call)
             raise
         if call is not None:
-            with unasked() if others else _NOTHING:
+            if others:
+                with unasked():
+                    self._after(call, result)
+            else:
                 self._after(call, result)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import linecache
 import os
 import runpy
 import sys
@@ -100,6 +101,9 @@ def _syntax(error: SyntaxError, script: str) -> str:
 
 def observe_program(program: Program, steps: int | None = None) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here."""
+    # The report shows the source as it was when the program began, though its author may go on editing.
+    linecache.checkcache()
+    linecache.getlines(program.file)
     main = ModuleType("__main__")
     main.__dict__.update(
         __file__=program.file,

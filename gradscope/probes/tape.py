@@ -35,17 +35,17 @@ SWEEP_AT = 100_000
 
 
 class Subject(msgspec.Struct, eq=False, gc=False):
-    """One tensor object, as far as it can be told without holding it."""
+    """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like."""
 
     serial: int
     ref: Callable[[], torch.Tensor | None]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    requires_grad: bool
-    leaf: bool
     site: Site | None
-    nn_parameter: bool
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    requires_grad: bool = False
+    leaf: bool = True
+    nn_parameter: bool = False
     thread: int = 0
     used: bool = False
     consumed: bool = False
@@ -186,12 +186,12 @@ class Tape:
         subject = Subject(
             self._subjects,
             weakref.ref(tensor),
-            tuple(tensor.shape),
+            site,
+            shape_of(tensor),
             tensor.dtype,
             tensor.device,
             requires_grad,
             not requires_grad or is_leaf(tensor),
-            site,
             type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
         )
         return self.hold(tensor, subject)
@@ -249,7 +249,7 @@ class Tape:
         """Read again what may have changed since the tensor was met."""
         subject.requires_grad = tensor.requires_grad
         subject.leaf = is_leaf(tensor)
-        subject.shape = tuple(tensor.shape)
+        subject.shape = shape_of(tensor)
         subject.dtype = tensor.dtype
 
     def keep(self, tensor: torch.Tensor, site: Site | None = None) -> Subject:
@@ -405,6 +405,14 @@ def is_leaf(tensor: torch.Tensor) -> bool:
         return not tensor.requires_grad or tensor.is_leaf
     except RuntimeError:
         return False
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape; () for what has none: parameters of lazy modules before their first call, nested tensors."""
+    try:
+        return tuple(tensor.shape)
+    except RuntimeError:
+        return ()
 
 
 def storage_key(tensor: torch.Tensor) -> int | None:

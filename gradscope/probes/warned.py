@@ -95,7 +95,7 @@ def _forget(frame: FrameType, message: warnings.WarningMessage) -> None:
     """Python remembers what it has shown for a place; for the wrong place it must not."""
     text, category = str(message.message), message.category
     registry: dict[Any, Any] = frame.f_globals.get("__warningregistry__", {})
-    for key in ((text, category, message.lineno), (text, category, 0)):
+    for key in ((text, category, message.lineno), (text, category, 0), (text, category)):  # of the various filters
         registry.pop(key, None)
     once: dict[Any, Any] = warnings.onceregistry  # type: ignore[attr-defined]
     once.pop((text, category), None)

@@ -183,7 +183,7 @@ def worth_showing(run: Run) -> list[Tensor]:
         for backward in step.backwards
         if backward.span is not None
     }
-    used_for_gradient = _sources_of_roots(run)
+    entering = _constants_of_losses(run)
     used_at_hand = _inputs_where(run, lambda span: _is_at_hand(span, callers))
     latest: dict[tuple[str, Role], Tensor] = {}
     for tensor in run.tensors:
@@ -194,7 +194,7 @@ def worth_showing(run: Run) -> list[Tensor]:
             at_hand = tensor.made is not None and _is_at_hand(tensor.made, callers)
             if not at_hand and tensor.id not in used_at_hand and not (what == "output" and not callers):
                 continue
-        if what in ("constant", "input") and tensor.id not in used_for_gradient and tensor.registered is None:
+        if what in ("constant", "input") and tensor.id not in entering and tensor.registered is None:
             continue
         latest.pop((tensor.name, what), None)
         latest[tensor.name, what] = tensor
@@ -217,19 +217,30 @@ def _inputs_where(run: Run, at: Callable[[Span], bool]) -> set[int]:
     }
 
 
-def _sources_of_roots(run: Run) -> set[int]:
-    """The tensors whose values a root of a backward was computed from, in the steps that are kept."""
+def _constants_of_losses(run: Run) -> set[int]:
+    """The tensors that enter the way to a loss: taken by an operation on it, and not computed on it themselves.
+
+    What a gradient flows past is what counts, not how the data were prepared; only where nothing has any history,
+    everything that a loss was computed from does. Where no operation was seen, the leaves of the walked graph are all.
+    """
     tensor_of = {value.id: value.tensor for value in run.values}
-    needed: set[int] = set()
-    leaves: set[int] = set()
+    history = {value.id: value.history for value in run.values}
+    leaves = {tensor.id for tensor in run.tensors if tensor.leaf}
+    flowing: set[int] = set()
+    everything: set[int] = set()
     for step in reversed(run.steps):
-        for backward in step.backwards:
-            needed.update(backward.roots)
-            leaves.update(node.tensor for node in backward.nodes if node.tensor is not None)
+        needed = {root for backward in step.backwards for root in backward.roots}
         for operation in reversed(step.operations):
-            if not needed.isdisjoint(operation.outputs):
-                needed.update(operation.inputs)
-    return leaves | {tensor_of[value] for value in needed}
+            on_the_way = needed.intersection(operation.outputs)
+            if not on_the_way:
+                continue
+            needed.update(operation.inputs)
+            everything.update(operation.inputs)
+            if any(history[value] and tensor_of[value] not in leaves for value in on_the_way):
+                flowing.update(operation.inputs)
+    backwards = [backward for step in run.steps for backward in step.backwards]
+    walked = {node.tensor for backward in backwards for node in backward.nodes if node.tensor is not None}
+    return walked | {tensor_of[value] for value in flowing or everything}
 
 
 def _row(tensor: Tensor, optimizers: dict[int, str], finding: str | None) -> TensorRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from gradscope.graph.facts import Operation, Run, Step, Tensor
 from gradscope.graph.roles import role
@@ -12,10 +12,10 @@ class Flow:
     """The data flow of one step, walked from its ends towards the tensors that it began with.
 
     `ends` are the values that the step's backwards started from; without any, its results that nothing
-    used. What leads to `exits` belongs to the flow as well: there, values leave torch.
+    used. What leads to `cuts` belongs to the flow as well, also where a value leaves torch there or fills a leaf.
     """
 
-    def __init__(self, run: Run, step: Step, exits: Sequence[Operation] = ()) -> None:
+    def __init__(self, run: Run, step: Step, cuts: Collection[Operation] = ()) -> None:
         self.tensors = {tensor.id: tensor for tensor in run.tensors}
         self._values = {value.id: value for value in run.values}
         self._step = step
@@ -28,7 +28,8 @@ class Flow:
             if earlier is step:
                 break
         self.ends = tuple(dict.fromkeys(self._roots()))
-        self._exits = tuple(value for op in exits for value in op.inputs)
+        self._cuts = {op.id for op in cuts}
+        self._exits = tuple(value for op in cuts if not op.outputs for value in op.inputs)
         self._nothing_carries = not any(self.carries(end) for end in self.ends)
 
     def _record(self, op: Operation) -> None:
@@ -76,7 +77,11 @@ class Flow:
         maker, tensor = self._makers.get(value), self.tensor(value)
         if maker is None or not maker.inputs:
             return None
-        if tensor is not None and role(tensor) in ("parameter", "buffer", "input"):
+        if maker.id in self._cuts:
+            return maker
+        if tensor is not None and role(tensor) in ("parameter", "buffer"):
+            return None
+        if tensor is not None and role(tensor) == "input" and value not in self._derived:
             return None
         if maker.id in self._here:
             return maker if self._nothing_carries or self.carries(value) else None

@@ -124,8 +124,9 @@ def _step(run: Run, cuts: Collection[int]) -> Step | None:
 
 
 def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
-    exits = [op for op in step.operations if op.id in cuts and not op.outputs]
-    flow = Flow(run, step, exits)
+    losing = [op for op in step.operations if op.id in cuts]
+    exits = [op for op in losing if not op.outputs]
+    flow = Flow(run, step, losing)
     role = roles(run)
     operations, ends = [*flow.operations(), *exits], frozenset(flow.ends)
     vertices = [_operation(flow, op, ends) for op in operations]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from gradscope.graph.facts import Finding, Run
@@ -12,6 +13,9 @@ from gradscope.reports.frames import frame, paint
 WIDTH = 88
 ROWS = 20
 _NAME = 32
+_FACTS = textwrap.TextWrapper(
+    WIDTH, initial_indent="   = ", subsequent_indent="     ", break_long_words=False, break_on_hyphens=False
+)
 
 
 def text(
@@ -60,7 +64,15 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
     lines = [f"{title}: {finding.message}"]
     if finding.span is not None:
         lines += frame(finding, sources, colour)
-    lines += [f"   = {fact}" for fact in finding.facts]
+    for fact in finding.facts:
+        lines += textwrap.wrap(
+            fact,
+            WIDTH,
+            initial_indent="   = ",
+            subsequent_indent="     ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     for help_ in finding.help:
         lines.append(f"help: {help_.message}")
         if help_.edit is not None:

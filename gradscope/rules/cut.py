@@ -315,7 +315,7 @@ def _finding(
         message = f"a term of the loss trains nothing: no gradient flows through it to {subject}"
     elif crash is not None and crash.symptom is not None:
         message = (
-            f"backward cannot reach {subject}: the loss keeps no way back to {'it' if len(names) == 1 else 'them'}"
+            f"backward cannot reach {subject}: the loss keeps no way back to {'them' if counted == 'they' else 'it'}"
         )
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))

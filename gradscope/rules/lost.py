@@ -208,7 +208,11 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
         groups: dict[object, list[tuple[Tensor, Operation]]] = {}
         for tensor_id, starts in flow.values_of.items():
             tensor = flow.tensors.get(tensor_id)
-            if tensor is None or not tensor.leaf or not any(flow.history[value] for value in starts):
+            if (
+                tensor is None
+                or not (tensor.leaf and tensor.requires_grad)
+                or not any(flow.history[value] for value in starts)
+            ):
                 continue
             reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)))
             if reach.cuts:

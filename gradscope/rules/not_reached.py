@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Run, Span, Tensor
-from gradscope.graph.naming import short_name
+from gradscope.graph.naming import loop_around, short_name
 from gradscope.graph.paths import StepFlow, flows
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.wording import learns, listed, steps_text, who
@@ -78,26 +78,49 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         optimizer = optimizers[tensors[0].optimizer or 0]
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
         what, counted = who(names)
+        made = Label(span, "made here") if span is not None else None
+        loop = _loop_that_ends_early(run, steps, names)
+        place, caret = span or optimizer.made, "made here, and no way leads from it to a loss"
+        labels = [Label(use.span, "its result is computed here, and goes nowhere") for use in used[:1] if use.span]
+        if loop is not None:
+            place, caret = loop, f"this loop ends before it comes to {what}"
+            labels += [made] if made is not None else []
         yield Finding(
             rule="unused-parameter",
             severity="warning",
             message=f"{what} is never trained: no loss was computed from {'it' if counted == 'it' else counted} "
             f"in {steps_text(run, optimizer.steps)}",
-            span=span or optimizer.made,
-            caret="made here, and no way leads from it to a loss" if span else "held here, and never used",
+            span=place,
+            caret=caret,
             tensors=names,
-            labels=tuple(
-                Label(use.span, "its result is computed here, and goes nowhere") for use in used[:1] if use.span
+            labels=tuple(labels),
+            facts=(
+                f"{'used, but leads to no loss' if used else 'never used'}: {listed(names)}",
+                f"note: {optimizer.name}, which holds {'it' if len(names) == 1 else 'them'}, "
+                f"stepped {optimizer.steps} times",
             ),
-            facts=(f"{'used, but leads to no loss' if used else 'never used'}: {listed(names)}", *_held(optimizer)),
             help=(
                 Help("use it in `forward`, or delete it" if not used else "add its result to the loss, or delete it"),
             ),
         )
 
 
-def _held(optimizer: Optimizer) -> tuple[str, ...]:
-    return (f"note: {optimizer.name} holds it and stepped {optimizer.steps} times",)
+def _loop_that_ends_early(run: Run, steps: list[StepFlow], names: Sequence[str]) -> Span | None:
+    """The loop that runs over the numbered siblings of an unused module, and not as far as to it."""
+    parts = [name.split(".") for name in names]
+    place = next((i for i in range(len(parts[0]) - 1, -1, -1) if parts[0][i].isdigit()), None)
+    if place is None or any(part[: place + 1] != parts[0][: place + 1] for part in parts):
+        return None
+    container, number = ".".join(parts[0][:place]), int(parts[0][place])
+    siblings = [
+        use
+        for tensor in run.tensors
+        if (tensor.name or "").startswith(f"{container}.") and tensor.name not in names
+        for use in _uses(steps, tensor)
+    ]
+    loops = {loop_around(use.span, run.sources) for use in siblings if use.span is not None}
+    found = next(iter(loops)) if len(loops) == 1 else None
+    return found if number > 0 else None
 
 
 def _leads_to_loss(flow: StepFlow, tensor: Tensor) -> bool:
@@ -284,6 +307,22 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             (f"frozen: {listed(names)}",),
             (Help("set `requires_grad_(True)` again before this backward"),),
         )
+    for frozen, optimizer in _given_later(run):
+        names = tuple(tensor.name or "" for tensor in frozen)
+        subject, counted = who(names)
+        yield Finding(
+            "frozen-parameter",
+            "warning",
+            f"{subject} {learns(names)}: {counted if counted != 'they' else 'these'} "
+            f"{'is' if counted == 'it' else 'are'} frozen, though {optimizer.name} was given "
+            f"{'it' if counted == 'it' else 'them'} after a phase without",
+            _who_froze(run, frozen),
+            "frozen here, and never unfrozen",
+            names,
+            (Label(optimizer.made, "given to an optimizer here"),) if optimizer.made is not None else (),
+            (f"frozen: {listed(names)}",),
+            (Help("set `requires_grad_(True)` before this phase"),),
+        )
     for module in run.modules:
         frozen = [
             tensor
@@ -303,6 +342,28 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
                 (f"frozen: {listed(names)}",),
                 (Help(f"call `{module.path}.requires_grad_(True)`"),),
             )
+
+
+def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer]]:
+    """Tensors that the program froze and trained others without, then gave to a later optimizer, frozen as they were.
+
+    That an optimizer holds frozen tensors is no slip by itself. But who builds an optimizer of a part of a model,
+    trains it, and then builds one of more of it, means to train the rest from then on.
+    """
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    for place, optimizer in enumerate(run.optimizers):
+        earlier = [other for other in run.optimizers[:place] if other.steps]
+        mine = set(optimizer.tensors)
+        if not optimizer.steps or not any(set(other.tensors) < mine for other in earlier):
+            continue
+        before = {tensor for other in earlier for tensor in other.tensors}
+        frozen = [
+            tensor
+            for number in optimizer.tensors
+            if number not in before and not (tensor := tensors[number]).requires_grad and tensor.name is not None
+        ]
+        if frozen and _who_froze(run, frozen) is not None:
+            yield frozen, optimizer
 
 
 def _lies_in(tensor: Tensor, path: str) -> bool:

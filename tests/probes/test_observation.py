@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -346,6 +348,31 @@ def test_warnings_name_the_same_place(warn: Callable[[], Any]) -> None:
     assert len(bare) == 1
 
 
+@pytest.mark.parametrize("action", ["default", "once", "module", "always", "error", "ignore"])
+def test_warnings_are_shown_as_often(action: str) -> None:
+    """Under each of Python's filters, warnings of two lines in a loop are shown as often as without us."""
+
+    def shown() -> list[Any]:
+        seen: list[Any] = []
+        warnings.onceregistry.clear()  # type: ignore[attr-defined]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+            for _ in range(3):
+                try:
+                    F.mse_loss(torch.ones(3, 1), torch.ones(3))
+                    nn.L1Loss()(torch.ones(3, 1), torch.ones(3))
+                    nn.L1Loss()(torch.ones(3, 1), torch.ones(3))
+                    torch.tensor(torch.ones(1))
+                except UserWarning as error:
+                    seen.append(str(error))
+        return seen + [(str(w.message), w.filename, w.lineno) for w in caught]
+
+    bare = shown()
+    with gradscope.observe():
+        assert shown() == bare
+    assert bool(bare) == (action != "ignore")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_programs_run_unchanged() -> None:
     """`torch.compile(fullgraph=True)` compiles under observation, also with custom Functions and parameters."""
@@ -369,6 +396,34 @@ def test_compiled_programs_run_unchanged() -> None:
     assert len(observed) == 4
     assert all(map(torch.equal, observed, bare))
     assert seen.report().run.backward_count == 1
+
+
+def test_tensors_without_a_shape_are_met() -> None:
+    """Lazy modules and nested tensors, which have no shape to tell, run as they would, and every probe goes on."""
+    with gradscope.observe() as seen:
+        net = nn.Sequential(nn.LazyLinear(3), nn.ReLU(), nn.LazyBatchNorm1d())
+        net(torch.rand(4, 2)).sum().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nested = torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], requires_grad=True)
+        (nested * 2).to_padded_tensor(0.0).sum().backward()
+    run = seen.report().run
+    assert list(run.failures) == []
+    shapes = {tensor.name: tensor.shape for tensor in run.tensors}
+    assert shapes["0.weight"] == (3, 2)
+
+
+def test_copies_and_pickles_are_those_of_torch() -> None:
+    """Modules, parameters and optimizers can be copied and pickled, and what comes back has nothing of ours."""
+    with gradscope.observe():
+        net = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        net(torch.rand(2)).sum().backward()
+        data = pickle.dumps([net, optimizer, nn.Parameter(torch.rand(2))])
+        copied = copy.deepcopy(net)
+    assert b"gradscope" not in data
+    assert torch.equal(pickle.loads(data)[0].weight, net.weight)
+    assert torch.equal(copied.weight, net.weight)
 
 
 def test_swapping_tensors_is_allowed() -> None:

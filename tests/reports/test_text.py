@@ -1,0 +1,209 @@
+"""The report as text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gradscope.graph.facts import Edit, Finding, Help, Label, Loss, Received, Run, Span
+from gradscope.reports.document import document
+from gradscope.reports.report import Report
+from gradscope.reports.text import WIDTH, finding_text, text
+from tests.runs import Book
+
+
+def table(run: Run, **options: Any) -> list[list[str]]:
+    """The cells of the report's table, header first."""
+    lines = Report.of(run).to_text(**options).splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("tensor "))
+    return [line.split() for line in lines[start:] if not line.startswith("(")]
+
+
+def step(**facts: Any) -> Run:
+    """A step with one parameter `w` of such facts."""
+    book = Book()
+    w = book.leaf("w", (3, 5), facts.pop("requires_grad", True), nn_parameter=True, **facts)
+    book.step(book.op("sum", w, result="loss", shape=()))
+    return replace(book.run(), step_count=20, backward_count=20)
+
+
+def test_columns_of_the_table() -> None:
+    """The table has name, shape, role, leaf, requires, received, median norm and movement, a row a tensor."""
+    received = Received(20, 20)
+    run = step(received=received, gradient_norms=(1.0, 0.5, 0.56), start=2.0, change=0.37)
+    header, w, loss = table(run)
+    assert header == ["tensor", "shape", "role", "leaf", "requires", "got", "grad", "|grad|", "moved"]
+    assert w == ["w", "3x5", "parameter", "yes", "yes", "20/20", "5.6e-01", "18.5%"]
+    assert loss == ["loss", "scalar", "output", "no", "yes", "-", "-", "-"]
+
+
+def test_a_column_names_the_grad_fn() -> None:
+    """Where non-leaves know their grad_fn, a last column names it."""
+    book = Book()
+    w = book.leaf("w", (2,), True, nn_parameter=True)
+    book.step(book.op("sum", w, result="loss", shape=(), grad_fn="SumBackward0"))
+    header, row, loss = table(book.run())
+    assert (header[-1], row[-1], loss[-1]) == ("grad_fn", "-", "SumBackward0")
+
+
+@pytest.mark.parametrize(
+    ("facts", "cell"),
+    [
+        ({"start": 2.0, "change": 0.0}, "no"),
+        ({"start": 0.0, "change": 0.5}, "from 0"),
+        ({"start": 0.0, "change": 0.0}, "no"),
+        ({}, "-"),
+        ({"requires_grad": False}, "frozen"),
+        ({"requires_grad": False, "start": 2.0, "change": 1.0}, "50.0%"),
+    ],
+)
+def test_movement_in_words(facts: dict[str, Any], cell: str) -> None:
+    """A parameter that did not move says `no`, one that began at zero `from 0`, and a frozen one `frozen`."""
+    assert Report.of(step(**facts)).to_text().splitlines()[3].endswith(f"  {cell}")
+
+
+@pytest.mark.parametrize(
+    ("received", "cell"),
+    [
+        (Received(0, 20), "0/20"),
+        (Received(20, 20, zero=20), "z20/20"),
+        (Received(20, 20, nonfinite=3), "!20/20"),
+        (None, "-"),
+    ],
+)
+def test_zero_and_nonfinite_are_told_apart(received: Received | None, cell: str) -> None:
+    """Gradients that were zero, not finite or never came are told apart."""
+    assert table(step(received=received))[1][5] == cell
+
+
+def layers(count: int) -> Run:
+    """A run with a parameter in each of so many layers."""
+    book = Book()
+    total = book.leaf("x", (2,), True)
+    for layer in range(count):
+        name = f"net.{layer}.weight"
+        facts: dict[str, Any] = {"received": Received(int(layer > 2), 1), "start": 1.0, "change": float(layer > 2)}
+        weight = book.leaf(name, (2,), True, nn_parameter=True, registered="parameter", **facts)
+        total = book.op("mul", total, weight)
+    book.step(book.op("sum", total, result="loss", shape=()))
+    return book.run()
+
+
+def test_up_to_20_rows_are_shown_whole() -> None:
+    """A table of 20 rows is not folded."""
+    rows = table(layers(18))
+    assert len(rows) == 1 + 20
+    assert "--all" not in Report.of(layers(18)).to_text()
+
+
+def test_over_20_rows_fold_by_module() -> None:
+    """Over 20 rows, those of one module become one with counts, and the report says how to unfold them."""
+    report = Report.of(layers(19))
+    rows = table(report.run)
+    assert [row[0] for row in rows[1:]] == ["x", "net.*", "loss"]
+    assert "19 tensors" in report.to_text()
+    assert "16 of 19" in report.to_text()
+    assert "(19 tensors are folded by module; --all shows each)" in report.to_text()
+    assert [row[0] for row in table(report.run, every_row=True)[1:]] == [
+        "x",
+        *(f"net.{layer}.weight" for layer in range(19)),
+        "loss",
+    ]
+
+
+def test_a_long_name_is_shortened_in_the_middle() -> None:
+    """A long name keeps its beginning and its end."""
+    book = Book()
+    name = "encoder." + "blocks." * 20 + "weight"
+    book.step(book.op("sum", book.leaf(name, (2,), True, nn_parameter=True), result="loss", shape=()))
+    shown = table(book.run())[1][0]
+    assert len(shown) <= 32
+    assert shown.startswith("encoder.")
+    assert shown.endswith(".weight")
+
+
+def test_the_headline_tells_how_it_went() -> None:
+    """One line tells the script, the steps, the loss and the findings."""
+    run = replace(step(), losses=(Loss("loss", 1.46, 1.094),), script="healthy.py")
+    assert Report.of(run).to_text().startswith("gradscope: healthy.py, 20 steps, loss 1.46 -> 1.09, no findings\n")
+    run = replace(run, losses=(Loss("loss", 1.46, None),), ended="interrupt", step_count=1)
+    assert "1 step (interrupted), loss 1.46 -> not finite" in Report.of(run).to_text()
+
+
+SOURCES = {
+    "detached.py": {
+        10: "",
+        11: "    def forward(self, x):",
+        12: "        z = self.encoder(x).detach()",
+        13: "        return self.decoder(z)",
+        23: "    loss.backward()",
+    }
+}
+FINDING = Finding(
+    rule="detach",
+    severity="error",
+    message="`encoder` never learns: its 4 parameters got no gradient in 20 steps",
+    span=Span("detached.py", 12, 28, 12, 37),
+    caret="the path to the loss is cut here",
+    tensors=("encoder.weight",),
+    labels=(Label(Span("detached.py", 23, 5, 23, 20), "backward starts here"),),
+    facts=("path: x -> linear",),
+    help=(Help("keep it attached", Edit(Span("detached.py", 12, 28, 12, 37), "")),),
+)
+
+
+def test_a_finding_in_full() -> None:
+    """A finding has its line, the caret under the very expression, labels, facts, the mend and where to read more."""
+    lines = finding_text(FINDING, SOURCES).splitlines()
+    for expected in (
+        "error[detach]: `encoder` never learns: its 4 parameters got no gradient in 20 steps",
+        "  --> detached.py:12:28",
+        "11 |     def forward(self, x):",
+        "12 |         z = self.encoder(x).detach()",
+        "   |                            ^^^^^^^^^ the path to the loss is cut here",
+        "13 |         return self.decoder(z)",
+        "...",
+        "23 |     loss.backward()",
+        "   |     --------------- backward starts here",
+        "   = path: x -> linear",
+        "help: keep it attached",
+        "12 -         z = self.encoder(x).detach()",
+        "12 +         z = self.encoder(x)",
+        "   = more: gradscope rule detach",
+    ):
+        assert expected in lines
+    assert any("# gradscope: allow[detach]" in line for line in lines)
+
+
+def test_colour_is_only_where_it_is_asked_for() -> None:
+    """Without colour the text is plain ASCII; with it, the same once the colours are taken out."""
+    plain = finding_text(FINDING, SOURCES)
+    painted = finding_text(FINDING, SOURCES, colour=True)
+    assert "\x1b" not in plain
+    assert plain.isascii()
+    assert painted != plain
+    assert painted.replace("\x1b[31;1m", "").replace("\x1b[0m", "") == plain
+
+
+def test_a_finding_without_source_is_told_all_the_same() -> None:
+    """Where the lines are not at hand, the place and the words stand alone."""
+    lines = finding_text(FINDING, {}).splitlines()
+    assert lines[0].startswith("error[detach]: ")
+    assert "  --> detached.py:12:28" in lines
+    assert finding_text(replace(FINDING, span=None), {}).count("\n") >= 2
+
+
+def test_findings_come_before_the_table() -> None:
+    """The report is the findings, the headline, the table."""
+    run = step(received=Received(20, 20))
+    whole = text(run, (FINDING,), document(run, (FINDING,)))
+    assert whole.index("error[detach]") < whole.index("gradscope: train.py") < whole.index("tensor  ")
+    assert ", 1 finding\n" in whole
+
+
+def test_lines_stay_within_88_columns() -> None:
+    """The table of the design's size fits into 88 columns."""
+    whole = Report.of(layers(19)).to_text(every_row=True)
+    assert max(map(len, whole.splitlines())) <= WIDTH == 88
