@@ -1,0 +1,28 @@
+# Each target makes the environment it needs. The same commands stand in the README.
+.PHONY: example test check benchmark
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+example: $(BIN)/gradscope
+	$(BIN)/gradscope explain --graph forum.png examples/forum.py
+
+test: $(BIN)/pytest
+	$(BIN)/pytest
+
+check: $(BIN)/pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+benchmark: $(BIN)/pytest
+	$(BIN)/python -m benchmarks
+
+$(BIN)/gradscope:
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt .
+
+$(BIN)/pytest:
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
