@@ -66,6 +66,14 @@ def last_call(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span:
     return replace(span, column=span.column + characters)
 
 
+def within(inner: Span, outer: Span) -> bool:
+    """Whether a span lies inside another one of the same file."""
+    if inner.file != outer.file or None in (inner.column, inner.end_column, outer.column, outer.end_column):
+        return False
+    starts = (outer.line, outer.column or 0) <= (inner.line, inner.column or 0)
+    return starts and (inner.end_line or 0, inner.end_column or 0) <= (outer.end_line or 0, outer.end_column or 0)
+
+
 def is_library(node: ast.AST) -> bool:
     """`torch`, `F`, `nn.functional`: where functions live, rather than a tensor whose method is called."""
     while isinstance(node, ast.Attribute):

@@ -21,6 +21,9 @@ _FLAGS = frozenset({"Tensor.requires_grad_", "Tensor.requires_grad ="})
 EXITS = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__"})
 
 
+EXIT_NAMES = frozenset(short_name(name) for name in EXITS)
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Where one tensor's data goes in a step, and how far a gradient would come back from there."""
@@ -169,15 +172,22 @@ class StepFlow:
         return way[::-1]
 
     def told(self, start: str, path: list[tuple[Operation, bool]], end: str) -> str:
-        """A path in the user's names: `x -> linear -> z -/- linear -> loss`."""
+        """A path in the user's names and lines: `x -> linear:12 -> z -/- detach -> linear:13 -> loss`.
+
+        A line is told where the path comes to it.
+        """
         parts = [start]
+        line: tuple[str, int] | None = None
         for operation, lost in path:
             if operation.name in _FLAGS and not lost:
                 continue
             mark = "-/-" if lost else "->"
             name = short_name(operation.name)
+            place = (operation.span.file, operation.span.line) if operation.span is not None else line
+            at = f":{place[1]}" if place is not None and place != line else ""
+            line = place
             results = [tensor.name for value in operation.outputs if (tensor := self.tensor(value)) and tensor.name]
-            parts += [mark, name]
+            parts += [mark, name + at]
             if results and results[0] not in (start, end, name) and len(results[0]) <= 24:
                 parts += ["->", results[0]]
         if parts[-1] != end:

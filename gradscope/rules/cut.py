@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
 from gradscope.rules.lost import Cause, Lost, grad_mode_switch, lost
-from gradscope.rules.wording import learns, listed, steps_text, who
+from gradscope.rules.wording import learns, listed, steps_text, them, who
 
 
 def detach(run: Run) -> Iterator[Finding]:
@@ -253,6 +253,7 @@ _WAYS = {
     "gt": "use the value before the comparison, or `sigmoid` of its distance to the threshold",
     "round": "add what rounding changes as a constant: `x + (x.round() - x).detach()`",
 }
+_CROP = "choose with a differentiable operation: weights from `softmax`, `grid_sample` for a crop"
 _WAYS |= dict.fromkeys(("lt", "ge", "le", "eq", "ne"), _WAYS["gt"])
 
 
@@ -295,6 +296,9 @@ def non_differentiable_op(run: Run) -> Iterator[Finding]:
         span = loss.operation.span
         called = callee(span, run.sources) if span is not None else None
         name = short_name(loss.operation.name)
+        if name in ("int", "index"):
+            yield _finding(run, loss, span, "a whole number is made of it here: that has no derivative", Help(_CROP))
+            continue
         said = called if called is not None and not loss.operation.grad_enabled else name
         way = _WAYS.get(said) or _WAYS.get(name) or "use a differentiable operation in its place"
         place = last_call(span, run.sources) if span is not None else None
@@ -314,9 +318,7 @@ def _finding(
     if loss.term:
         message = f"a term of the loss trains nothing: no gradient flows through it to {subject}"
     elif crash is not None and crash.symptom is not None:
-        message = (
-            f"backward cannot reach {subject}: the loss keeps no way back to {'them' if counted == 'they' else 'it'}"
-        )
+        message = f"backward cannot reach {subject}: the loss keeps no way back to {them(names)}"
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))
     else:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
-from gradscope.graph.naming import callee, short_name
-from gradscope.graph.paths import Reach, StepFlow, flows, is_failed_without_graph
+from gradscope.graph.naming import callee, short_name, within
+from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, is_failed_without_graph
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
@@ -124,6 +124,8 @@ def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
         cause: Cause = "left-torch"
         if exit_.span is not None and callee(exit_.span, run.sources) in _REBUILDERS:
             cause = "rebuilt-tensor"
+        elif short_name(exit_.name) in _CHOOSING and _came_back(flow, exit_) is None:
+            cause = "non-differentiable-op"
         back = _came_back(flow, exit_)
         found.append(Lost(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back))
     return found
@@ -156,6 +158,9 @@ def _distinct(operations: Iterable[Operation], first: Operation) -> tuple[Operat
     return tuple(kept[:3])
 
 
+_CHOOSING = frozenset({"int", "index"})
+
+
 def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
     """The exit through which a loss can have left torch.
 
@@ -169,7 +174,9 @@ def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
         return reach.exits[-1]
     backs = [back for back in _entries(flow) if back > reach.exits[0].id]
     if not backs:
-        return None
+        # Whole numbers made of a prediction choose an index, a length, a crop: nothing comes back.
+        choices = [exit_ for exit_ in reach.exits if short_name(exit_.name) in _CHOOSING]
+        return choices[-1] if choices else None
     before = [exit_ for exit_ in reach.exits if exit_.id < backs[-1]]
     return before[-1]
 
@@ -268,7 +275,44 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
                 loss = _cause_of_term(flow, term)
                 if loss is not None:
                     found.setdefault((loss.operation.name, loss.operation.span), loss)
+            for exit_ in _terms_as_numbers(flow, root):
+                trained = _trained_behind(flow, exit_.inputs)
+                if trained:
+                    number = Lost("left-torch", exit_, flow, tuple(trained), "warning", term=True)
+                    found.setdefault((exit_.name, exit_.span), number)
     return list(found.values())
+
+
+def _terms_as_numbers(flow: StepFlow, root: int) -> list[Operation]:
+    """Where a summand of a scalar root leaves torch within the very expression that adds it: `loss + reg.item()`."""
+    sums = [
+        operation.span
+        for operation in _summing(flow, root)
+        if operation.span is not None and len(operation.inputs) == 1 and short_name(operation.name) in _SUMS
+    ]
+    exits = [
+        op for op in flow.operations if short_name(op.name) in EXIT_NAMES and not op.outputs and op.span is not None
+    ]
+    return [exit_ for exit_ in exits if any(exit_.span is not None and within(exit_.span, span) for span in sums)]
+
+
+def _summing(flow: StepFlow, root: int) -> list[Operation]:
+    """The chain of sums and scalings by constants that a scalar root ends with."""
+    chain, waiting, seen = [], [root], {root}
+    while waiting:
+        operation = flow.maker.get(waiting.pop())
+        if operation is None or short_name(operation.name) not in _SUMS | _SCALES:
+            continue
+        chain.append(operation)
+        fresh = [i for i in operation.inputs if i not in seen and flow.history[i] and _is_scalar(flow, i)]
+        seen.update(fresh)
+        waiting += fresh
+    return chain
+
+
+def _is_scalar(flow: StepFlow, value: int) -> bool:
+    tensor = flow.tensor(value)
+    return tensor is not None and all(size == 1 for size in tensor.shape)
 
 
 def _dead_terms(flow: StepFlow, root: int) -> list[int]:
@@ -301,12 +345,23 @@ def _dead_terms(flow: StepFlow, root: int) -> list[int]:
     return dead
 
 
+def _trained_behind(flow: StepFlow, values: Iterable[int]) -> list[Tensor]:
+    """The tensors in training from which a gradient would have come to these values."""
+    behind = flow.behind([value for value in values if flow.history[value]])
+    held = {flow.holder[value]: flow.tensor(value) for value in sorted(behind)}
+    return [tensor for tensor in held.values() if tensor is not None and _is_in_training(tensor)]
+
+
+def _is_in_training(tensor: Tensor) -> bool:
+    return tensor.optimizer is not None and tensor.leaf and tensor.requires_grad and tensor.name is not None
+
+
 def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
     first: tuple[Operation, ...] = ()
     tensors = []
     for tensor_id, starts in flow.values_of.items():
         tensor = flow.tensors[tensor_id]
-        if tensor.optimizer is None or not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
+        if not _is_in_training(tensor):
             continue
         reach = flow.reach([value for value in starts if flow.history[value]], flow.behind([term], tensor_id))
         reach = _ranked(flow, reach)
@@ -328,15 +383,25 @@ def cause_of(flow: StepFlow, cut: Operation) -> Cause:
     if cut.name in _GRADIENTS:
         return "missing-create-graph"
     if cut.name in _DETACHING:
-        return "detach"
+        return "rebuilt-tensor" if _is_copied_by_a_library(flow, cut) else "detach"
     if cut.name in _REBUILDING or cut.name == "Tensor.data =" or _fills_a_leaf(flow, cut):
         return "rebuilt-tensor"
+    if any(operation.within == cut.id for operation in flow.operations):
+        return "no-grad"  # a custom Function runs its forward with grad mode off, and nothing given to it requires grad
     if not cut.grad_enabled:
         switch = grad_mode_switch(flow, cut)
         # A library function that turns grad mode off itself is what cannot be differentiated.
         own = switch is not None and switch.span == cut.span and "decorator" not in switch.name
         return "non-differentiable-op" if own else "no-grad"
     return "non-differentiable-op"
+
+
+def _is_copied_by_a_library(flow: StepFlow, cut: Operation) -> bool:
+    """Whether one call of the user's detached and made a new parameter of it: `copy.deepcopy(module)`."""
+    return any(
+        operation.name == "nn.Parameter" and operation.span == cut.span and operation.id > cut.id
+        for operation in flow.operations
+    )
 
 
 def _fills_a_leaf(flow: StepFlow, cut: Operation) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Run, Span, Tensor
-from gradscope.graph.naming import loop_around, short_name
+from gradscope.graph.naming import callee, loop_around, short_name, source_of
 from gradscope.graph.paths import StepFlow, flows
 from gradscope.rules.lost import frozen_out, lost, suffering
-from gradscope.rules.wording import learns, listed, steps_text, who
+from gradscope.rules.wording import learns, listed, steps_text, them, who
 
 
 def unused_parameter(run: Run) -> Iterator[Finding]:
@@ -65,13 +66,12 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
     steps = [flow for flow in flows(run) if flow.roots]
-    groups: dict[Span | str, list[Tensor]] = defaultdict(list)
+    groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in suffering(run):
         if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count:
             continue
         if optimizers[tensor.optimizer].steps and not any(_leads_to_loss(flow, tensor) for flow in steps):
-            module = (tensor.name or "").rpartition(".")[0]
-            groups[tensor.made or module].append(tensor)
+            groups[_line(tensor.made) or (tensor.name or "").rpartition(".")[0]].append(tensor)
     for tensors in groups.values():
         span = tensors[0].made
         names = tuple(tensor.name or "" for tensor in tensors)
@@ -115,12 +115,27 @@ def _loop_that_ends_early(run: Run, steps: list[StepFlow], names: Sequence[str])
     siblings = [
         use
         for tensor in run.tensors
-        if (tensor.name or "").startswith(f"{container}.") and tensor.name not in names
+        if (tensor.name or "").startswith(f"{container}.") and tensor.received is not None and tensor.received.steps
         for use in _uses(steps, tensor)
     ]
-    loops = {loop_around(use.span, run.sources) for use in siblings if use.span is not None}
+    loops = {_loop_over_callee(use.span, run) for use in siblings if use.span is not None}
     found = next(iter(loops)) if len(loops) == 1 else None
     return found if number > 0 else None
+
+
+def _loop_over_callee(span: Span, run: Run) -> Span | None:
+    """The loop around a call whose variable is what is called: `for layer in layers: x = layer(x)`."""
+    loop = loop_around(span, run.sources)
+    head = source_of(loop, run.sources) if loop is not None else None
+    called = callee(span, run.sources)
+    if head is None or called is None:
+        return None
+    variables = head.partition("for ")[2].partition(" in ")[0]
+    return loop if called in re.findall(r"\w+", variables) else None
+
+
+def _line(span: Span | None) -> tuple[str, int] | None:
+    return (span.file, span.line) if span is not None else None
 
 
 def _leads_to_loss(flow: StepFlow, tensor: Tensor) -> bool:
@@ -196,14 +211,15 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
     """
     if not any(optimizer.steps for optimizer in run.optimizers):
         return
-    groups: dict[Span | None, list[Tensor]] = defaultdict(list)
+    groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
         got = tensor.received is not None and (
             tensor.received.steps > 1 or tensor.received.of == tensor.received.steps == 1
         )
         if tensor.registered == "attribute" and tensor.leaf and tensor.optimizer is None and got and not tensor.change:
-            groups[tensor.made].append(tensor)
-    for span, tensors in groups.items():
+            groups[_line(tensor.made)].append(tensor)
+    for tensors in groups.values():
+        span = tensors[0].made
         yield _unregistered(
             tensors, span, "not registered: `parameters()` does not give it",
             "keep it in `nn.Parameter`, `nn.ParameterList`, `nn.ParameterDict`, `nn.ModuleList` or `nn.ModuleDict`",
@@ -222,7 +238,7 @@ def _unregistered(tensors: list[Tensor], span: Span | None, caret: str, mend: st
         rule="unregistered-parameter",
         severity="error",
         message=f"{subject} {learns(names)}: {counted} got gradients, and no optimizer was given "
-        f"{'it' if counted == 'it' else 'them'} by `parameters()`",
+        f"{them(names)} by `parameters()`",
         span=span,
         caret=caret,
         tensors=names,
@@ -314,8 +330,8 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             "frozen-parameter",
             "warning",
             f"{subject} {learns(names)}: {counted if counted != 'they' else 'these'} "
-            f"{'is' if counted == 'it' else 'are'} frozen, though {optimizer.name} was given "
-            f"{'it' if counted == 'it' else 'them'} after a phase without",
+            f"{'is' if counted == 'it' else 'are'} frozen, though {optimizer.name} was given {them(names)} "
+            "after a phase without",
             _who_froze(run, frozen),
             "frozen here, and never unfrozen",
             names,

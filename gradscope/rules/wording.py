@@ -13,6 +13,9 @@ def owner(names: Sequence[str]) -> str | None:
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
+            lists = {part.partition("[")[0] for part in parts if part.endswith("]")}
+            if len(lists) == 1 and all(part.endswith("]") for part in parts):
+                shared += lists
             break
         shared.append(parts[0])
     return ".".join(shared) or None
@@ -33,6 +36,11 @@ def who(names: Sequence[str]) -> tuple[str, str]:
             [", ".join(f"`{m}`" for m in modules[:-1]), f"`{modules[-1]}`"]
         ), f"their {len(names)} parameters"
     return f"`{names[0]}` and {len(names) - 1} more", "they"
+
+
+def them(names: Sequence[str]) -> str:
+    """The pronoun for `who(names)`: `it` for one tensor or module."""
+    return "it" if len(names) == 1 or owner(names) is not None else "them"
 
 
 def learns(names: Sequence[str]) -> str:

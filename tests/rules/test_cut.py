@@ -1,0 +1,177 @@
+"""Programs that lose a gradient on the way, and programs that only look so."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+
+import pytest
+
+from gradscope.graph.facts import Finding
+from gradscope.reports.report import Report
+from tests.workshop import Workshop
+
+PROGRAM = """
+import copy
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+{before}
+encoder, decoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)), nn.Linear(4, 2)
+twin = copy.deepcopy(encoder)
+optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=0.01)
+for step in range(3):
+    x, y = torch.randn(16, 4), torch.randn(16, 2)
+{body}
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+ENCODER = ("encoder.0.weight", "encoder.0.bias", "encoder.2.weight", "encoder.2.bias")
+
+
+def findings(workshop: Workshop, body: str, before: str = "") -> tuple[str, tuple[Finding, ...]]:
+    """What a training loop with this body draws, and its source."""
+    source = PROGRAM.format(body=textwrap.indent(textwrap.dedent(body).strip(), "    "), before=textwrap.dedent(before))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = workshop.observe(source)
+    report = Report.of(outcome.run)
+    assert list(outcome.run.failures) == []
+    assert report.failures == ()
+    return (workshop.folder / "script.py").read_text(encoding="utf-8"), report.findings
+
+
+NO_WAY_BACK = {
+    "data": ("detach", "z = encoder(x).data  # here"),
+    "detach_then_leaf": ("detach", "z = encoder(x).detach()  # here\nz.requires_grad_()"),
+    "inference_mode": ("no-grad", "with torch.inference_mode():\n    z = encoder(x)  # here\nz = z.clone()"),
+    "no_grad": ("no-grad", "with torch.no_grad():\n    z = encoder(x)  # here"),
+    "from_numpy": ("left-torch", "z = torch.from_numpy(encoder(x).detach().numpy() * 2)  # here"),
+    "tolist": ("left-torch", "z = torch.tensor(encoder(x).tolist())  # here"),
+    "as_tensor": ("rebuilt-tensor", "z = torch.as_tensor([list(row) for row in encoder(x)])  # here"),
+    "parameter": ("rebuilt-tensor", "z = nn.Parameter(encoder(x))  # here"),
+    "data_copy": (
+        "rebuilt-tensor",
+        "other = nn.Linear(4, 8)\nother.weight.data.copy_(encoder(x)[:8])  # here\nz = other(x)[:, :4]",
+    ),
+    "long": ("non-differentiable-op", "z = (encoder(x) * 10).long()  # here\nz = z.float()"),
+    "comparison": ("non-differentiable-op", "z = (encoder(x) > 0).float()  # here"),
+    "argmax": ("non-differentiable-op", "z = F.one_hot(encoder(x).argmax(1), 4).float()  # here"),
+    "indices": ("non-differentiable-op", "z = x * encoder(x).topk(1).indices  # here"),
+    "sample": ("non-differentiable-op", "z = torch.distributions.Normal(encoder(x), 1.0).sample()  # here"),
+    "crop": ("non-differentiable-op", "size = int(encoder(x).mean().abs()) + 4  # here\nz = x[:, :size]"),
+}
+
+
+@pytest.mark.parametrize("case", NO_WAY_BACK)
+def test_only_way_is_cut(case: str, workshop: Workshop) -> None:
+    """A parameter whose only way to the loss is cut is one error: the rule of the cause, its line, all who suffer."""
+    rule, body = NO_WAY_BACK[case]
+    source, found = findings(workshop, body + "\nloss = F.mse_loss(decoder(z), y)")
+    assert [(finding.rule, finding.severity) for finding in found] == [(rule, "error")]
+    assert found[0].span is not None
+    assert "# here" in source.splitlines()[found[0].span.line - 1]
+    assert found[0].tensors == ENCODER
+    assert any(fact.startswith("path: encoder.0.weight") and "-/-" in fact for fact in found[0].facts)
+
+
+DEAD_TERMS = {
+    "number": ("left-torch", "loss = F.mse_loss(decoder(z), y) + 0.1 * z.square().mean().item()  # here"),
+    "rebuilt": ("rebuilt-tensor", "extra = torch.tensor([z.mean(), z.std()]).sum()  # here\nloss = z.mean() + extra"),
+    "no_grad": (
+        "no-grad",
+        "with torch.no_grad():\n    extra = z.square().mean()  # here\nloss = F.mse_loss(decoder(z), y) + extra",
+    ),
+    "penalty": (
+        "missing-create-graph",
+        "x.requires_grad_()\nout = encoder(x).sum()\n"
+        "slope = torch.autograd.grad(out, x, retain_graph=True)[0]  # here\nloss = out + slope.norm()",
+    ),
+    "gradient": (
+        "missing-create-graph",
+        "F.mse_loss(decoder(z), y).backward(retain_graph=True)\n"
+        "extra = encoder[0].weight.grad.square().sum()  # here\nloss = F.mse_loss(decoder(z), y) + extra",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEAD_TERMS)
+def test_term_without_gradient(case: str, workshop: Workshop) -> None:
+    """A summand of the loss without history is a warning, though its tensors learn from the other summands."""
+    rule, body = DEAD_TERMS[case]
+    source, found = findings(workshop, "z = encoder(x)\n" + body)
+    loud = [finding for finding in found if finding.rule != "unused-parameter"]
+    assert [(finding.rule, finding.severity) for finding in loud] == [(rule, "warning")]
+    assert loud[0].span is not None
+    assert "# here" in source.splitlines()[loud[0].span.line - 1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "loss = F.mse_loss(decoder(encoder(x)), y)\nloss = loss / loss.item()",
+        "z = encoder(x)\nloss = F.mse_loss(decoder(z), y) + F.mse_loss(z, z.detach())",
+        "z = encoder(x)\nloss = F.mse_loss(decoder(z + (z.round() - z).detach()), y)",
+        "loss = F.mse_loss(decoder(F.gumbel_softmax(encoder(x), hard=True)), y)",
+        "with torch.no_grad():\n    goal = twin(x)\n"
+        "z = encoder(x)\nloss = F.mse_loss(z, goal) + decoder(z).square().mean()\n"
+        "with torch.no_grad():\n    for a, b in zip(twin.parameters(), encoder.parameters()):\n        a.lerp_(b, 0.1)",
+        "d = torch.distributions.Categorical(logits=encoder(x))\na = d.sample()\nr = (a == 1).float()\n"
+        "loss = -(d.log_prob(a) * (r - r.mean())).mean() + decoder(x).square().mean()",
+        "z = encoder(x)\nhits = (z.argmax(1) == 1).sum().item()\n"
+        "loss = F.mse_loss(decoder(z), y)\nlog = loss.item() + hits",
+    ],
+    ids=["scaled", "stop_gradient", "straight_through", "gumbel", "teacher", "reinforce", "metrics"],
+)
+def test_cuts_on_purpose_are_silent(body: str, workshop: Workshop) -> None:
+    """Detaching, sampling and leaving torch draw nothing where everyone who is relied on gets a gradient."""
+    assert findings(workshop, body)[1] == ()
+
+
+def test_switch_left_off_elsewhere(workshop: Workshop) -> None:
+    """Where another function leaves grad mode off, the finding points there, with a label on the line that suffers."""
+    source, found = findings(
+        workshop,
+        "evaluate()\nloss = F.mse_loss(decoder(encoder(x)), y)",
+        "def evaluate():\n    torch.set_grad_enabled(False)  # here",
+    )
+    torch_says = [label.message for label in found[0].labels]
+    assert [finding.rule for finding in found] == ["no-grad"]
+    assert found[0].span is not None
+    assert "# here" in source.splitlines()[found[0].span.line - 1]
+    assert torch_says[-1] == "so torch raises RuntimeError here"
+
+
+def test_decorated_function(workshop: Workshop) -> None:
+    """Under a decorator the finding points into the function, with a label on the call."""
+    source, found = findings(
+        workshop,
+        "z = encode(x)  # call\nloss = F.mse_loss(decoder(z), y)",
+        "@torch.no_grad()\ndef encode(x):\n    return encoder(x)  # here",
+    )
+    assert [finding.rule for finding in found] == ["no-grad"]
+    assert found[0].span is not None
+    assert "# here" in source.splitlines()[found[0].span.line - 1]
+    assert "# call" in source.splitlines()[found[0].labels[0].span.line - 1]
+
+
+def test_copy_that_learns_in_place_of_the_model(workshop: Workshop) -> None:
+    """An optimizer that holds a model whose deep copy is trained is told of the copy."""
+    _, found = findings(workshop, "loss = F.mse_loss(decoder(twin(x)), y)")
+    assert [finding.rule for finding in found] == ["rebuilt-tensor"]
+
+
+def test_picture_shows_the_cut(workshop: Workshop) -> None:
+    """The picture of a broken program has a red edge with the line on it; that of a healthy one has none."""
+    broken = Report.of(workshop.run(PROGRAM.format(before="", body="    loss = decoder(encoder(x).detach()).mean()")))
+    broken.render(workshop.folder / "broken.dot")
+    healthy = Report.of(workshop.run(PROGRAM.format(before="", body="    loss = decoder(encoder(x)).mean()")))
+    healthy.render(workshop.folder / "healthy.dot")
+    red = [
+        line for line in (workshop.folder / "broken.dot").read_text().splitlines() if "#c40000" in line and "->" in line
+    ]
+    assert len(red) == 1
+    assert "line 12" in red[0]
+    assert "#c40000" not in (workshop.folder / "healthy.dot").read_text()
