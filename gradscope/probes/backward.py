@@ -59,13 +59,13 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
         with unobserved():
             root_tensors = [root for root in roots if isinstance(root, torch.Tensor)]
             record = BackwardRecord(
-                kind, tuple(tape.entry(root)[2] for root in root_tensors), tape.sites.here(), tape.thread()
+                kind, tuple(tape.subject(root).held() for root in root_tensors), tape.sites.here(), tape.thread()
             )
             for root in root_tensors:
                 tape.differentiated(root, kind)
             if _is_due(tape.backward_count):
                 tape.name_all()
-                record.walk = walk(root_tensors, lambda leaf: tape.entry(leaf)[1], WALK_LIMIT, sequences=True)
+                record.walk = walk(root_tensors, tape.subject, WALK_LIMIT, sequences=True)
                 _predict(tape, record)
             state: _State = {}
             if kind == "backward":
@@ -114,7 +114,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
             else:
                 for tensor, gradient in zip(inputs, result or (), strict=False):
                     if isinstance(tensor, torch.Tensor) and gradient is not None and tensor.is_leaf:
-                        arrived.append((tape.entry(tensor)[1], tensor, gradient))
+                        arrived.append((tape.subject(tensor), tensor, gradient))
             record.arrivals = tuple(subject for subject, _, _ in arrived)
             _count(tape, arrived)
             tape.end_backward(record)

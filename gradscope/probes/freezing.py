@@ -82,9 +82,9 @@ class _Freezer:
         self.labels = self._root_labels(namespace)
         self.names = {**given, **source_names(tape, self.records)}
         for name, tensor in names_in(namespace):
-            entry = tape.known.get(id(tensor))
-            if entry is not None and entry[0]() is tensor:
-                self.names[entry[1].serial] = name
+            subject = tape.seen(tensor)
+            if subject is not None:
+                self.names[subject.serial] = name
         owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
         self.several = len(owners) > 1
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
-from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
+from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     site, grad_enabled, before = tape.sites.here(), torch.is_grad_enabled(), sequence_number()
     try:
         with unasked():
-            entries = [tape.entry(tensor, site) for tensor in tensors(args)]
+            given = [(tensor, tape.subject(tensor, site).held()) for tensor in tensors(args)]
     except Exception as error:
         tape.fail("function probe", error)
         return apply()
@@ -71,12 +71,12 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
         local["function"] = outer
         try:
             with unasked():
-                values = _results(tape, entries, result)
-            inputs = [entry[2] for entry in entries]
-            for entry in entries:
-                entry[1].used = True
-                entry[1].thread = tape.thread()
-                entry[1].consumed |= any(value[2] for value in values)
+                values = _results(tape, given, result)
+            inputs = [value for _, value in given]
+            for _, subject, _ in inputs:
+                subject.used = True
+                subject.thread = tape.thread()
+                subject.consumed |= any(value[2] for value in values)
             # What the forward computed inside becomes the result when `apply` puts its node on it.
             since = itertools.takewhile(lambda operation: operation.serial > number, reversed(tape.step.operations))
             inner = [value for operation in since if operation.within == number for value in operation.outputs]
@@ -103,19 +103,21 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     return result
 
 
-def _results(tape: Tape, entries: list[Entry], result: Any) -> list[ValueRecord]:
+def _results(tape: Tape, given: list[tuple[torch.Tensor, ValueRecord]], result: Any) -> list[ValueRecord]:
+    """The values that a Function gave: its results, and those of its arguments that it changed in place."""
     values = []
     for tensor in tensors((result,)):
-        entry = tape.known.get(id(tensor))
-        if entry is None or entry[0]() is not tensor:
-            values.append(tape.meet(tensor, tape.sites.here())[2])
+        subject = tape.seen(tensor)
+        if subject is None:
+            subject = tape.meet(tensor, tape.sites.here())
         else:
-            values.append(tape.changed(tensor, entry)[2])
-    known = {value[1].serial for value in values}
-    for entry in entries:
-        given = entry[0]()
-        if given is not None and entry[1].serial not in known and tape.entry(given)[2] is not entry[2]:
-            values.append(tape.entry(given)[2])
+            tape.changed(tensor, subject)
+        values.append(subject.held())
+    known = {subject.serial for _, subject, _ in values}
+    for tensor, before in given:
+        now = tape.subject(tensor)
+        if now.serial not in known and now.value != before[0]:
+            values.append(now.held())
     return values
 
 
@@ -125,11 +127,10 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
     try:
         if site is not None and isinstance(data, torch.Tensor) and isinstance(parameter, torch.Tensor):
             with unasked():
-                entry = tape.entry(data, site)
-            known = tape.known.get(id(parameter))
-            if known is None or known[0]() is not parameter:
+                source = tape.subject(data, site).held()
+            if tape.seen(parameter) is None:
                 with unasked():
-                    made = tape.meet(parameter, site)
+                    made = tape.meet(parameter, site).held()
                 tape.shares(parameter, data)
                 local = tape.local.__dict__
                 modules = local.get("modules")
@@ -138,8 +139,8 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
                         tape.next_operation(),
                         "nn.Parameter",
                         site,
-                        (entry[2],),
-                        (made[2],),
+                        (source,),
+                        (made,),
                         torch.is_grad_enabled(),
                         (before, before),
                         modules[-1] if modules else None,

@@ -66,7 +66,7 @@ def _subjects(tape: Tape, values: Any) -> Iterator[Subject | None]:
     """One a value: None where it is no tensor, so that places keep their meaning."""
     for value in values:
         if isinstance(value, torch.Tensor):
-            yield tape.entry(value)[1]
+            yield tape.subject(value)
         else:
             yield None
 
@@ -109,7 +109,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         for name, value in vars(module).items():
             if name not in _REGISTERS:
                 for place, tensor in _plain_tensors(value, prefix + name):
-                    if tape.entry(tensor)[1].registered is None:
+                    if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
 
 

@@ -107,7 +107,7 @@ class Observation:
         """Walk and confirm these outputs, given with the path to each inside what the user passed."""
         with unobserved():
             for path, tensor in outputs:
-                subject = self.tape.entry(tensor)[1]
+                subject = self.tape.subject(tensor)
                 self.given[subject.serial] = f"output{path}"
             confirm(self.tape, [tensor for _, tensor in outputs])
 

@@ -15,8 +15,8 @@ from gradscope.probes.walker import walk
 def unconsumed(tape: Tape) -> list[tuple[Subject, torch.Tensor]]:
     """The live differentiable results that no operation has taken."""
     found = []
-    for entry in list(tape.known.values()):
-        tensor, subject = entry[0](), entry[1]
+    for subject in list(tape.known.values()):
+        tensor = subject.ref()
         if tensor is not None and not subject.consumed and not subject.leaf and tensor.requires_grad:
             found.append((subject, tensor))
     return found
@@ -37,10 +37,10 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
     """
     tape.confirmed = True
     outputs = [tensor for tensor in outputs if tensor.requires_grad] or outputs
-    entries = [tape.entry(tensor) for tensor in outputs]
-    seen = walk(outputs, lambda leaf: tape.entry(leaf)[1], WALK_LIMIT, sequences=True, saved=not tape.active)
+    subjects = [tape.subject(tensor) for tensor in outputs]
+    seen = walk(outputs, tape.subject, WALK_LIMIT, sequences=True, saved=not tape.active)
     record = BackwardRecord(
-        "confirmation", tuple(entry[2] for entry in entries), entries[-1][1].site, tape.thread(), seen
+        "confirmation", tuple(subject.held() for subject in subjects), subjects[-1].site, tape.thread(), seen
     )
     reached = {subject.serial for subject in seen.leaves.values()}
     leaves = list(tape.watched())

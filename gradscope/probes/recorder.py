@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
-from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import unasked
-from gradscope.probes.tape import Entry, OperationRecord, Tape, ValueRecord
+from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
 # Looked up once: these are asked for at every operation.
 sequence_number: Callable[[], int] = vars(torch.autograd)["_get_sequence_nr"]
@@ -116,12 +115,29 @@ class Recorder(TorchFunctionMode):
             site = tape.sites.find(sys._getframe(2))  # past the handler's own frames
             if site is None:
                 return None
-            entries = _entries(tape, args, site)
-            if kwargs:
-                entries += _entries(tape, kwargs.values(), site)
+            known = tape.known
+            taken: list[Tensor] = []
+            inputs: list[ValueRecord] = []
+            for value in args if not kwargs else (*args, *kwargs.values()):
+                if isinstance(value, Tensor):
+                    # No call is made for a tensor that is as it was last seen.
+                    subject = known.get(id(value))
+                    if (
+                        subject is None
+                        or subject.ref() is not value
+                        or subject.version < 0
+                        or subject.version != value._version
+                    ):
+                        subject = tape.subject(value, site)
+                    taken.append(value)
+                    inputs.append((subject.value, subject, subject.requires_grad))
+                elif isinstance(value, (tuple, list, dict)):
+                    for tensor in tensors(value):
+                        taken.append(tensor)
+                        inputs.append(tape.subject(tensor, site).held())
             if func is _set_grad_enabled:
                 func = grad_mode_switch(bool(args[0]))
-            return func, site, entries, is_grad_enabled(), sequence_number()
+            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number()
         except Exception as error:
             tape.fail("recorder", error)
             return None
@@ -129,29 +145,32 @@ class Recorder(TorchFunctionMode):
     def _after(self, call: _Call, result: Any) -> None:
         tape = self.tape
         try:
-            func, site, entries, _, _ = call
+            func, site, taken, inputs, _, _ = call
             made = (result,) if isinstance(result, Tensor) else tuple(tensors(result))
-            changed = _changed(entries)
+            outputs: list[ValueRecord] = []
+            changed: list[Tensor] = []
+            for tensor, (_, subject, history) in zip(taken, inputs, strict=True):
+                counted = subject.version >= 0
+                if tensor.requires_grad != history or (counted and subject.version != tensor._version):
+                    tape.changed(tensor, subject)
+                    changed.append(tensor)
+                    outputs.append(subject.held())
             if not made and not changed and func not in _SPEAKING and not isinstance(func, str):
                 return
             if func in _DIFFERENTIATIONS and not made:
                 return  # `.grad` was filled: the engine's probe writes that
-            outputs: list[ValueRecord] = []
-            for tensor, entry in changed:
-                outputs.append(tape.changed(tensor, entry)[2])
+            known = tape.known
             for tensor in made:
-                known = tape.known.get(id(tensor))
-                if known is None or known[0]() is not tensor:
-                    outputs.append(tape.meet(tensor, site)[2])
+                seen = known.get(id(tensor))
+                if seen is None or seen.ref() is not tensor:
+                    outputs.append(tape.meet(tensor, site).held())
             if not outputs and made and func not in _SPEAKING:
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs))
-            for tensor, _ in changed:
+            for tensor in changed:
                 tape.wrote(tensor, operation)
-            if func in _DETACHED and made and entries:
-                source = entries[0][0]()
-                if source is not None:
-                    tape.shares(made[0], source)
+            if func in _DETACHED and made and taken:
+                tape.shares(made[0], taken[0])
         except Exception as error:
             tape.fail("recorder", error)
 
@@ -162,22 +181,18 @@ class Recorder(TorchFunctionMode):
             self.tape.fail("recorder", error)
 
     def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
-        func, site, entries, grad_enabled, before = call
+        func, site, _, inputs, grad_enabled, before = call
         tape = self.tape
         local = tape.local.__dict__
         modules = local.get("modules")
         thread = local.get("number") or tape.thread()
-        inputs = []
-        if func in _LOOKS:
-            inputs += [entry[2] for entry in entries]
-        else:
+        if func not in _LOOKS:
             history = False
             for value in outputs:
                 history = history or value[2]
             if history:
                 tape.differentiating.add(thread)
-            for _, subject, value, _ in entries:
-                inputs.append(value)
+            for _, subject, _ in inputs:
                 subject.used = True
                 subject.thread = thread
                 if history:
@@ -186,7 +201,7 @@ class Recorder(TorchFunctionMode):
             tape.next_operation(),
             func,
             site,
-            tuple(inputs),
+            inputs,
             outputs,
             grad_enabled,
             (before, sequence_number()),
@@ -207,32 +222,6 @@ def grad_mode_switch(enabled: bool) -> str:
             return f"set_grad_enabled({enabled}) by decorator"
         frame = frame.f_back
     return f"set_grad_enabled({enabled})"
-
-
-def _entries(tape: Tape, values: Iterable[Any], site: Site) -> list[Entry]:
-    """What is known of the tensors in arguments; no call is made for those that are as they were last seen."""
-    entries: list[Entry] = []
-    known = tape.known
-    for value in values:
-        if isinstance(value, Tensor):
-            entry = known.get(id(value))
-            if entry is None or entry[0]() is not value or entry[3] < 0 or entry[3] != value._version:
-                entry = tape.entry(value, site)
-            entries.append(entry)
-        elif isinstance(value, (tuple, list, dict)):
-            entries += [tape.entry(tensor, site) for tensor in tensors(value)]
-    return entries
-
-
-def _changed(entries: list[Entry]) -> list[tuple[Tensor, Entry]]:
-    """The tensors that are no longer what they were when the call began."""
-    found = []
-    for entry in entries:
-        ref, _, value, counter = entry
-        tensor = ref()
-        if tensor is not None and (tensor.requires_grad != value[2] or (counter != -1 and counter != tensor._version)):
-            found.append((tensor, entry))
-    return found
 
 
 def tensors(values: Any) -> Iterator[torch.Tensor]:

@@ -35,23 +35,33 @@ SWEEP_AT = 100_000
 
 
 class Subject(msgspec.Struct, eq=False, gc=False):
-    """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like."""
+    """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like.
+
+    `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
+    thread that used it last.
+    """
 
     serial: int
     ref: Callable[[], torch.Tensor | None]
     site: Site | None
-    shape: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
-    requires_grad: bool = False
-    leaf: bool = True
-    nn_parameter: bool = False
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    leaf: bool
+    nn_parameter: bool
+    value: int
+    version: int
     thread: int = 0
     used: bool = False
     consumed: bool = False
     name: tuple[ModuleMark, str] | None = None
     registered: Registration | None = None
     course: Course | None = None
+
+    def held(self) -> ValueRecord:
+        """What it holds now."""
+        return self.value, self, self.requires_grad
 
 
 class OptimizerMark:
@@ -85,7 +95,6 @@ class ModuleMark:
 
 # value: (serial, subject, history); operation: see `Recorder`
 ValueRecord: TypeAlias = tuple[int, Subject, bool]
-Entry: TypeAlias = tuple[Callable[[], torch.Tensor | None], Subject, ValueRecord, int]
 
 
 class OperationRecord(msgspec.Struct, eq=False, gc=False):
@@ -142,7 +151,7 @@ class Tape:
 
     def __init__(self, sites: CallSites) -> None:
         self.sites = sites
-        self.known: dict[int, Entry] = {}
+        self.known: dict[int, Subject] = {}
         self.marks: dict[int, ModuleMark] = {}
         self.roots: dict[int, tuple[ModuleMark, Site | None]] = {}
         self.kept: dict[int, Subject] = {}
@@ -170,19 +179,26 @@ class Tape:
 
     # --- tensors -----------------------------------------------------------------------------------------
 
-    def entry(self, tensor: torch.Tensor, site: Site | None = None) -> Entry:
-        """What is known of a tensor as it is now; a tensor never seen before is met as a new subject."""
-        entry = self.known.get(id(tensor))
-        if entry is None or entry[0]() is not tensor:
+    def subject(self, tensor: torch.Tensor, site: Site | None = None) -> Subject:
+        """What is known of a tensor as it is now; one never seen before is met."""
+        subject = self.known.get(id(tensor))
+        if subject is None or subject.ref() is not tensor:
             return self.meet(tensor, site)
-        if entry[3] != version(tensor):
-            return self._changed_elsewhere(tensor, entry)
-        return entry
+        if subject.version != version(tensor):
+            self._changed_elsewhere(tensor, subject)
+        return subject
 
-    def meet(self, tensor: torch.Tensor, site: Site | None) -> Entry:
+    def seen(self, tensor: torch.Tensor) -> Subject | None:
+        """What was known of a tensor when it was last looked at, if it ever was."""
+        subject = self.known.get(id(tensor))
+        return subject if subject is not None and subject.ref() is tensor else None
+
+    def meet(self, tensor: torch.Tensor, site: Site | None) -> Subject:
         """Start to know a tensor."""
         self._subjects += 1
+        self._values += 1
         requires_grad = tensor.requires_grad
+        leaf = not requires_grad or is_leaf(tensor)
         subject = Subject(
             self._subjects,
             weakref.ref(tensor),
@@ -191,29 +207,27 @@ class Tape:
             tensor.dtype,
             tensor.device,
             requires_grad,
-            not requires_grad or is_leaf(tensor),
+            leaf,
             type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
+            self._values,
+            version(tensor),
         )
-        return self.hold(tensor, subject)
-
-    def hold(self, tensor: torch.Tensor, subject: Subject) -> Entry:
-        """Give a tensor a new value: it is new, or it was changed in place."""
-        self._values += 1
-        value = (self._values, subject, subject.requires_grad)
-        entry = (subject.ref, subject, value, version(tensor))
         known = self.known
-        known[id(tensor)] = entry
-        if subject.requires_grad and subject.leaf:
+        known[id(tensor)] = subject
+        if requires_grad and leaf:
             self.leaves[subject.serial] = subject
         if len(known) > self._purge_at:
             self.purge()
-        return entry
+        return subject
 
-    def changed(self, tensor: torch.Tensor, entry: Entry) -> Entry:
-        """The running operation changed this tensor in place."""
-        subject = entry[1]
+    def changed(self, tensor: torch.Tensor, subject: Subject) -> None:
+        """A tensor has a new value: the running operation changed it in place."""
+        self._values += 1
         self.refresh(subject, tensor)
-        return self.hold(tensor, subject)
+        subject.value = self._values
+        subject.version = version(tensor)
+        if subject.requires_grad and subject.leaf:
+            self.leaves[subject.serial] = subject
 
     def wrote(self, tensor: torch.Tensor, operation: OperationRecord) -> None:
         """An operation wrote to this tensor's memory: others that share it will ask who did."""
@@ -224,26 +238,24 @@ class Tape:
             self._writers[storage] = operation
         link = self._sources.get(id(tensor))
         source = link[1]() if link is not None and link[0]() is tensor else None
-        entry = self.known.get(id(source)) if source is not None else None
-        if entry is not None and entry[0]() is source:
-            self.known[id(source)] = (*entry[:3], _STALE)
+        subject = self.seen(source) if source is not None else None
+        if subject is not None:
+            subject.version = _STALE
 
     def shares(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
         """`tensor` is `source` without its history: a write to it shows in `source`, uncounted by torch."""
         self._sources[id(tensor)] = (weakref.ref(tensor), weakref.ref(source))
 
-    def _changed_elsewhere(self, tensor: torch.Tensor, entry: Entry) -> Entry:
+    def _changed_elsewhere(self, tensor: torch.Tensor, subject: Subject) -> None:
         """The tensor was changed since it was last seen: through a view of it, or by code that we do not see."""
-        subject = entry[1]
-        self.refresh(subject, tensor)
         storage = storage_key(tensor)
         writer = self._writers.get(storage) if storage is not None else None
-        before, entry = entry[2], self.hold(tensor, subject)
+        before = subject.held()
+        self.changed(tensor, subject)
         if writer is not None and writer.outputs and writer.outputs[0][0] > before[0]:
             # A write to a view is a write to this tensor: the writer's operation made its new value.
             writer.inputs += (before,)
-            writer.outputs += (entry[2],)
-        return entry
+            writer.outputs += (subject.held(),)
 
     def refresh(self, subject: Subject, tensor: torch.Tensor) -> None:
         """Read again what may have changed since the tensor was met."""
@@ -254,7 +266,7 @@ class Tape:
 
     def keep(self, tensor: torch.Tensor, site: Site | None = None) -> Subject:
         """Report on this tensor also when it is dead by then: a module or an optimizer holds it."""
-        subject = self.entry(tensor, site)[1]
+        subject = self.subject(tensor, site)
         self.kept[subject.serial] = subject
         return subject
 
@@ -267,22 +279,22 @@ class Tape:
 
     def let_go(self, tensor: Any) -> Subject | None:
         """Drop the weak reference to a tensor; `regain` takes it up again."""
-        entry = self.known.pop(id(tensor), None)
-        if entry is None or entry[0]() is not tensor:
-            return None
-        entry[1].ref = lambda: None
-        return entry[1]
+        subject = self.seen(tensor)
+        if subject is not None:
+            del self.known[id(tensor)]
+            subject.ref = _nobody
+        return subject
 
     def regain(self, tensor: torch.Tensor, subject: Subject | None) -> None:
         """Know a tensor again that was let go."""
         if subject is not None:
             subject.ref = weakref.ref(tensor)
-            self.refresh(subject, tensor)
-            self.hold(tensor, subject)
+            self.known[id(tensor)] = subject
+            self.changed(tensor, subject)
 
     def purge(self) -> None:
         """Forget tensors that are dead."""
-        self.known = {key: entry for key, entry in list(self.known.items()) if entry[0]() is not None}
+        self.known = {key: subject for key, subject in list(self.known.items()) if subject.ref() is not None}
         self._sources = {key: link for key, link in list(self._sources.items()) if link[0]() is not None}
         self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
         self.marks = {key: mark for key, mark in list(self.marks.items()) if mark.ref() is not None}
@@ -334,7 +346,7 @@ class Tape:
     def differentiated(self, root: torch.Tensor, kind: str) -> None:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
         if root.numel() == 1 and root.is_floating_point() and not root.is_meta:
-            place, subject = (kind, self.sites.here()), self.entry(root)[1]
+            place, subject = (kind, self.sites.here()), self.subject(root)
             value = float(root)
             first = self.losses[place][1] if place in self.losses else value
             self.losses[place] = (subject, first, value)
@@ -358,7 +370,7 @@ class Tape:
 
     def _sweep(self) -> None:
         """Drop operations of this step that lead neither to a root of a backward nor to a live tensor."""
-        needed = {entry[2][0] for entry in list(self.known.values()) if entry[0]() is not None}
+        needed = {subject.value for subject in list(self.known.values()) if subject.ref() is not None}
         needed.update(root[0] for backward in self.step.backwards for root in backward.roots)
         kept = []
         for operation in reversed(self.step.operations):
@@ -421,6 +433,10 @@ def storage_key(tensor: torch.Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def _nobody() -> None:
+    """Stands for the weak reference to a tensor that was let go."""
 
 
 def first_line(error: BaseException) -> str:

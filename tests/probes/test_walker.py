@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope.probes.callsites import CallSites
-from gradscope.probes.tape import Subject, Tape
+from gradscope.probes.tape import Tape
 from gradscope.probes.walker import Walk, outputs_in, walk
 from tests.workshop import Workshop
 
@@ -21,7 +21,7 @@ from tests.workshop import Workshop
 def walked(*roots: torch.Tensor, limit: int = 5_000_000, saved: bool = False) -> Walk:
     """A walk with sequence numbers."""
     tape = Tape(CallSites())
-    return walk(roots, lambda leaf: tape.entry(leaf)[1], limit, sequences=True, saved=saved)
+    return walk(roots, tape.subject, limit, sequences=True, saved=saved)
 
 
 def edges(found: Walk) -> Counter[tuple[str, str, int]]:
@@ -226,7 +226,7 @@ def test_a_graph_of_200_000_separate_inputs() -> None:
     leaves = list(torch.zeros(200_000).unbind())
     for tensor in leaves:
         tensor.requires_grad_()
-    subject = Subject(1, leaves[0], None)
+    subject = Tape(CallSites()).subject(leaves[0])
     found = walk([torch.stack(leaves)], lambda leaf: subject)
     assert found.complete
     assert (len(found), len(found.leaves)) == (200_001, 200_000)

@@ -37,8 +37,10 @@ def command(
         check_writable(save)
     try:
         from gradscope.probes.scripts import observe_program, program_of_module, program_of_script
-    except ImportError as error:
-        raise GradscopeError(f"cannot import torch ({error}): install it in the environment of gradscope") from None
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
     from gradscope.graph.storage import encode
 
     stream = sys.stdout
