@@ -120,7 +120,7 @@ class StepFlow:
                 if not live:
                     continue
                 # Inside a custom Function grad mode is off by design: its own call tells whether it carries.
-                if operation.within is not None or self._carries(value):
+                if operation.within is not None or self._carries(operation, value):
                     alive.add(value)
                 elif value in ends:
                     cut = True
@@ -128,10 +128,18 @@ class StepFlow:
                 cuts.append(operation)
         return Reach(frozenset(touched), frozenset(alive), tuple(cuts), tuple(exits))
 
-    def _carries(self, value: int) -> bool:
+    def _carries(self, operation: Operation, value: int) -> bool:
         """Whether a value has a history of its own making: a leaf has none, whatever it requires."""
         tensor = self.tensor(value)
-        return self.history[value] and not (tensor is not None and tensor.leaf)
+        if not self.history[value] or tensor is None or not tensor.leaf:
+            return self.history[value]
+        if tensor.nn_parameter:
+            return False
+        # A leaf now, and none when this was computed if a later `detach_` has made it one. Writing into a leaf makes
+        # nodes as well (`leaf.data.copy_(x)`), so they tell only of new tensors.
+        if any(self.holder[source] == tensor.id for source in operation.inputs):
+            return not tensor.requires_grad
+        return operation.nodes[0] < operation.nodes[1]
 
     def path(self, start: Iterable[int], through: Operation, ends: frozenset[int]) -> list[tuple[Operation, bool]]:
         """A shortest way of the data from `start` through an operation to one of `ends`.

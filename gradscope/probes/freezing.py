@@ -123,7 +123,9 @@ class _Freezer:
     def name(self, subject: Subject) -> str | None:
         if subject.name is not None:
             root, path = subject.name
-            return f"{self.labels.get(id(root), root.type.lower())}.{path}" if self.several else path
+            # What should have been a parameter and is not registered is called as the user would write it.
+            spelled_out = self.several or (subject.registered == "attribute" and subject.requires_grad)
+            return f"{self.labels.get(id(root), root.type.lower())}.{path}" if spelled_out else path
         return self.names.get(subject.serial)
 
     def operation(self, record: OperationRecord) -> Operation:

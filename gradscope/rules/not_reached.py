@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Run, Span, Tensor
-from gradscope.graph.naming import callee, loop_around, short_name, source_of
+from gradscope.graph.naming import expression, loop_around, short_name, source_of
 from gradscope.graph.paths import StepFlow, flows
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.wording import learns, listed, steps_text, them, who
@@ -124,14 +125,15 @@ def _loop_that_ends_early(run: Run, steps: list[StepFlow], names: Sequence[str])
 
 
 def _loop_over_callee(span: Span, run: Run) -> Span | None:
-    """The loop around a call whose variable is what is called: `for layer in layers: x = layer(x)`."""
+    """The loop around a call whose variable says what is called: `layer(x)` for each `layer`, `layers[i](x)`."""
     loop = loop_around(span, run.sources)
     head = source_of(loop, run.sources) if loop is not None else None
-    called = callee(span, run.sources)
-    if head is None or called is None:
+    node = expression(span, run.sources)
+    if head is None or not isinstance(node, ast.Call):
         return None
+    called = {part.id for part in ast.walk(node.func) if isinstance(part, ast.Name)}
     variables = head.partition("for ")[2].partition(" in ")[0]
-    return loop if called in re.findall(r"\w+", variables) else None
+    return loop if called.intersection(re.findall(r"\w+", variables)) else None
 
 
 def _line(span: Span | None) -> tuple[str, int] | None:
@@ -211,12 +213,13 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
     """
     if not any(optimizer.steps for optimizer in run.optimizers):
         return
+    wanted = _gradient_wanted(run)
     groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
-        got = tensor.received is not None and (
-            tensor.received.steps > 1 or tensor.received.of == tensor.received.steps == 1
-        )
-        if tensor.registered == "attribute" and tensor.leaf and tensor.optimizer is None and got and not tensor.change:
+        # An input that the module keeps is another tensor in each step: it gets one gradient.
+        got = tensor.received is not None and tensor.received.steps >= min(2, run.step_count)
+        kept = tensor.registered == "attribute" and tensor.leaf and tensor.id not in wanted
+        if kept and tensor.optimizer is None and got and not tensor.change:
             groups[_line(tensor.made)].append(tensor)
     for tensors in groups.values():
         span = tensors[0].made
@@ -245,6 +248,26 @@ def _unregistered(tensors: list[Tensor], span: Span | None, caret: str, mend: st
         facts=(f"not registered: {listed(names)}",),
         help=(Help(mend),),
     )
+
+
+def _gradient_wanted(run: Run) -> set[int]:
+    """Plain tensors whose gradient the program asks for, so that it is no slip that nobody moves them.
+
+    These are inputs: an image whose saliency is read, the points at which a penalty or a differential equation is
+    evaluated. Who reads `.grad` of what a constructor made may do so to find out why it does not learn.
+    """
+    tensors = {tensor.id: tensor for tensor in run.tensors if not tensor.nn_parameter}
+    holder = {value.id: value.tensor for value in run.values}
+    found = set()
+    for step in run.steps:
+        for operation in step.operations:
+            if operation.name not in ("Tensor.grad", "autograd.grad"):
+                continue
+            for tensor in [tensors[holder[value]] for value in operation.inputs if holder[value] in tensors]:
+                own = tensor.made is not None and (tensor.made.function or "").endswith("__init__")
+                if operation.name == "autograd.grad" or not own:
+                    found.add(tensor.id)
+    return found
 
 
 def _made_in_forward(run: Run) -> dict[Span | None, list[Tensor]]:
@@ -306,6 +329,7 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     refused = [tensor for tensor, _ in frozen_out(run)]
+    switched = _switched_on_in_vain(run)
     if refused:
         assert run.crash is not None
         names = tuple(dict.fromkeys(tensor.name or "" for tensor in refused))
@@ -320,8 +344,9 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             "frozen here" if froze else "made here, and frozen",
             names,
             labels,
-            (f"frozen: {listed(names)}",),
-            (Help("set `requires_grad_(True)` again before this backward"),),
+            (f"frozen: {listed(names)}", *(f"note: `{path}.requires_grad = True` {_PLAIN}" for path in switched)),
+            tuple(Help(f"call `{path}.requires_grad_(True)`") for path in switched)
+            or (Help("set `requires_grad_(True)` again before this backward"),),
         )
     for frozen, optimizer in _given_later(run):
         names = tuple(tensor.name or "" for tensor in frozen)
@@ -339,6 +364,29 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             (f"frozen: {listed(names)}",),
             (Help("set `requires_grad_(True)` before this phase"),),
         )
+    for path, frozen in switched.items():
+        if {tensor.id for tensor in refused}.issuperset(tensor.id for tensor in frozen):
+            continue  # told above
+        names = tuple(tensor.name or "" for tensor in frozen)
+        yield Finding(
+            "frozen-parameter",
+            "warning",
+            f"`{path}` stays frozen: `requires_grad = True` {_PLAIN}",
+            _who_froze(run, frozen) or frozen[0].made,
+            "its parameters were frozen here",
+            names,
+            (),
+            (f"frozen: {listed(names)}",),
+            (Help(f"call `{path}.requires_grad_(True)`"),),
+        )
+
+
+_PLAIN = "on a module is a plain attribute"
+
+
+def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
+    """Modules that somebody gave an attribute `requires_grad = True`, with their parameters that are frozen."""
+    found = {}
     for module in run.modules:
         frozen = [
             tensor
@@ -346,18 +394,8 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             if tensor.registered == "parameter" and not tensor.requires_grad and _lies_in(tensor, module.path)
         ]
         if module.requires_grad_attribute and frozen:
-            names = tuple(tensor.name or "" for tensor in frozen)
-            yield Finding(
-                "frozen-parameter",
-                "warning",
-                f"`{module.path}` stays frozen: `requires_grad = True` on a module is a plain attribute",
-                _who_froze(run, frozen) or frozen[0].made,
-                "its parameters were frozen here",
-                names,
-                (),
-                (f"frozen: {listed(names)}",),
-                (Help(f"call `{module.path}.requires_grad_(True)`"),),
-            )
+            found[module.path] = frozen
+    return found
 
 
 def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer]]:
@@ -452,13 +490,22 @@ def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
 
 def _read_in_vain(run: Run) -> Iterator[Finding]:
     told: set[Span | None] = set()
-    for flow in flows(run):
+    steps = flows(run)
+    # A read has a result only where it met a new tensor: a second read of a retained gradient has none either.
+    retained = {
+        flow.holder[value]
+        for flow in steps
+        for operation in flow.operations
+        if operation.name == "Tensor.grad" and operation.outputs
+        for value in operation.inputs
+    }
+    for flow in steps:
         for operation in flow.operations:
             if operation.name != "Tensor.grad" or operation.outputs or len(operation.inputs) != 1:
                 continue
             value = operation.inputs[0]
             tensor = flow.tensor(value)
-            if tensor is None or tensor.leaf or operation.span in told:
+            if tensor is None or tensor.leaf or tensor.id in retained or operation.span in told:
                 continue
             told.add(operation.span)
             maker = flow.maker.get(value)

@@ -233,7 +233,7 @@ def test_an_optimizers_list_names_what_nothing_else_does(workshop: Workshop) -> 
 
 
 def test_attributes_of_modules_are_named(workshop: Workshop) -> None:
-    """A tensor that a module holds unregistered, also in a list or dict, has its path and is marked as attribute."""
+    """A tensor that a module holds unregistered, also in a list or dict, is called as the user would write it."""
     run = workshop.run(
         """
         import torch
@@ -252,7 +252,7 @@ def test_attributes_of_modules_are_named(workshop: Workshop) -> None:
         net(torch.rand(2)).sum().backward()
         """
     )
-    for name in ("scale", "parts[0]", "table['a']"):
+    for name in ("net.scale", "net.parts[0]", "net.table['a']"):
         tensor = named(run, name)
         assert (tensor.registered, tensor.nn_parameter, tensor.predicted) == ("attribute", False, True)
 
