@@ -33,11 +33,19 @@ class Book:
         module: str | None = None,
         cut: bool = False,
         within: int | None = None,
+        into: int | None = None,
         **facts: object,
     ) -> int:
-        """An operation with one result; gives the result's value. With `cut` the result has no history."""
+        """An operation with one result; gives the result's value.
+
+        With `cut` the result has no history. With `into` it is a new value of the tensor that held that value.
+        """
         history = not cut and any(self.values[value].history for value in inputs)
-        made = self._value(result, shape, history, leaf=not history, requires_grad=history, consumed=True, **facts)
+        if into is None:
+            made = self._value(result, shape, history, leaf=not history, requires_grad=history, consumed=True, **facts)
+        else:
+            made = len(self.values)
+            self.values.append(Value(made, self.values[into].tensor, history))
         span = Span(file, line)
         self.operations.append(Operation(self.count, name, inputs, (made,), True, (0, 0), module, span, within))
         self.count += 1

@@ -89,7 +89,7 @@ def loop_around(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span | 
         text = lines.get(number)
         if text is None:
             return None
-        if text.strip() and _indent(text) < depth:
+        if text.strip() and text.lstrip()[0] not in "#)]}" and _indent(text) < depth:
             depth = _indent(text)
             if text.lstrip().startswith(("for ", "async for ")):
                 end = len(text.rstrip()) + 1

@@ -35,20 +35,21 @@ class Reach:
 
 
 class StepFlow:
-    """The data flow of one step of a run.
+    """The data flow of one step of a run, or of several that follow each other.
 
-    `roots` are the values that a loss is: those that the step's backwards started from. Where the step has none,
-    they are its last results that nothing has used.
+    `roots` are the values that a loss is: those that the backwards of the last step started from, or, where it has
+    none, the backwards of all.
     """
 
-    def __init__(self, run: Run, step: Step) -> None:
+    def __init__(self, run: Run, *steps: Step) -> None:
         self.run = run
-        self.step = step
-        self.operations = step.operations
+        self.step = steps[-1]
+        self.operations = tuple(operation for step in steps for operation in step.operations)
         self.tensors: dict[int, Tensor] = {tensor.id: tensor for tensor in run.tensors}
         self.holder = {value.id: value.tensor for value in run.values}
         self.history = {value.id: value.history for value in run.values}
-        self.roots = tuple(root for backward in step.backwards for root in backward.roots)
+        backwards = self.step.backwards or tuple(backward for step in steps for backward in step.backwards)
+        self.roots = tuple(root for backward in backwards for root in backward.roots)
 
     @cached_property
     def values_of(self) -> dict[int, list[int]]:
@@ -112,7 +113,7 @@ class StepFlow:
                 if operation.name.rpartition(".")[2] in EXITS:
                     exits.append(operation)
                 continue
-            cut = False
+            cut = kept = False
             for value in operation.outputs:
                 if value in operation.inputs or self.holder[value] in own:
                     continue
@@ -122,9 +123,10 @@ class StepFlow:
                 # Inside a custom Function grad mode is off by design: its own call tells whether it carries.
                 if operation.within is not None or self._carries(operation, value):
                     alive.add(value)
+                    kept = kept or value in ends
                 elif value in ends:
                     cut = True
-            if cut and not any(value in alive and value in ends for value in operation.outputs):
+            if cut and not kept:
                 cuts.append(operation)
         return Reach(frozenset(touched), frozenset(alive), tuple(cuts), tuple(exits))
 
@@ -221,6 +223,24 @@ def _shortened(parts: list[str]) -> list[str]:
 def flows(run: Run) -> list[StepFlow]:
     """The data flow of each step that is kept."""
     return [StepFlow(run, step) for step in run.steps]
+
+
+def rounds(run: Run, optimizer: int | None) -> list[StepFlow]:
+    """The data flow from one step of an optimizer to its next, over the steps of other optimizers in between.
+
+    Where several optimizers step in turn, what one trains may have been computed before the step of another. Without
+    any complete round, the steps one by one.
+    """
+    found: list[StepFlow] = []
+    gathered: list[Step] = []
+    for step in run.steps:
+        if gathered and step.index != gathered[-1].index + 1:
+            gathered = []
+        gathered.append(step)
+        if optimizer is not None and step.optimizer == optimizer:
+            found.append(StepFlow(run, *gathered))
+            gathered = []
+    return found or flows(run)
 
 
 def is_failed_without_graph(flow: StepFlow, backward: Backward) -> bool:

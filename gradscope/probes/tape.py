@@ -29,7 +29,8 @@ from gradscope.probes.courses import Course, measure
 if TYPE_CHECKING:
     from gradscope.probes.walker import Walk
 
-KEPT_FIRST, KEPT_LATEST = 2, 2
+KEPT = 2  # steps of each optimizer, of the first and of the latest
+KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 100_000
 
@@ -157,7 +158,7 @@ class Tape:
         self.kept: dict[int, Subject] = {}
         self.leaves: dict[int, Subject] = {}
         self.first: list[StepRecord] = []
-        self.latest: deque[StepRecord] = deque(maxlen=KEPT_LATEST)
+        self.latest: deque[StepRecord] = deque()
         self.labels: dict[int, str] = {}
         self.optimizers: list[OptimizerMark] = []
         self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
@@ -384,12 +385,21 @@ class Tape:
         """Close the running step and begin the next."""
         step = self.step
         step.optimizer = optimizer
-        if len(self.first) < KEPT_FIRST:
+        if self._begins():
             self.first.append(step)
         else:
             self.latest.append(step)
+            while len(self.latest) > min(KEPT_MOST, KEPT * max(1, len(self.optimizers))):
+                self.latest.popleft()
         self.step = StepRecord(step.index + 1)
         self._sweep_at = SWEEP_AT
+
+    def _begins(self) -> bool:
+        """Whether the run is still in its first steps: of optimizers that step in turn, the first of each are kept."""
+        if len(self.first) < KEPT:
+            return True
+        waiting = any(mark.steps < KEPT for mark in self.optimizers) and len(self.optimizers) > 1
+        return waiting and not self.latest and len(self.first) < KEPT_MOST
 
     def steps(self) -> Iterator[StepRecord]:
         """The steps that are kept, the running one last."""

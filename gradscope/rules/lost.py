@@ -8,7 +8,7 @@ from typing import Literal
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
-from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, is_failed_without_graph
+from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, is_failed_without_graph, rounds
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
@@ -62,11 +62,12 @@ def lost(run: Run) -> tuple[Lost, ...]:
 
 def _find(run: Run) -> list[Lost]:
     steps = [flow for flow in flows(run) if flow.operations]
-    found = _never(run, steps)
+    found = _never(run)
     if not found:
         found = _rebound(run, steps)
     told = {tensor.id for loss in found for tensor in loss.tensors}
-    return found + [loss for loss in _terms(steps) if not told.issuperset(t.id for t in loss.tensors)]
+    turns = [flow for optimizer in run.optimizers for flow in rounds(run, optimizer.id)]
+    return found + [loss for loss in _terms(turns) if not told.issuperset(t.id for t in loss.tensors)]
 
 
 # --- tensors that never get a gradient -------------------------------------------------------------------------
@@ -97,11 +98,12 @@ def suffering(run: Run) -> list[Tensor]:
 _RANK: tuple[Cause, ...] = ("detach", "no-grad", "rebuilt-tensor", "missing-create-graph", "non-differentiable-op")
 
 
-def _never(run: Run, steps: list[StepFlow]) -> list[Lost]:
+def _never(run: Run) -> list[Lost]:
     cut: dict[object, list[tuple[Tensor, Reach, StepFlow]]] = {}
     left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
+    turns = {number: rounds(run, number) for number in (None, *(optimizer.id for optimizer in run.optimizers))}
     for tensor in suffering(run):
-        for flow in steps:
+        for flow in turns[tensor.optimizer]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue

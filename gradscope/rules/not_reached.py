@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Run, Span, Tensor
 from gradscope.graph.naming import expression, loop_around, short_name, source_of
-from gradscope.graph.paths import StepFlow, flows
+from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.wording import learns, listed, steps_text, them, who
 
@@ -67,11 +67,14 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
     steps = [flow for flow in flows(run) if flow.roots]
+    turns = {number: [flow for flow in rounds(run, number) if flow.roots] for number in optimizers}
     groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in suffering(run):
         if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count:
             continue
-        if optimizers[tensor.optimizer].steps and not any(_leads_to_loss(flow, tensor) for flow in steps):
+        if optimizers[tensor.optimizer].steps and not any(
+            _leads_to_loss(flow, tensor) for flow in turns[tensor.optimizer]
+        ):
             groups[_line(tensor.made) or (tensor.name or "").rpartition(".")[0]].append(tensor)
     for tensors in groups.values():
         span = tensors[0].made

@@ -9,7 +9,9 @@ from gradscope.graph.facts import Run
 
 def owner(names: Sequence[str]) -> str | None:
     """The module that all these tensors lie in, if there is one: `encoder` for `encoder.0.weight, encoder.0.bias`."""
-    paths = [name.split(".")[:-1] for name in names]
+    parts_of = [name.split(".") for name in names]
+    # A tensor in a plain list of a module lies in that list: `net.w` of `net.w[0], net.w[1]`.
+    paths = [parts if len(parts) > 1 and parts[-1].endswith("]") else parts[:-1] for parts in parts_of]
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:

@@ -175,3 +175,30 @@ def test_picture_shows_the_cut(workshop: Workshop) -> None:
     assert len(red) == 1
     assert "line 12" in red[0]
     assert "#c40000" not in (workshop.folder / "healthy.dot").read_text()
+
+
+def test_optimizers_that_step_in_turn(workshop: Workshop) -> None:
+    """Of two detaches of one output, the one on the way to the loss of its own optimizer is the cause."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        maker, judge = nn.Linear(3, 2), nn.Linear(2, 1)
+        maker_optimizer = torch.optim.SGD(maker.parameters(), lr=0.1)
+        judge_optimizer = torch.optim.SGD(judge.parameters(), lr=0.1)
+        for _ in range(4):
+            made = maker(torch.randn(8, 3))
+            judge_loss = judge(made.detach()).mean()
+            judge_optimizer.zero_grad()
+            judge_loss.backward()
+            judge_optimizer.step()
+            maker_loss = -judge(made.detach()).mean()
+            maker_optimizer.zero_grad()
+            maker_loss.backward()
+            maker_optimizer.step()
+        """
+    )
+    found = Report.of(run).findings
+    assert [(finding.rule, finding.span.line if finding.span else 0) for finding in found] == [("detach", 13)]
+    assert found[0].tensors == ("maker.weight", "maker.bias")

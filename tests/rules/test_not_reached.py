@@ -1,0 +1,470 @@
+"""Programs with tensors that no gradient can get to, and programs that only look so."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+
+import pytest
+
+from gradscope.graph.facts import Finding, Span
+from gradscope.reports.report import Report
+from tests.workshop import Workshop
+
+HEAD = "import torch\nfrom torch import nn\n"
+MODULE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 1)
+{made}
+
+    def forward(self, x):
+{forward}
+        return self.out(x)
+
+net = Net()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for step in range(3):
+    loss = net(torch.rand(8, 4)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+TRAIN = """
+def train(optimizer, loss_of, steps=2):
+    for step in range(steps):
+        loss = loss_of(torch.rand(8, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # refused
+        optimizer.step()
+
+"""
+
+
+class Judged:
+    """What a program draws, and the lines that it is about."""
+
+    def __init__(self, source: str, findings: tuple[Finding, ...]) -> None:
+        self.lines = source.splitlines()
+        self.findings = findings
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """Rule and severity of each finding."""
+        return [(finding.rule, finding.severity) for finding in self.findings]
+
+    def line(self, span: Span | None) -> str:
+        """The source line of a place."""
+        assert span is not None
+        return self.lines[span.line - 1]
+
+    def must_be(self, rule: str, severity: str, *tensors: str) -> Finding:
+        """One finding, of this rule, about these tensors, at the line marked `# here`."""
+        assert self.told == [(rule, severity)]
+        assert self.findings[0].tensors == tensors
+        assert "# here" in self.line(self.findings[0].span)
+        return self.findings[0]
+
+
+def judge(workshop: Workshop, program: str) -> Judged:
+    """All findings of a program, with every part of ours at work."""
+    path = workshop.write(HEAD + textwrap.dedent(program))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of some of these as well
+        outcome = workshop.observe(path.read_text(encoding="utf-8"))
+    report = Report.of(outcome.run)
+    assert list(outcome.run.failures) == []
+    assert report.failures == ()
+    return Judged(path.read_text(encoding="utf-8"), report.findings)
+
+
+def module(made: str, forward: str = "pass") -> str:
+    """A training loop of a module that makes and computes this beside its `out`."""
+    made, forward = (textwrap.indent(textwrap.dedent(part).strip(), " " * 8) for part in (made, forward))
+    return MODULE.format(made=made, forward=forward)
+
+
+def assert_silent(workshop: Workshop, program: str) -> None:
+    """Run a correct program to its end; nothing is found in it."""
+    workshop.write(HEAD + textwrap.dedent(program))
+    report = Report.of(workshop.run(HEAD + textwrap.dedent(program)))
+    assert report.failures == ()
+    assert report.findings == ()
+
+
+# --- unused-parameter ----------------------------------------------------------------------------------------------
+
+
+def test_layer_that_is_never_called(workshop: Workshop) -> None:
+    """A layer that `forward` never calls is shown where it was made."""
+    found = judge(workshop, module("self.norm = nn.LayerNorm(4)  # here"))
+    finding = found.must_be("unused-parameter", "warning", "norm.weight", "norm.bias")
+    assert finding.message == "`norm` is never trained: no loss was computed from its 2 parameters in 3 steps"
+    assert finding.labels == ()
+    assert "never used: norm.weight, norm.bias" in finding.facts
+
+
+@pytest.mark.parametrize(
+    "forward",
+    ["gate = torch.sigmoid(self.gate(x))  # goes nowhere", "x = x\nh = self.gate(x)  # goes nowhere\nh = x"],
+)
+def test_result_that_goes_nowhere(forward: str, workshop: Workshop) -> None:
+    """A layer whose result no loss is computed from is shown where it was made, with a label on its use."""
+    found = judge(workshop, module("self.gate = nn.Linear(4, 4)  # here", forward))
+    finding = found.must_be("unused-parameter", "warning", "gate.weight", "gate.bias")
+    assert ["# goes nowhere" in found.line(label.span) for label in finding.labels] == [True]
+    assert "used, but leads to no loss: gate.weight, gate.bias" in finding.facts
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "for layer in self.layers[:-1]:  # here\n    x = torch.tanh(layer(x))",
+        "for i in range(len(self.layers) - 1):  # here\n    x = torch.tanh(self.layers[i](x))",
+        "for i, layer in enumerate(self.layers):  # here\n    if i == 3:\n        break\n    x = layer(x)",
+    ],
+    ids=["slice", "index", "break"],
+)
+def test_loop_that_stops_short(forward: str, workshop: Workshop) -> None:
+    """Where a loop over a ModuleList ends before a layer, the finding points at the loop, a label at the list."""
+    made = "self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))  # made"
+    found = judge(workshop, module(made, forward))
+    finding = found.must_be("unused-parameter", "warning", "layers.3.weight", "layers.3.bias")
+    assert finding.caret == "this loop ends before it comes to `layers.3`"
+    assert ["# made" in found.line(label.span) for label in finding.labels] == [True]
+
+
+def test_loop_over_something_else_is_not_blamed(workshop: Workshop) -> None:
+    """A loop whose variable does not say which layer is called is not the one that stops short."""
+    made = "self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))  # here"
+    forward = "for _ in range(2):\n    x = torch.tanh(self.layers[0](x))"
+    judge(workshop, module(made, forward)).must_be("unused-parameter", "warning", "layers.1.weight", "layers.1.bias")
+
+
+UNUSED_FOR_A_WHILE = {
+    "heads_by_turns": """
+        body, heads = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+        turns = iter([0, 1, 2, 0, 1, 2])
+        train(torch.optim.SGD([*body.parameters(), *heads.parameters()], lr=0.1),
+              lambda x: heads[next(turns)](body(x)), 6)
+    """,
+    "frozen_parts": """
+        body, head, spare = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 4)
+        body.requires_grad_(False)
+        spare.requires_grad_(False)
+        train(torch.optim.SGD([*body.parameters(), *head.parameters(), *spare.parameters()], lr=0.1),
+              lambda x: head(body(x)))
+    """,
+    "optimizer_that_never_stepped": """
+        net, spare = nn.Linear(4, 1), nn.Linear(4, 4)
+        later = torch.optim.SGD(spare.parameters(), lr=0.1)
+        train(torch.optim.SGD(net.parameters(), lr=0.1), net)
+    """,
+    "no_backward": """
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        optimizer.step()
+    """,
+}
+
+
+@pytest.mark.parametrize("case", UNUSED_FOR_A_WHILE)
+def test_unused_for_a_reason(case: str, workshop: Workshop) -> None:
+    """Heads used by turns, frozen parts, and optimizers that nobody steps or trains with draw nothing."""
+    assert_silent(workshop, TRAIN + textwrap.dedent(UNUSED_FOR_A_WHILE[case]))
+
+
+# --- unregistered-parameter ----------------------------------------------------------------------------------------
+
+UNREGISTERED = {
+    "list_of_modules": (
+        "net.layers",
+        ("net.layers[0].weight", "net.layers[0].bias", "net.layers[1].weight", "net.layers[1].bias"),
+        "self.layers = [nn.Linear(4, 4), nn.Linear(4, 4)]  # here",
+        "for layer in self.layers:\n    x = layer(x)",
+    ),
+    "dict_of_modules": (
+        "net.heads['a']",
+        ("net.heads['a'].weight", "net.heads['a'].bias"),
+        "self.heads = {'a': nn.Linear(4, 4)}  # here",
+        "x = self.heads['a'](x)",
+    ),
+    "list_of_parameters": (
+        "net.w",
+        ("net.w[0]", "net.w[1]"),
+        "self.w = [nn.Parameter(torch.rand(4)) for _ in range(2)]  # here",
+        "for w in self.w:\n    x = x * w",
+    ),
+    "dict_of_parameters": (
+        "net.w['a']",
+        ("net.w['a']",),
+        "self.w = {'a': nn.Parameter(torch.rand(4))}  # here",
+        "x = x * self.w['a']",
+    ),
+    "tensor_attribute": (
+        "net.scale",
+        ("net.scale",),
+        "self.scale = torch.ones(4, requires_grad=True)  # here",
+        "x = x * self.scale",
+    ),
+    "made_anew": ("w", ("w",), "pass", "w = nn.Parameter(torch.ones(4))  # here\nx = x * w"),
+}
+
+
+@pytest.mark.parametrize("case", UNREGISTERED)
+def test_parameter_that_no_module_registers(case: str, workshop: Workshop) -> None:
+    """What gets gradients and is in no `parameters()` is one error at the line that made it, with all its tensors."""
+    subject, names, made, forward = UNREGISTERED[case]
+    finding = judge(workshop, module(made, forward)).must_be("unregistered-parameter", "error", *names)
+    assert finding.message.startswith(f"`{subject}` never learns: ")
+
+
+def test_unregistered_in_a_run_of_one_step(workshop: Workshop) -> None:
+    """One step with a gradient is enough where there is but one."""
+    program = module("self.scale = torch.ones(4, requires_grad=True)  # here", "x = x * self.scale")
+    found = judge(workshop, program.replace("range(3)", "range(1)"))
+    found.must_be("unregistered-parameter", "error", "net.scale")
+
+
+def test_gradient_printed_to_find_out_why(workshop: Workshop) -> None:
+    """Who prints the gradient of a tensor attribute in search of the reason is told it all the same."""
+    program = module("self.scale = torch.ones(4, requires_grad=True)  # here", "x = x * self.scale")
+    found = judge(workshop, program + "    print(net.scale.grad)\n")
+    found.must_be("unregistered-parameter", "error", "net.scale")
+
+
+REGISTERED = {
+    "containers": module(
+        """
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.heads = nn.ModuleDict({'a': nn.Linear(4, 4)})
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(4))])
+        self.shifts = nn.ParameterDict({'a': nn.Parameter(torch.ones(4))})
+        """,
+        """
+        for layer in self.layers:
+            x = layer(x)
+        x = self.heads['a'](x * self.scales[0] + self.shifts['a'])
+        """,
+    ),
+    "by_hand": module("self.scale = torch.ones(4, requires_grad=True)", "x = x * self.scale")
+    + """\
+    with torch.no_grad():
+        net.scale -= 0.1 * net.scale.grad
+        net.scale.grad = None
+""",
+    "given_to_the_optimizer": module("self.scale = torch.ones(4, requires_grad=True)", "x = x * self.scale").replace(
+        "SGD(net.parameters()", "SGD([*net.parameters(), net.scale]"
+    ),
+    "saliency": module("self.image = None", "self.image = x.requires_grad_()\nx = x * 2")
+    + "    saliency = net.image.grad.abs()\n",
+    "image_that_stays": module("self.image = None", "self.image = x")
+    .replace("for step", "image = torch.rand(8, 4, requires_grad=True)\nfor step")
+    .replace("net(torch.rand(8, 4))", "net(image)")
+    + "    saliency = net.image.grad.abs()\n",
+    "new_input_never_read": module("self.image = None", "self.image = x").replace(
+        "net(torch.rand(8, 4))", "net(torch.rand(8, 4, requires_grad=True))"
+    ),
+    "points_of_an_equation": module(
+        "self.t = torch.rand(8, 1, requires_grad=True)",
+        """
+        u = torch.tanh(self.out.weight.sum() * self.t)
+        slope, = torch.autograd.grad(u.sum(), self.t, create_graph=True)
+        x = x * (slope - u)
+        """,
+    ),
+    "result_kept": module("self.hyper = nn.Linear(4, 4)", "self.w = self.hyper(x).mean(0)\nx = x * self.w"),
+}
+
+
+@pytest.mark.parametrize("case", REGISTERED)
+def test_attributes_that_need_no_registration(case: str, workshop: Workshop) -> None:
+    """Torch's own containers, tensors moved by hand, inputs and results that a module keeps draw nothing."""
+    assert_silent(workshop, REGISTERED[case])
+
+
+# --- frozen-parameter ----------------------------------------------------------------------------------------------
+
+TWO_LAYERS = TRAIN + "net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))\n"
+EVERY = ("0.weight", "0.bias", "2.weight", "2.bias")
+
+
+@pytest.mark.parametrize(
+    "freeze",
+    ["for p in net.parameters():\n    p.requires_grad = False  # here", "net.requires_grad_(False)  # here"],
+    ids=["each", "module"],
+)
+def test_all_is_frozen(freeze: str, workshop: Workshop) -> None:
+    """Where backward is refused since all is frozen, the finding shows who froze it, a label the refused line."""
+    found = judge(workshop, f"{TWO_LAYERS}{freeze}\ntrain(torch.optim.SGD(net.parameters(), lr=0.1), net)\n")
+    finding = found.must_be("frozen-parameter", "error", *EVERY)
+    assert finding.caret == "frozen here"
+    assert ["# refused" in found.line(label.span) for label in finding.labels] == [True]
+
+
+def test_made_frozen(workshop: Workshop) -> None:
+    """Where nothing froze the parameter but the line that made it, that line is shown."""
+    found = judge(
+        workshop,
+        TRAIN + "w = nn.Parameter(torch.ones(4), requires_grad=False)  # here\n"
+        "train(torch.optim.SGD([w], lr=0.1), lambda x: x @ w)\n",
+    )
+    assert found.must_be("frozen-parameter", "error", "w").caret == "made here, and frozen"
+
+
+def test_attribute_of_a_module_unfreezes_nothing(workshop: Workshop) -> None:
+    """`module.requires_grad = True` is a warning about that module's parameters, at the line that froze them."""
+    found = judge(
+        workshop,
+        TWO_LAYERS + "net.requires_grad_(False)  # here\nnet[0].requires_grad_(True)\nnet[2].requires_grad = True\n"
+        "train(torch.optim.SGD(net.parameters(), lr=0.1), net)\n",
+    )
+    finding = found.must_be("frozen-parameter", "warning", "2.weight", "2.bias")
+    assert finding.message == "`net.2` stays frozen: `requires_grad = True` on a module is a plain attribute"
+    assert [help_.message for help_ in finding.help] == ["call `net.2.requires_grad_(True)`"]
+
+
+def test_attribute_of_a_module_explains_the_refusal(workshop: Workshop) -> None:
+    """Where backward is refused because of it, there is one finding: the refusal, with the attribute as its mend."""
+    found = judge(
+        workshop,
+        TWO_LAYERS + "net.requires_grad_(False)  # here\nnet[2].requires_grad = True\n"
+        "train(torch.optim.SGD(net.parameters(), lr=0.1), net)\n",
+    )
+    finding = found.must_be("frozen-parameter", "error", *EVERY)
+    assert "note: `net.2.requires_grad = True` on a module is a plain attribute" in finding.facts
+    assert [help_.message for help_ in finding.help] == ["call `net.2.requires_grad_(True)`"]
+
+
+def test_never_unfrozen_for_the_second_phase(workshop: Workshop) -> None:
+    """What a first phase froze and a second optimizer was given as it was is a warning, with a label on that."""
+    found = judge(
+        workshop,
+        TWO_LAYERS + "for p in net[0].parameters():\n    p.requires_grad = False  # here\n"
+        "train(torch.optim.SGD(net[2].parameters(), lr=0.1), net)\n"
+        "train(torch.optim.Adam(net.parameters(), lr=0.1), net)  # second\n",
+    )
+    finding = found.must_be("frozen-parameter", "warning", "0.weight", "0.bias")
+    assert ["# second" in found.line(label.span) for label in finding.labels] == [True]
+    assert "Adam was given it" in finding.message
+
+
+FROZEN_ON_PURPOSE = {
+    "peft": """
+        net[0].requires_grad_(False)
+        train(torch.optim.AdamW(net.parameters(), lr=0.1), net, 3)
+    """,
+    "gan": """
+        critic = nn.Linear(1, 1)
+        ours, theirs = torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.SGD(critic.parameters(), lr=0.1)
+        for _ in range(3):
+            for p in critic.parameters():
+                p.requires_grad = True
+            train(theirs, lambda x: critic(net(x).detach()), 1)
+            for p in critic.parameters():
+                p.requires_grad = False
+            train(ours, lambda x: critic(net(x)), 1)
+    """,
+    "second_phase_unfrozen": """
+        net[0].requires_grad_(False)
+        train(torch.optim.SGD(net[2].parameters(), lr=0.1), net)
+        net[0].requires_grad_(True)
+        train(torch.optim.SGD(net.parameters(), lr=0.1), net)
+    """,
+    "one_optimizer_unfrozen": """
+        net[0].requires_grad_(False)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        train(optimizer, net)
+        net[0].requires_grad_(True)
+        train(optimizer, net)
+    """,
+    "group_added": """
+        net[0].requires_grad_(False)
+        optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+        train(optimizer, net)
+        net[0].requires_grad_(True)
+        optimizer.add_param_group({"params": net[0].parameters()})
+        train(optimizer, net)
+    """,
+    "attribute_that_agrees": """
+        net.requires_grad = True
+        train(torch.optim.SGD(net.parameters(), lr=0.1), net)
+    """,
+}
+
+
+@pytest.mark.parametrize("case", FROZEN_ON_PURPOSE)
+def test_frozen_on_purpose(case: str, workshop: Workshop) -> None:
+    """Frozen from the start as peft does, toggled as GANs do, or unfrozen in time: nothing is said."""
+    assert_silent(workshop, TWO_LAYERS + textwrap.dedent(FROZEN_ON_PURPOSE[case]))
+
+
+# --- non-leaf ------------------------------------------------------------------------------------------------------
+
+READ_IN_VAIN = {
+    "to": ("x", "x = torch.rand(4, requires_grad=True).to(torch.float64)  # here\nx.sum().backward()\nx.grad  # None"),
+    "named_leaf": (
+        "x",
+        "w = torch.rand(4, requires_grad=True)\nx = w.to(torch.float64)  # here\nx.sum().backward()\nx.grad  # None",
+    ),
+    "update": (
+        "w",
+        "x, w = torch.rand(8, 4), torch.rand(4, requires_grad=True)\nfor _ in range(3):\n"
+        "    (x @ w).square().mean().backward()\n    w = w - 0.1 * w.grad  # here, None",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ_IN_VAIN)
+def test_gradient_of_a_non_leaf_is_read(case: str, workshop: Workshop) -> None:
+    """Who reads `.grad` of a non-leaf is shown the operation that made it one, with a label on the read."""
+    name, program = READ_IN_VAIN[case]
+    found = judge(workshop, program + "\n")
+    finding = found.must_be("non-leaf", "error", name)
+    assert ["None" in found.line(label.span) for label in finding.labels] == [True]
+
+
+REFUSED = {
+    "scaled": (("w",), "w = torch.rand(4, requires_grad=True) * 0.01  # here\ntorch.optim.SGD([w], lr=0.1)  # refused"),
+    "slices": (
+        ("first", "second"),
+        "table = torch.rand(4, 3, requires_grad=True)\nfirst, second = table[0], table[1]  # here\n"
+        "torch.optim.SGD([first, second], lr=0.1)  # refused",
+    ),
+    "slices_in_the_call": (
+        ("table[0]", "table[1]"),
+        "table = torch.rand(4, 3, requires_grad=True)\ntorch.optim.SGD([table[0], table[1]], lr=0.1)  # here, refused",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_optimizer_refuses_a_non_leaf(case: str, workshop: Workshop) -> None:
+    """Where an optimizer refuses non-leaves, the finding shows what made them, a label the optimizer."""
+    names, program = REFUSED[case]
+    found = judge(workshop, program + "\n")
+    finding = found.must_be("non-leaf", "error", *names)
+    assert ["refused" in found.line(label.span) for label in finding.labels] == [True]
+
+
+@pytest.mark.parametrize("change", [".to(torch.float64)", " * 0.01"])
+def test_converted_parameter_as_an_attribute(change: str, workshop: Workshop) -> None:
+    """A module that keeps the result of an operation on a Parameter has no parameter: shown where it was made."""
+    made = f"self.w = nn.Parameter(torch.rand(4)){change}  # here"
+    judge(workshop, module(made, "x = (x.double() * self.w).float()")).must_be("non-leaf", "error", "net.w")
+
+
+READ_WITH_REASON = {
+    "retained": "y = x * 2\ny.retain_grad()\ny.sum().backward()\nfirst = y.grad.norm()\nsecond = y.grad.norm()\n",
+    "retained_and_asked_before": "y = x * 2\ny.retain_grad()\nprint(y.grad)\ny.sum().backward()\nprint(y.grad)\n",
+    "leaf": "y = x.to(torch.float64)\ny.sum().backward()\nprint(x.grad)\n",
+    "leaf_before_backward": "print(x.grad)\nx.sum().backward()\n",
+    "nothing_to_convert": "y = x.to(torch.float32)\ny.sum().backward()\nprint(y.grad)\n",
+}
+
+
+@pytest.mark.parametrize("case", READ_WITH_REASON)
+def test_gradients_that_are_there(case: str, workshop: Workshop) -> None:
+    """Retained gradients, however often they are read, and those of leaves draw nothing."""
+    assert_silent(workshop, "x = torch.rand(4, requires_grad=True)\n" + READ_WITH_REASON[case])
