@@ -17,6 +17,7 @@ from gradscope.probes.backward import watch_backward
 from gradscope.probes.callsites import CallSites
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
+from gradscope.probes.inference import watch_inference_mode
 from gradscope.probes.modules import add_root, name_roots, watch_modules
 from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
@@ -77,6 +78,7 @@ class Observation:
         enter(watch_threads(self.tape))
         enter(watch_modules(self.tape))
         enter(watch_functions(self.tape))
+        enter(watch_inference_mode(self.tape))
         enter(watch_backward(self.tape))
         enter(watch_optimizers(self.tape, self.steps))
         _ARMED.add(self.tape)

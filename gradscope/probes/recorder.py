@@ -136,7 +136,7 @@ class Recorder(TorchFunctionMode):
                         taken.append(tensor)
                         inputs.append(tape.subject(tensor, site).held())
             if func is _set_grad_enabled:
-                func = grad_mode_switch(bool(args[0]))
+                func = switch_name("set_grad_enabled", bool(args[0]))
             return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number()
         except Exception as error:
             tape.fail("recorder", error)
@@ -214,14 +214,14 @@ class Recorder(TorchFunctionMode):
         return operation
 
 
-def grad_mode_switch(enabled: bool) -> str:
+def switch_name(switch: str, value: bool) -> str:
     """How a switch of grad mode is written down; a decorator's is told apart, for it belongs to no line of its own."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_PASSED):
         if frame.f_code.co_name == "decorate_context":
-            return f"set_grad_enabled({enabled}) by decorator"
+            return f"{switch}({value}) by decorator"
         frame = frame.f_back
-    return f"set_grad_enabled({enabled})"
+    return f"{switch}({value})"
 
 
 def tensors(values: Any) -> Iterator[torch.Tensor]:

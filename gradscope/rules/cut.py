@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
 from gradscope.rules.lost import Cause, Lost, grad_mode_switch, lost
-from gradscope.rules.wording import learns, listed, steps_text, them, who
+from gradscope.rules.wording import listed, steps_text, who
 
 
 def detach(run: Run) -> Iterator[Finding]:
@@ -313,16 +313,16 @@ def _finding(
     run: Run, loss: Lost, span: Span | None, caret: str, help_: Help, labels: tuple[Label, ...] = ()
 ) -> Finding:
     names = tuple(tensor.name or "" for tensor in loss.tensors)
-    subject, counted = who(names)
+    those = who(names, run)
     crash = run.crash
     if loss.term:
-        message = f"a term of the loss trains nothing: no gradient flows through it to {subject}"
+        message = f"a term of the loss trains nothing: no gradient flows through it to {those.subject}"
     elif crash is not None and crash.symptom is not None:
-        message = f"backward cannot reach {subject}: the loss keeps no way back to {them(names)}"
+        message = f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}"
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))
     else:
-        message = f"{subject} {learns(names)}: {counted} got no gradient in {steps_text(run, _steps(loss))}"
+        message = f"{those.subject} {those.learns}: {those.counted} got no gradient in {steps_text(run, _steps(loss))}"
     labels += tuple(
         Label(other.span, "also cut here") for other in loss.others if other.span is not None and other.span != span
     )

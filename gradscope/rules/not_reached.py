@@ -11,7 +11,7 @@ from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Ru
 from gradscope.graph.naming import expression, loop_around, short_name, source_of
 from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
-from gradscope.rules.wording import learns, listed, steps_text, them, who
+from gradscope.rules.wording import listed, steps_text, who
 
 
 def unused_parameter(run: Run) -> Iterator[Finding]:
@@ -81,18 +81,18 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         names = tuple(tensor.name or "" for tensor in tensors)
         optimizer = optimizers[tensors[0].optimizer or 0]
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
-        what, counted = who(names)
+        those = who(names, run)
         made = Label(span, "made here") if span is not None else None
         loop = _loop_that_ends_early(run, steps, names)
         place, caret = span or optimizer.made, "made here, and no way leads from it to a loss"
         labels = [Label(use.span, "its result is computed here, and goes nowhere") for use in used[:1] if use.span]
         if loop is not None:
-            place, caret = loop, f"this loop ends before it comes to {what}"
+            place, caret = loop, f"this loop ends before it comes to {those.subject}"
             labels += [made] if made is not None else []
         yield Finding(
             rule="unused-parameter",
             severity="warning",
-            message=f"{what} is never trained: no loss was computed from {'it' if counted == 'it' else counted} "
+            message=f"{those.subject} is never trained: no loss was computed from {those.counted} "
             f"in {steps_text(run, optimizer.steps)}",
             span=place,
             caret=caret,
@@ -227,24 +227,26 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
     for tensors in groups.values():
         span = tensors[0].made
         yield _unregistered(
+            run,
             tensors, span, "not registered: `parameters()` does not give it",
             "keep it in `nn.Parameter`, `nn.ParameterList`, `nn.ParameterDict`, `nn.ModuleList` or `nn.ModuleDict`",
         )  # fmt: skip
     for span, tensors in _made_in_forward(run).items():
         yield _unregistered(
+            run,
             tensors, span, "made anew in every forward, after the optimizer was built",
             "make it once in `__init__`, where the optimizer finds it",
         )  # fmt: skip
 
 
-def _unregistered(tensors: list[Tensor], span: Span | None, caret: str, mend: str) -> Finding:
+def _unregistered(run: Run, tensors: list[Tensor], span: Span | None, caret: str, mend: str) -> Finding:
     names = tuple(dict.fromkeys(tensor.name or "unnamed" for tensor in tensors))
-    subject, counted = who(names)
+    those = who(names, run)
     return Finding(
         rule="unregistered-parameter",
         severity="error",
-        message=f"{subject} {learns(names)}: {counted} got gradients, and no optimizer was given "
-        f"{them(names)} by `parameters()`",
+        message=f"{those.subject} {those.learns}: {those.counted} got gradients, and no optimizer was given "
+        f"{those.them} by `parameters()`",
         span=span,
         caret=caret,
         tensors=names,
@@ -336,13 +338,13 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
     if refused:
         assert run.crash is not None
         names = tuple(dict.fromkeys(tensor.name or "" for tensor in refused))
-        subject, _ = who(names)
+        those = who(names, run)
         froze = _who_froze(run, refused)
         labels = (Label(run.crash.span, f"so torch raises {run.crash.type} here"),) if run.crash.span else ()
         yield Finding(
             "frozen-parameter",
             "error",
-            f"{subject} cannot learn: everything that this loss was to train is frozen",
+            f"{those.subject} cannot learn: everything that this loss was to train is frozen",
             froze or refused[0].made,
             "frozen here" if froze else "made here, and frozen",
             names,
@@ -353,12 +355,12 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
         )
     for frozen, optimizer in _given_later(run):
         names = tuple(tensor.name or "" for tensor in frozen)
-        subject, counted = who(names)
+        those = who(names, run)
         yield Finding(
             "frozen-parameter",
             "warning",
-            f"{subject} {learns(names)}: {counted if counted != 'they' else 'these'} "
-            f"{'is' if counted == 'it' else 'are'} frozen, though {optimizer.name} was given {them(names)} "
+            f"{those.subject} {those.learns}: {those.counted if those.counted != 'they' else 'these'} "
+            f"{'is' if those.counted == 'it' else 'are'} frozen, though {optimizer.name} was given {those.them} "
             "after a phase without",
             _who_froze(run, frozen),
             "frozen here, and never unfrozen",
@@ -476,12 +478,12 @@ def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
         offered = [tensors[number] for number in optimizer.tensors if not tensors[number].leaf]
         if optimizer.refused and offered:
             names = tuple(tensor.name or "unnamed" for tensor in offered)
-            subject, _ = who(names)
+            those = who(names, run)
             labels = (Label(optimizer.made, f"{optimizer.name} takes leaves only"),) if optimizer.made else ()
             yield Finding(
                 "non-leaf",
                 "error",
-                f"{subject} cannot be optimized: not a leaf, but the result of an operation",
+                f"{those.subject} cannot be optimized: not a leaf, but the result of an operation",
                 offered[0].made or optimizer.made,
                 "a non-leaf is made here" + (f", by `{offered[0].grad_fn}`" if offered[0].grad_fn else ""),
                 names,

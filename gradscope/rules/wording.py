@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gradscope.graph.facts import Run
 
@@ -23,31 +24,46 @@ def owner(names: Sequence[str]) -> str | None:
     return ".".join(shared) or None
 
 
-def who(names: Sequence[str]) -> tuple[str, str]:
-    """The subject of a sentence about these tensors, and what is counted: (`encoder`, `its 4 parameters`)."""
-    if len(names) == 1:
-        return f"`{names[0]}`", "it"
+@dataclass(frozen=True, slots=True)
+class Who:
+    """How a sentence speaks of some tensors: "`encoder` never learns: its 4 parameters got no gradient".
+
+    A module stands for its tensors only where all that it has to train are among them.
+    """
+
+    subject: str
+    counted: str
+    them: str
+    learns: str
+
+
+def who(names: Sequence[str], run: Run) -> Who:
+    """The words for these tensors of a run."""
     module = owner(names)
-    if module is not None:
-        return f"`{module}`", f"its {len(names)} parameters"
-    if len(names) == 2:
-        return f"`{names[0]}` and `{names[1]}`", "they"
+    if len(names) == 1:
+        return Who(f"`{names[0]}`", "it", "it", "never learns")
+    if module is not None and _is_whole(module, names, run):
+        return Who(f"`{module}`", f"its {len(names)} parameters", "it", "never learns")
     modules = list(dict.fromkeys(name.split(".")[0] for name in names))
-    if len(modules) < len(names) and len(modules) <= 3:
-        return " and ".join(
-            [", ".join(f"`{m}`" for m in modules[:-1]), f"`{modules[-1]}`"]
-        ), f"their {len(names)} parameters"
-    return f"`{names[0]}` and {len(names) - 1} more", "they"
+    if 1 < len(modules) < len(names) and len(modules) <= 3 and all(_is_whole(part, names, run) for part in modules):
+        most = ", ".join(f"`{part}`" for part in modules[:-1])
+        return Who(f"{most} and `{modules[-1]}`", f"their {len(names)} parameters", "them", "never learn")
+    if len(names) == 2:
+        return Who(f"`{names[0]}` and `{names[1]}`", "they", "them", "never learn")
+    return Who(f"`{names[0]}` and {len(names) - 1} more", "they", "them", "never learn")
 
 
-def them(names: Sequence[str]) -> str:
-    """The pronoun for `who(names)`: `it` for one tensor or module."""
-    return "it" if len(names) == 1 or owner(names) is not None else "them"
-
-
-def learns(names: Sequence[str]) -> str:
-    """The verb that agrees with `who(names)`."""
-    return "never learns" if len(names) == 1 or owner(names) is not None else "never learn"
+def _is_whole(module: str, names: Sequence[str], run: Run) -> bool:
+    """Whether everything that a module has to train is among these tensors."""
+    told = set(names)
+    return not any(
+        tensor.name is not None
+        and tensor.name not in told
+        and tensor.name.startswith((f"{module}.", f"{module}["))
+        and tensor.leaf
+        and tensor.requires_grad
+        for tensor in run.tensors
+    )
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -46,6 +46,7 @@ def findings(workshop: Workshop, body: str, before: str = "") -> tuple[str, tupl
 NO_WAY_BACK = {
     "data": ("detach", "z = encoder(x).data  # here"),
     "detach_then_leaf": ("detach", "z = encoder(x).detach()  # here\nz.requires_grad_()"),
+    "detach_in_place": ("detach", "z = encoder(x)\nz.detach_()  # here"),
     "inference_mode": ("no-grad", "with torch.inference_mode():\n    z = encoder(x)  # here\nz = z.clone()"),
     "no_grad": ("no-grad", "with torch.no_grad():\n    z = encoder(x)  # here"),
     "from_numpy": ("left-torch", "z = torch.from_numpy(encoder(x).detach().numpy() * 2)  # here"),
@@ -142,6 +143,13 @@ def test_switch_left_off_elsewhere(workshop: Workshop) -> None:
     assert found[0].span is not None
     assert "# here" in source.splitlines()[found[0].span.line - 1]
     assert torch_says[-1] == "so torch raises RuntimeError here"
+
+
+def test_inference_mode_is_labelled(workshop: Workshop) -> None:
+    """A finding on a line under inference mode has a label on the `with`."""
+    body = "with torch.inference_mode():  # switch\n    z = encoder(x)\nloss = F.mse_loss(decoder(z.clone()), y)"
+    source, found = findings(workshop, body)
+    assert "# switch" in source.splitlines()[found[0].labels[0].span.line - 1]
 
 
 def test_decorated_function(workshop: Workshop) -> None:

@@ -1,0 +1,53 @@
+"""`torch.inference_mode` turns grad mode off past torch's function modes: its switches are written down here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+
+from gradscope.probes.patches import patched
+from gradscope.probes.recorder import sequence_number, switch_name
+from gradscope.probes.tape import OperationRecord, Tape
+
+
+@contextmanager
+def watch_inference_mode(tape: Tape) -> Iterator[None]:
+    """Write down where inference mode begins and ends, as the function mode does for `torch.no_grad`."""
+
+    def wrap(begins: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def with_record(original: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def switch(self: torch.inference_mode, *args: Any) -> Any:
+                if not is_compiling() and tape.active:
+                    _write(tape, begins and self.mode)
+                return original(self, *args)
+
+            return switch
+
+        return with_record
+
+    with (
+        patched(torch.inference_mode, "__enter__", wrap(True)),
+        patched(torch.inference_mode, "__exit__", wrap(False)),
+    ):
+        yield
+
+
+def _write(tape: Tape, on: bool) -> None:
+    try:
+        site = tape.sites.here()
+        if site is not None:
+            name, number = switch_name("inference_mode", on), sequence_number()
+            enabled = torch.is_grad_enabled()
+            tape.add(
+                OperationRecord(
+                    tape.next_operation(), name, site, (), (), enabled, (number, number), None, tape.thread()
+                )
+            )
+    except Exception as error:
+        tape.fail("inference mode probe", error)
