@@ -45,6 +45,21 @@ def decode(data: bytes, name: str = "the run") -> Run:
         raise RunUnreadable(f"{name} is damaged: {error}") from None
 
 
+def _check_references(run: Run, name: str) -> None:
+    """Facts name each other by number; what they name must be there."""
+    values = {value.id for value in run.values}
+    held = {value.tensor for value in run.values}.union(*(optimizer.tensors for optimizer in run.optimizers))
+    used: set[int] = set()
+    for step in run.steps:
+        used.update(*((*operation.inputs, *operation.outputs) for operation in step.operations))
+        used.update(*(backward.roots for backward in step.backwards))
+        held.update(*(backward.arrivals for backward in step.backwards))
+    optimizers = {optimizer.id for optimizer in run.optimizers}
+    named = {tensor.optimizer for tensor in run.tensors if tensor.optimizer is not None}
+    if not (held <= {tensor.id for tensor in run.tensors} and used <= values and named <= optimizers):
+        raise RunUnreadable(f"{name} is damaged: some of its facts name others that are not there")
+
+
 def load(path: Path) -> Run:
     """Read a kept run. Raises RunUnreadable."""
     try:
@@ -53,4 +68,6 @@ def load(path: Path) -> Run:
         raise RunUnreadable(f"no such file: {path}") from None
     except OSError as error:
         raise RunUnreadable(f"cannot read {path}: {error.strerror or error}") from None
-    return decode(data, str(path))
+    run = decode(data, str(path))
+    _check_references(run, str(path))
+    return run

@@ -129,7 +129,7 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                         stepped.append((course, tensor))
             measure(stepped)
             for subject in list(tape.leaves.values()):
-                if subject.course is not None and subject.course.optimizer is None:
+                if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
                     subject.course.count()
             tape.step_count += 1
             tape.end_step(mark.serial)

@@ -130,6 +130,9 @@ def _legend(drawn: Picture) -> Iterator[str]:
     yield "  subgraph cluster_legend {"
     yield f'    graph [rank=same style=dotted color="#8a8a8a" margin=6 label=<{meanings or " "}>];'
     yield '    node [fontsize=9 height=0.2 margin="0.08,0.03"];'
+    if any(vertex.cut_off for vertex in drawn.vertices):
+        grey = Vertex("", "operation", "", cut_off=True)
+        yield f"    legend{len(entries)} [{_box(grey, 'behind the cut')}];"
     for place, (kind, frozen) in enumerate(entries):
         words = f"frozen {kind}" if frozen else f"{kind} {_LOOKS[kind].legend}".strip()
         yield f"    legend{place} [{_box(Vertex('', kind, '', frozen=frozen), words)}];"

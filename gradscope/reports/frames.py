@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from gradscope.graph.facts import Finding, Span
 
+WIDTH = 88  # columns, so that a report pastes into a forum
 _CODES = {"error": "31;1", "warning": "33;1", "info": "36;1"}
 
 
@@ -52,7 +53,14 @@ def _snippet(found: list[tuple[Span, str, bool]], source: Mapping[int, str], sev
             if span.line == number and message:
                 start, end = _columns(span, code)
                 pointer = ("^" if main else "-") * max(1, end - start)
-                lines.append(f"{'':{gutter}} | {'':{start}}{paint(f'{pointer} {message}', severity, colour and main)}")
+                margin = f"{'':{gutter}} | "
+                if len(margin) + start + len(pointer) + 1 + len(message) <= WIDTH:
+                    lines.append(f"{margin}{'':{start}}{paint(f'{pointer} {message}', severity, colour and main)}")
+                else:
+                    # Too long to stand beside the pointer: below it, as far to the right as there is room.
+                    indent = max(0, min(start, WIDTH - len(margin) - len(message)))
+                    lines.append(f"{margin}{'':{start}}{paint(pointer, severity, colour and main)}")
+                    lines.append(f"{margin}{'':{indent}}{paint(message, severity, colour and main)}")
     lines.append(f"{'':{gutter}} |")
     return lines
 

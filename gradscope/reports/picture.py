@@ -162,7 +162,10 @@ def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
         replace(edge, kind="cut", span=lines[edge.head]) if edge.head in lines and edge.kind == "gradient" else edge
         for edge in _edges(edges)
     ]
-    return Picture(tuple(_greyed(vertices, drawn)), tuple(drawn))
+    greyed = list(_greyed(vertices, drawn))
+    behind = {vertex.id for vertex in greyed if vertex.cut_off}
+    drawn = [replace(edge, kind="data") if edge.head in behind and edge.kind == "gradient" else edge for edge in drawn]
+    return Picture(tuple(greyed), tuple(drawn))
 
 
 def _greyed(vertices: list[Vertex], edges: list[Edge]) -> Iterator[Vertex]:

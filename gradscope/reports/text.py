@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from gradscope.graph.facts import Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.document import Document, TensorRow, median_norm
-from gradscope.reports.frames import frame, paint
+from gradscope.reports.frames import WIDTH, frame, paint
 
-WIDTH = 88
 ROWS = 20
 _NAME = 32
+_SHORTEST = 16
+_HELP = textwrap.TextWrapper(
+    WIDTH, initial_indent="help: ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
+)
+_HEADLINE = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 _FACTS = textwrap.TextWrapper(
     WIDTH, initial_indent="   = ", subsequent_indent="     ", break_long_words=False, break_on_hyphens=False
 )
@@ -47,7 +51,8 @@ def headline(report: Document) -> str:
         )
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
-    return f"gradscope: {report.script or 'output'}, " + ", ".join(parts)
+    text = f"gradscope: {report.script or 'output'}, " + ", ".join(parts)
+    return "\n".join(_HEADLINE.wrap(text))
 
 
 def _count(number: int, what: str) -> str:
@@ -74,7 +79,7 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
             break_on_hyphens=False,
         )
     for help_ in finding.help:
-        lines.append(f"help: {help_.message}")
+        lines += _HELP.wrap(help_.message)
         if help_.edit is not None:
             span = help_.edit.span
             before = sources.get(span.file, {}).get(span.line)
@@ -96,21 +101,19 @@ _COLUMNS = ("tensor", "shape", "role", "leaf", "requires", "got grad", "|grad|",
 
 
 def table_text(rows: Sequence[TensorRow], *, every_row: bool = False) -> str:
-    """The table of tensors; a last column names the `grad_fn` of non-leaves where there are any."""
+    """The table of tensors. A non-leaf has no gradient to count: there the row names the `grad_fn` that made it."""
     if not rows:
         return ""
     folded = list(rows) if every_row or len(rows) <= ROWS else fold(rows)
-    cells = [_cells(row) if isinstance(row, TensorRow) else row for row in folded]
-    with_function = any(row.grad_fn for row in rows)
-    header = (*_COLUMNS, "grad_fn") if with_function else _COLUMNS
-    cells = [row[: len(header)] for row in cells]
-    widths = [max(len(row[column]) for row in [header, *cells]) for column in range(len(header))]
-    right = {4: False, 5: True, 6: True, 7: True}
+    cells = _fitted([_cells(row) if isinstance(row, TensorRow) else row for row in folded])
+    # A row of fewer cells ends with a text that runs over the columns which are left.
+    widths = _widths(cells)
     lines = []
-    for row in [header, *cells]:
+    for row in [_COLUMNS, *cells]:
+        whole = len(row) == len(_COLUMNS)
         padded = [
-            f"{cell:>{width}}" if right.get(column) else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            f"{cell:>{widths[place]}}" if place in _NUMBERS and whole else f"{cell:<{widths[place]}}"
+            for place, cell in enumerate(row)
         ]
         lines.append("  ".join(padded).rstrip())
     hidden = len(rows) - sum(isinstance(row, TensorRow) for row in folded)
@@ -120,20 +123,33 @@ def table_text(rows: Sequence[TensorRow], *, every_row: bool = False) -> str:
 
 
 _Cells = tuple[str, ...]
+_NUMBERS = frozenset({5, 6, 7})
+
+
+def _widths(cells: list[_Cells]) -> list[int]:
+    """The width of each column; a text that runs over several widens none."""
+    whole = [row if len(row) == len(_COLUMNS) else row[:-1] for row in [_COLUMNS, *cells]]
+    return [max(len(row[place]) for row in whole if len(row) > place) for place in range(len(_COLUMNS))]
+
+
+def _fitted(cells: list[_Cells]) -> list[_Cells]:
+    """The rows with their names shortened as far as it takes to keep to `WIDTH`."""
+    widest = _widths(cells)
+    room = max(_SHORTEST, widest[0] - (sum(widest) + 2 * (len(widest) - 1) - WIDTH))
+    return [(_shortened(row[0], min(_NAME, room)), *row[1:]) for row in cells]
 
 
 def _cells(row: TensorRow) -> _Cells:
-    return (
-        _shortened(row.name),
+    kind = (
+        row.name,
         shape_text(row.shape),
         row.role,
         "yes" if row.leaf else "no",
         "yes" if row.requires_grad else "no",
-        _received(row),
-        _norm(median_norm(row)),
-        _moved(row),
-        row.grad_fn or "",
     )
+    if row.grad_fn is not None:
+        return (*kind, f"by {row.grad_fn}")
+    return (*kind, _received(row), _norm(median_norm(row)), _moved(row))
 
 
 def _received(row: TensorRow) -> str:
@@ -159,8 +175,8 @@ def _moved(row: TensorRow) -> str:
     return "no" if row.moved == 0 else f"{row.moved:.1%}"
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[-(_NAME // 2 - 1) :]}"
+def _shortened(name: str, most: int = _NAME) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 2]}...{name[-(most // 2 - 1) :]}"
 
 
 def fold(rows: Sequence[TensorRow]) -> list[TensorRow | _Cells]:
@@ -184,7 +200,7 @@ def _folded(path: str, rows: Sequence[TensorRow]) -> _Cells:
     moving = [row for row in rows if row.moved or row.from_zero]
     trainable = sum(row.requires_grad for row in rows)
     return (
-        _shortened(f"{path}.*" if path else "*"),
+        f"{path}.*" if path else "*",
         f"{len(rows)} tensors",
         rows[0].role,
         "yes" if all(row.leaf for row in rows) else "no",
@@ -192,5 +208,4 @@ def _folded(path: str, rows: Sequence[TensorRow]) -> _Cells:
         f"{reached} of {len(rows)}" if counts else "-",
         _norm(sorted(norms)[len(norms) // 2]) if norms else "-",
         f"{len(moving)} of {len(rows)}" if rows[0].role == "parameter" else "-",
-        "",
     )

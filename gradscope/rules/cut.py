@@ -96,7 +96,7 @@ def no_grad(run: Run) -> Iterator[Finding]:
     for loss in _with_cause(run, "no-grad"):
         span = loss.operation.span
         switch = grad_mode_switch(loss.flow, loss.operation)
-        help_ = Help("let grad mode be on where this line runs, or take these tensors out of the optimizer")
+        help_ = Help("run this line with grad mode on, or take these tensors out of the optimizer")
         off = switch.span if switch is not None else None
         if off is None or span is None:
             yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_)

@@ -66,11 +66,13 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     """
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
+    # Another tensor of this name that learns has taken its place since: then it is not unused but replaced.
+    replaced = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}
     steps = [flow for flow in flows(run) if flow.roots]
     turns = {number: [flow for flow in rounds(run, number) if flow.roots] for number in optimizers}
     groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in suffering(run):
-        if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count:
+        if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count or tensor.name in replaced:
             continue
         if optimizers[tensor.optimizer].steps and not any(
             _leads_to_loss(flow, tensor) for flow in turns[tensor.optimizer]
@@ -84,7 +86,7 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         those = who(names, run)
         made = Label(span, "made here") if span is not None else None
         loop = _loop_that_ends_early(run, steps, names)
-        place, caret = span or optimizer.made, "made here, and no way leads from it to a loss"
+        place, caret = span or optimizer.made, "made here; no loss is computed from it"
         labels = [Label(use.span, "its result is computed here, and goes nowhere") for use in used[:1] if use.span]
         if loop is not None:
             place, caret = loop, f"this loop ends before it comes to {those.subject}"
@@ -223,7 +225,8 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
         got = tensor.received is not None and tensor.received.steps >= min(2, run.step_count)
         kept = tensor.registered == "attribute" and tensor.leaf and tensor.id not in wanted
         if kept and tensor.optimizer is None and got and not tensor.change:
-            groups[_line(tensor.made)].append(tensor)
+            container = (tensor.name or "").partition("[")[0]
+            groups[container if container != tensor.name else _line(tensor.made)].append(tensor)
     for tensors in groups.values():
         span = tensors[0].made
         yield _unregistered(
@@ -245,8 +248,7 @@ def _unregistered(run: Run, tensors: list[Tensor], span: Span | None, caret: str
     return Finding(
         rule="unregistered-parameter",
         severity="error",
-        message=f"{those.subject} {those.learns}: {those.counted} got gradients, and no optimizer was given "
-        f"{those.them} by `parameters()`",
+        message=f"{those.subject} {those.learns}: {those.counted} got gradients, and no optimizer holds {those.them}",
         span=span,
         caret=caret,
         tensors=names,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -55,6 +56,13 @@ def main() -> None:
         status = 2
     except click.Abort:
         status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who reads has enough
+        status = 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        click.echo(f"gradscope: cannot use{where or ' standard output'}: {error.strerror or error}", err=True)
+        status = 2
     except GradscopeError as error:
         click.echo(f"gradscope: {error}", err=True)
         status = error.exit_code

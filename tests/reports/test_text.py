@@ -39,13 +39,13 @@ def test_columns_of_the_table() -> None:
     assert loss == ["loss", "scalar", "output", "no", "yes", "-", "-", "-"]
 
 
-def test_a_column_names_the_grad_fn() -> None:
-    """Where non-leaves know their grad_fn, a last column names it."""
+def test_a_row_names_the_grad_fn() -> None:
+    """The row of a non-leaf names its grad_fn in the place of counts, which it has none of."""
     book = Book()
     w = book.leaf("w", (2,), True, nn_parameter=True)
     book.step(book.op("sum", w, result="loss", shape=(), grad_fn="SumBackward0"))
     header, row, loss = table(book.run())
-    assert (header[-1], row[-1], loss[-1]) == ("grad_fn", "-", "SumBackward0")
+    assert (header[-1], row[-1], loss[-1]) == ("moved", "-", "SumBackward0")
 
 
 @pytest.mark.parametrize(

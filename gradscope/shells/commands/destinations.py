@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +23,24 @@ def check_writable(path: Path) -> None:
     """Raise Unwritable, with what to do, if a file cannot be made or replaced at `path`."""
     if path.is_dir():
         raise Unwritable(f"{path} is a directory: name a file in it")
+    if path.exists() and not path.is_file():
+        raise Unwritable(f"{path} is no regular file: name one that can be replaced")
     folder = path.parent
     if not folder.is_dir():
         raise Unwritable(f"cannot write {path}: there is no directory {folder}")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise Unwritable(f"cannot write {path}: permission denied")
+
+
+def check_apart(paths: Iterable[Path | None]) -> None:
+    """Raise Unwritable if two of these are the same file: one would overwrite the other."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path is not None:
+            real = path.resolve()
+            if real in seen:
+                raise Unwritable(f"{path} is named twice: it would be overwritten, give another name")
+            seen.add(real)
 
 
 def format_of(given: str | None, output: Path | None) -> Format:
@@ -53,9 +67,12 @@ def written(report: Report, format_: Format, *, every_row: bool, colour: bool) -
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises Unwritable."""
+    path = path.resolve()  # what a link leads to is replaced, not the link
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(data)
+        if path.exists():
+            beside.chmod(path.stat().st_mode)
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)

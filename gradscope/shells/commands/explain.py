@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from gradscope.errors import GradscopeError
 from gradscope.shells.commands.delivery import Delivery
-from gradscope.shells.commands.destinations import check_writable, replace_file
+from gradscope.shells.commands.destinations import check_apart, check_writable, replace_file
 from gradscope.shells.commands.options import report_options
 
 
@@ -35,6 +36,7 @@ def command(
     """
     if save is not None:
         check_writable(save)
+    check_apart((None if module else Path(script), save, delivery.output, delivery.graph))
     try:
         from gradscope.probes.scripts import observe_program, program_of_module, program_of_script
     except ModuleNotFoundError as error:
@@ -43,20 +45,27 @@ def command(
         raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
     from gradscope.graph.storage import encode
 
-    stream = sys.stdout
+    stream = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stands in for a closed stream
     program = program_of_module(script, args) if module else program_of_script(script, args)
     # Files are named from where the user stands, and the script may go elsewhere.
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
     outcome = observe_program(program, steps)
-    stream.flush()
     failed = 0
     try:
+        if not stream.closed:
+            stream.flush()
         if save is not None:
             replace_file(save, encode(outcome.run))
         failed = delivery.deliver(outcome.run, stream)
     except GradscopeError as error:
         click.echo(f"gradscope: {error}", err=True)
         failed = error.exit_code
+    except BrokenPipeError:
+        # Who reads the report has enough of it; nothing more can be said there, at the interpreter's end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (OSError, ValueError) as error:
+        click.echo(f"gradscope: cannot write the report to standard output: {error}; use -o FILE", err=True)
+        failed = 2
     except Exception as error:
         click.echo(f"gradscope: the report failed: {type(error).__name__}: {error}", err=True)
     if outcome.error is not None:

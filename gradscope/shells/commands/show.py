@@ -9,6 +9,7 @@ import click
 
 from gradscope.graph.storage import load
 from gradscope.shells.commands.delivery import Delivery
+from gradscope.shells.commands.destinations import check_apart
 from gradscope.shells.commands.options import report_options
 
 
@@ -17,4 +18,5 @@ from gradscope.shells.commands.options import report_options
 @report_options
 def command(run: Path, delivery: Delivery) -> int:
     """Report again on the run that `gradscope explain --save RUN` kept."""
+    check_apart((run, delivery.output, delivery.graph))
     return delivery.deliver(load(run), sys.stdout)

@@ -462,3 +462,26 @@ def test_python_m_gradscope(workshop: Workshop) -> None:
     version = workshop.python("-m", "gradscope", "--version")
     assert version.status == 0
     assert version.out.startswith("gradscope ")
+
+
+def test_nothing_of_the_user_is_overwritten(workshop: Workshop) -> None:
+    """A report or a run replaces neither the script, nor the kept run that is shown, nor one another, nor a link."""
+    script = workshop.write("print('kept')")
+    before = script.read_bytes()
+    for args in (
+        ["--save", "script.py"],
+        ["-o", "script.py", "--format", "json"],
+        ["--save", "a.json", "-o", "a.json"],
+    ):
+        ended = workshop.gradscope("explain", *args, "script.py")
+        assert (ended.status, ended.out) == (2, "")
+        assert ended.err.endswith("is named twice: it would be overwritten, give another name\n")
+    assert script.read_bytes() == before
+    assert workshop.gradscope("explain", "--save", "run.json", "script.py").status == 0
+    kept = (workshop.folder / "run.json").read_bytes()
+    assert workshop.gradscope("show", "run.json", "-o", "run.json").status == 2
+    assert (workshop.folder / "run.json").read_bytes() == kept
+    (workshop.folder / "link.json").symlink_to("real.json")
+    assert workshop.gradscope("show", "run.json", "-o", "link.json").status == 0
+    assert (workshop.folder / "link.json").is_symlink()
+    assert (workshop.folder / "real.json").exists()

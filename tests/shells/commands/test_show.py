@@ -88,8 +88,26 @@ def test_the_graph_is_drawn_from_a_kept_run(workshop: Workshop) -> None:
         (b'{"schema": "gradscope.run/1", "gradscope": "\xff", "torch": "2"}', "bad.json is damaged"),
         (b'{"schema": "gradscope.run/1", "more": ' + b"[" * 100_000, "bad.json is "),
         (b'{"schema": "gradscope.run/1", "gradscope": 3}', "bad.json is damaged"),
+        (
+            b'{"schema": "gradscope.run/1", "gradscope": "1", "torch": "2",'
+            b' "values": [{"id": 1, "tensor": 7, "history": true}]}',
+            "bad.json is damaged",
+        ),
     ],
-    ids=["missing", "empty", "text", "bytes", "list", "report", "later", "little", "bad text", "deep", "wrong type"],
+    ids=[
+        "missing",
+        "empty",
+        "text",
+        "bytes",
+        "list",
+        "report",
+        "later",
+        "little",
+        "bad text",
+        "deep",
+        "wrong type",
+        "dangling",
+    ],
 )
 def test_what_is_no_kept_run_is_one_line(workshop: Workshop, data: bytes | None, message: str) -> None:
     """A file that is missing, cut short, not JSON, or of another schema gives one clear line and exit code 2."""
