@@ -243,6 +243,10 @@ def rounds(run: Run, optimizer: int | None) -> list[StepFlow]:
     return found or flows(run)
 
 
-def is_failed_without_graph(flow: StepFlow, backward: Backward) -> bool:
-    """Whether a backward failed since what it started from has no history."""
-    return backward.failed and not any(flow.history[root] for root in backward.roots)
+def trains_nothing(flow: StepFlow, backward: Backward) -> bool:
+    """Whether a backward has no way to go: refused for want of history, or started from leaves only."""
+    if not backward.roots:
+        return False
+    if backward.failed:
+        return not any(flow.history[root] for root in backward.roots)
+    return all((tensor := flow.tensor(root)) is not None and tensor.leaf for root in backward.roots)

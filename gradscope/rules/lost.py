@@ -8,7 +8,7 @@ from typing import Literal
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
-from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, is_failed_without_graph, rounds
+from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, rounds, trains_nothing
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
@@ -234,11 +234,11 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
 
 
 def frozen_out(run: Run) -> list[tuple[Tensor, StepFlow]]:
-    """Parameters that an optimizer holds, frozen when a backward was refused that was to train them."""
+    """Parameters that an optimizer holds, frozen when a backward ran, or was refused, that was to train them."""
     found = []
     for flow in flows(run):
-        failed = [backward for backward in flow.step.backwards if is_failed_without_graph(flow, backward)]
-        ends = frozenset(root for backward in failed for root in backward.roots)
+        idle = [backward for backward in flow.step.backwards if trains_nothing(flow, backward)]
+        ends = frozenset(root for backward in idle for root in backward.roots)
         if not ends:
             continue
         for tensor_id, starts in flow.values_of.items():

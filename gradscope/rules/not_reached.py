@@ -338,11 +338,13 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
     refused = [tensor for tensor, _ in frozen_out(run)]
     switched = _switched_on_in_vain(run)
     if refused:
-        assert run.crash is not None
         names = tuple(dict.fromkeys(tensor.name or "" for tensor in refused))
         those = who(names, run)
         froze = _who_froze(run, refused)
-        labels = (Label(run.crash.span, f"so torch raises {run.crash.type} here"),) if run.crash.span else ()
+        crash = run.crash
+        labels: tuple[Label, ...] = ()
+        if crash is not None and crash.span is not None:
+            labels = (Label(crash.span, f"so torch raises {crash.type} here"),)
         yield Finding(
             "frozen-parameter",
             "error",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope.graph.facts import Backward, Operation, Run, Span, Step, Tensor, Value
-from gradscope.graph.paths import Reach, StepFlow, flows, is_failed_without_graph
+from gradscope.graph.paths import Reach, StepFlow, flows, trains_nothing
 from tests.runs import Book
 
 
@@ -228,14 +228,16 @@ def test_result_that_was_given_is_not_made() -> None:
     assert cuts_of(flow, w) == []
 
 
-def test_failed_without_graph() -> None:
-    """A backward that failed on roots without history failed for want of a graph."""
+def test_a_backward_that_trains_nothing() -> None:
+    """A backward has no way to go where it was refused for want of history, or where it started from leaves."""
     book = Book()
     dead, alive = book.leaf("dead"), book.leaf("alive", grad=True)
-    flow = flow_of(book, dead, alive)
-    assert is_failed_without_graph(flow, Backward("backward", (dead,), (), failed=True))
-    assert not is_failed_without_graph(flow, Backward("backward", (dead,), ()))
-    assert not is_failed_without_graph(flow, Backward("backward", (dead, alive), (), failed=True))
+    made = book.op("mul", alive)
+    flow = flow_of(book, dead, alive, made)
+    assert trains_nothing(flow, Backward("backward", (dead,), (), failed=True))
+    assert trains_nothing(flow, Backward("backward", (alive,), ()))
+    assert not trains_nothing(flow, Backward("backward", (made,), ()))
+    assert not trains_nothing(flow, Backward("backward", (dead, alive), (), failed=True))
 
 
 # --- against a plain reference, on graphs of any shape -------------------------------------------------------------

@@ -468,3 +468,27 @@ READ_WITH_REASON = {
 def test_gradients_that_are_there(case: str, workshop: Workshop) -> None:
     """Retained gradients, however often they are read, and those of leaves draw nothing."""
     assert_silent(workshop, "x = torch.rand(4, requires_grad=True)\n" + READ_WITH_REASON[case])
+
+
+def test_loss_made_to_require_grad(workshop: Workshop) -> None:
+    """`loss.requires_grad_()` lets a backward run that trains nothing: what was frozen is told all the same."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        net = nn.Linear(3, 1)
+        net.requires_grad_(False)  # here
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = net(torch.randn(5, 3)).square().mean()
+            loss.requires_grad_()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    found = Report.of(run).findings
+    assert [(finding.rule, finding.tensors) for finding in found] == [("frozen-parameter", ("weight", "bias"))]
+    assert found[0].span is not None
+    assert found[0].span.line == 5
