@@ -21,7 +21,7 @@ benchmark: $(BIN)/pytest
 
 $(BIN)/gradscope:
 	python3 -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt .
+	$(BIN)/pip install -c constraints.txt . numpy  # without numpy, torch warns at every start
 
 $(BIN)/pytest:
 	python3 -m venv $(VENV)

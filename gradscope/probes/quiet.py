@@ -17,7 +17,7 @@ unasked = torch._C.DisableTorchFunction
 @contextmanager
 def unobserved() -> Iterator[None]:
     """Outside all function and dispatch modes, ours and the user's, and without making history."""
-    # Turning dispatch modes off imports a part of torch that warns where there is no numpy: only where there are any.
+    # Turning dispatch modes off costs some microseconds: only where there are any.
     modes = _disable_current_modes() if _dispatch_modes() else nullcontext()
     with torch._C.DisableTorchFunction(), modes, torch.no_grad():
         yield
