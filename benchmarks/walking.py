@@ -58,9 +58,9 @@ def _measure(shape: str, size: int) -> float:
     gc.disable()  # as `walk` does for itself
     ratios = []
     for _ in range(max(3, 200_000 // size)):
-        walked = seconds(lambda: walk(roots, lambda leaf: tape.entry(leaf)[1]))
+        walked = seconds(lambda: walk(roots, tape.subject))
         ratios.append(walked / seconds(lambda: _bare(roots[0])))
-    assert len(walk(roots, lambda leaf: tape.entry(leaf)[1])) == _bare(roots[0])
+    assert len(walk(roots, tape.subject)) == _bare(roots[0])
     roots.clear()  # a deep graph that was touched is deleted by recursion: here a process dies
     return median(ratios)
 

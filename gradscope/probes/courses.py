@@ -46,7 +46,7 @@ class Course:
         self.norm: float | None = None
         self.norms = Series()
         self.steps = self.of = self.zero = self.nonfinite = 0
-        self.sample: tuple[torch.Tensor | None, torch.Tensor] | None = None
+        self.sample: tuple[slice | torch.Tensor, torch.Tensor] | None = None
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
@@ -99,26 +99,28 @@ def measure(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
         course.change = norm
 
 
-def _selection(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Flat indices of the elements to look at, None for all."""
+def _selection(tensor: torch.Tensor) -> slice | torch.Tensor:
+    """Which elements to look at, of the flat tensor: a slice costs least, indices reach the rows that matter."""
     size = tensor.numel()
     if size <= SAMPLE:
-        return None
-    even = torch.arange(0, size, -(-size // SAMPLE), device=tensor.device)
+        return slice(None)
+    stride = -(-size // SAMPLE) | 1  # odd, so that it does not fall on the same columns in every row
+    even = slice(None, None, stride)
     gradient = tensor.grad
     if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2:
         return even
-    if torch.count_nonzero(gradient.reshape(-1)[even]) * 2 > len(even):
+    seen = gradient.reshape(-1)[even]
+    if torch.count_nonzero(seen) * 2 > len(seen):
         return even
     row = size // tensor.shape[0]
     rows = gradient.reshape(tensor.shape[0], row).any(dim=1).nonzero().reshape(-1)[: max(1, SAMPLE // 2 // row)]
     columns = torch.arange(0, row, -(-row // (SAMPLE // 2)), device=tensor.device)
-    return torch.cat([even[::2], (rows[:, None] * row + columns).reshape(-1)])
+    spread = torch.arange(0, size, 2 * stride, device=tensor.device)
+    return torch.cat([spread, (rows[:, None] * row + columns).reshape(-1)])
 
 
-def _pick(tensor: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    flat = tensor.detach().reshape(-1)
-    return flat if index is None else flat[index]
+def _pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1)[selection]
 
 
 def _norm(tensor: torch.Tensor) -> float:
