@@ -346,7 +346,7 @@ class Tape:
 
     def differentiated(self, root: torch.Tensor, kind: str) -> None:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
-        if root.numel() == 1 and root.is_floating_point() and not root.is_meta:
+        if root.requires_grad and root.numel() == 1 and root.is_floating_point() and not root.is_meta:
             place, subject = (kind, self.sites.here()), self.subject(root)
             value = float(root)
             first = self.losses[place][1] if place in self.losses else value
