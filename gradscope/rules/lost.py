@@ -123,12 +123,12 @@ def _never(run: Run) -> list[Lost]:
         found.append(Lost(cause_of(flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others))
     for exits in left.values():
         _, exit_, flow = exits[0]
+        back = _came_back(flow, exit_)
         cause: Cause = "left-torch"
         if exit_.span is not None and callee(exit_.span, run.sources) in _REBUILDERS:
             cause = "rebuilt-tensor"
-        elif short_name(exit_.name) in _CHOOSING and _came_back(flow, exit_) is None:
+        elif short_name(exit_.name) in _CHOOSING and back is None:
             cause = "non-differentiable-op"
-        back = _came_back(flow, exit_)
         found.append(Lost(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back))
     return found
 
@@ -203,8 +203,8 @@ def _entries(flow: StepFlow) -> list[int]:
 
 
 def _came_back(flow: StepFlow, exit_: Operation) -> Operation | None:
-    later = [number for number in _entries(flow) if number > exit_.id]
-    return next((operation for operation in flow.operations if later and operation.id == later[0]), None)
+    later = next((number for number in _entries(flow) if number > exit_.id), None)
+    return next((operation for operation in flow.operations if operation.id == later), None)
 
 
 def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
