@@ -51,8 +51,10 @@ def headline(report: Document) -> str:
         )
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
-    text = f"gradscope: {report.script or 'output'}, " + ", ".join(parts)
-    return "\n".join(_HEADLINE.wrap(text))
+    whole = [f"gradscope: {report.script or 'output'}", *parts]
+    # A long line is broken between its parts and never inside one: textwrap breaks at plain blanks only.
+    unbroken = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in whole)
+    return _HEADLINE.fill(unbroken).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _count(number: int, what: str) -> str:

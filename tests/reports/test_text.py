@@ -207,3 +207,16 @@ def test_lines_stay_within_88_columns() -> None:
     """The table of the design's size fits into 88 columns."""
     whole = Report.of(layers(19)).to_text(every_row=True)
     assert max(map(len, whole.splitlines())) <= WIDTH == 88
+
+
+def test_a_long_headline_breaks_between_its_parts() -> None:
+    """Where the script's path leaves too little room, the line goes on below, and no part of it is torn."""
+    book = Book()
+    w = book.leaf("w", (2,), True, nn_parameter=True)
+    book.step(book.op("sum", w, result="loss", shape=()))
+    for length in range(40, 90):
+        run = replace(book.run(), script="s" * length)
+        lines = str(Report.of(run)).partition("\n\n")[0].splitlines()
+        assert " ".join(line.strip() for line in lines).endswith(", no findings")
+        assert any("no findings" in line for line in lines)
+        assert len(lines[0]) <= max(88, length + len("gradscope: ,"))
