@@ -47,6 +47,49 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Ledger:
+    """What became of the gradients of one leaf.
+
+    `passes` counts the backwards that reached it; `first` and `last` are the numbers of the steps in which the first
+    and the latest did. A *use* is a step of an optimizer that holds it (each call of a step's closure counts), or an
+    update by hand: `applied` uses found a gradient that was new, of these `piled` found it on top of one that had been
+    used before; `starved` found none, of these `cleared_first` since one had arrived and been cleared; `reapplied`
+    found the same one as the use before. `by_hand` counts operations that computed with the gradient itself.
+
+    Single steps are looked at now and then: `stirred` of those with a new gradient other than zero moved the value,
+    `still` left it as it was to the last bit; `moved_frozen` moved it though it was frozen and nothing had arrived,
+    `masked` moved elements whose gradient had been set to zero before. `rate` is the latest learning rate and
+    `rate_zero` counts the looks at which it was 0. `updates` are |update| / |value|, in time order.
+
+    `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
+    (`swept` with those of a whole optimizer or module), `masked_at` the one that last set parts of it to zero, and
+    `frozen` the one that last switched `requires_grad` off.
+    """
+
+    passes: int = 0
+    first: int = 0
+    last: int = 0
+    applied: int = 0
+    piled: int = 0
+    starved: int = 0
+    cleared_first: int = 0
+    reapplied: int = 0
+    by_hand: int = 0
+    stirred: int = 0
+    still: int = 0
+    moved_frozen: int = 0
+    masked: int = 0
+    rate: float | None = None
+    rate_zero: int = 0
+    updates: tuple[float | None, ...] = ()
+    backward: Span | None = None
+    cleared: Span | None = None
+    swept: bool = False
+    masked_at: Span | None = None
+    frozen: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor object of the program.
 
@@ -59,6 +102,7 @@ class Tensor:
     that was not finite.
     `start` and `change` are 2-norms of the first value and of (last - first) value; for tensors of more
     than 4,096 elements both are measured on a fixed selection of elements.
+    `made` is the line that made it, `built` the one whose call made the module that it belongs to.
     """
 
     id: int
@@ -83,6 +127,8 @@ class Tensor:
     start: float | None = None
     change: float | None = None
     made: Span | None = None
+    built: Span | None = None
+    ledger: Ledger | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +205,25 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What lies between two `optimizer.step()` calls (between two backwards where no optimizer is used)."""
+    """What lies between two `optimizer.step()` calls (between two backwards where no optimizer is used).
+
+    `span` is the line that called the optimizer's step, which ended it.
+    """
 
     index: int
     operations: tuple[Operation, ...]
     backwards: tuple[Backward, ...]
     optimizer: int | None = None
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
     """An optimizer, the ids of the tensors that it holds, and how often it stepped.
 
-    `refused` is true where torch raised while it was made; then `tensors` are those that it was offered.
+    `refused` is true where torch raised while it was made; then `tensors` are those that it was offered. `uses` counts
+    its steps, or the calls of their closures, and `fed` those that found a new gradient at any of its tensors;
+    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`.
     """
 
     id: int
@@ -180,6 +232,43 @@ class Optimizer:
     steps: int
     made: Span | None = None
     refused: bool = False
+    uses: int = 0
+    fed: int = 0
+    stepped: Span | None = None
+    cleared: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Backwards from one line: how many there were, and how many of them were cleared away with nothing ever used.
+
+    `tensors` are the ids of those that they reached, `cleared` is the line that last cleared one away.
+    """
+
+    backward: Span | None
+    cleared: Span | None
+    passes: int
+    vain: int
+    tensors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A line at which the graph behind a kept tensor grows.
+
+    `kind` tells how: `steps`, a value is computed from its own of the step before; `calls`, the same from one call of
+    a module to the next; `kept`, results of ever more steps are alive; `cycle`, leaves are kept alive by the graph
+    of their own gradient. `count` is how many steps, calls or results hang together, `since` and `until` the steps in
+    which that was seen, `trained` the most steps or calls that a backward ever led through.
+    """
+
+    kind: Literal["steps", "calls", "kept", "cycle"]
+    span: Span
+    tensor: int
+    count: int
+    since: int
+    until: int
+    trained: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +330,8 @@ class Run:
     optimizers: tuple[Optimizer, ...] = ()
     modules: tuple[Module, ...] = ()
     losses: tuple[Loss, ...] = ()
+    discards: tuple[Discard, ...] = ()
+    growths: tuple[Growth, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"

@@ -54,6 +54,8 @@ def _check_references(run: Run, name: str) -> None:
         used.update(*((*operation.inputs, *operation.outputs) for operation in step.operations))
         used.update(*(backward.roots for backward in step.backwards))
         held.update(*(backward.arrivals for backward in step.backwards))
+    held.update(growth.tensor for growth in run.growths)
+    held.update(*(discard.tensors for discard in run.discards))
     optimizers = {optimizer.id for optimizer in run.optimizers}
     named = {tensor.optimizer for tensor in run.tensors if tensor.optimizer is not None}
     if not (held <= {tensor.id for tensor in run.tensors} and used <= values and named <= optimizers):

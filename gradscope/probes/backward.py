@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.compiler import is_compiling
 
+from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
 from gradscope.probes.courses import norms
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
@@ -17,7 +18,8 @@ from gradscope.probes.tape import BackwardRecord, Subject, Tape
 from gradscope.probes.walker import walk
 
 WALK_LIMIT = 200_000
-_State = dict[int, tuple[Subject, torch.Tensor, int, int, int]]
+_NAMED = 1_000  # tensors that one line of backwards remembers to have reached
+_State = dict[int, tuple[Subject, torch.Tensor, Stamp, int]]
 
 
 def watch_backward(tape: Tape) -> AbstractContextManager[None]:
@@ -35,6 +37,8 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
             kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
             inputs = args[3] if len(args) > 3 else kwargs.get("inputs", ())
             seen = _before(tape, kind, t_outputs)
+            if seen is not None and kind == "backward" and (args[2] if len(args) > 2 else kwargs.get("create_graph")):
+                tape.cyclic = seen[0].site
             try:
                 result = original(t_outputs, *args, **kwargs)
             except BaseException:
@@ -63,6 +67,7 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
             )
             for root in root_tensors:
                 tape.differentiated(root, kind)
+            tape.growth.differentiated(root[1] for root in record.roots)
             if _is_due(tape.backward_count):
                 tape.name_all()
                 record.walk = walk(root_tensors, tape.subject, WALK_LIMIT, sequences=True)
@@ -73,8 +78,7 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
                     if not tape.readable(subject):
                         continue
                     gradient = tensor.grad
-                    stamp = (id(gradient), gradient._version) if gradient is not None else (0, 0)
-                    state[subject.serial] = (subject, tensor, *stamp, tensor._version)
+                    state[subject.serial] = (subject, tensor, stamp_of(gradient), tensor._version)
             tape.backwards_running.add(record.thread)
             return record, state
     except Exception as error:
@@ -102,12 +106,16 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
         with unobserved():
             arrived: list[tuple[Subject, torch.Tensor, torch.Tensor | None]] = []
             if record.kind == "backward":
-                for subject, tensor, identity, counter, own in state.values():
+                source = Pass(record.site)
+                for subject, tensor, stamp, own in state.values():
                     if not tape.readable(subject):
                         continue
                     gradient = tensor.grad
-                    if gradient is not None and (id(gradient) != identity or gradient._version != counter):
+                    if gradient is not None and stamp_of(gradient) != stamp:
                         arrived.append((subject, tensor, gradient))
+                        course = tape.course(subject)
+                        held = course.optimizer is not None
+                        course.account.arrive(source, stamp, gradient, tape.step.index, held)
                     elif gradient is None and tensor._version != own:
                         # A post-accumulate hook has used the gradient up already, as optimizers in backward do.
                         arrived.append((subject, tensor, None))
@@ -115,6 +123,11 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
                 for tensor, gradient in zip(inputs, result or (), strict=False):
                     if isinstance(tensor, torch.Tensor) and gradient is not None and tensor.is_leaf:
                         arrived.append((tape.subject(tensor), tensor, gradient))
+            if record.kind == "backward" and source.waiting:
+                discards = tape.discards.setdefault(record.site, Discards())
+                discards.passes += 1
+                if len(discards.serials) < _NAMED:
+                    discards.serials.update(subject.serial for subject, _, _ in arrived)
             record.arrivals = tuple(subject for subject, _, _ in arrived)
             _count(tape, arrived)
             tape.end_backward(record)

@@ -98,6 +98,16 @@ class CallSites:
             frame = frame.f_back
         return self.find(frame)
 
+    def builder(self) -> Site | None:
+        """The user's line whose call runs the constructors that are at work now."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if self.kind(code.co_filename) == USER and code.co_name != "__init__":
+                return code, frame.f_lasti
+            frame = frame.f_back
+        return None
+
     def position(self, place: Site) -> tuple[int, int, int, int] | None:
         """Line, column, end line and end column (columns in UTF-8 bytes from 0) of the expression at a site."""
         code, lasti = place

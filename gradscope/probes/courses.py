@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from gradscope.probes.accounts import Account
+from gradscope.probes.callsites import Site
+
 POINTS = 256
 SAMPLE = 4_096
 
@@ -35,11 +38,13 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "arrived", "change", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps",
-        "supplied", "zero",
+        "account", "arrived", "change", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite", "norm",
+        "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still", "stirred",
+        "supplied", "updates", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self.account = Account()
         self.optimizer: int | None = None
         self.predicted: bool | None = None
         self.arrived = False
@@ -50,6 +55,10 @@ class Course:
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
+        self.updates = Series()
+        self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
+        self.rate: float | None = None
+        self.frozen_at: Site | None = None
 
     def arrive(self, norm: float | None) -> None:
         """A gradient arrived; its norm is None where it could not be read."""
@@ -75,7 +84,7 @@ class Course:
         """
         if self.sample is None and tensor.layout is torch.strided and not tensor.is_nested and tensor.numel() > 0:
             index = _selection(tensor)
-            first = _pick(tensor, index).clone()
+            first = pick(tensor, index).clone()
             self.sample = index, first
             self.start = _norm(first)
 
@@ -91,7 +100,7 @@ def measure(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
     for course, tensor in courses:
         if course.sample is not None:
             index, first = course.sample
-            now = _pick(tensor, index)
+            now = pick(tensor, index)
             if now.shape == first.shape:
                 measured.append(course)
                 moves.append(now.to(first.device) - first)
@@ -119,7 +128,8 @@ def _selection(tensor: torch.Tensor) -> slice | torch.Tensor:
     return torch.cat([spread, (rows[:, None] * row + columns).reshape(-1)])
 
 
-def _pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
+def pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
+    """The elements that a course looks at."""
     return tensor.detach().reshape(-1)[selection]
 
 

@@ -13,6 +13,9 @@ import torch
 
 from gradscope.graph.facts import (
     Backward,
+    Discard,
+    Growth,
+    Ledger,
     Loss,
     Module,
     Node,
@@ -25,9 +28,19 @@ from gradscope.graph.facts import (
     Value,
 )
 from gradscope.probes.callsites import Site
+from gradscope.probes.courses import Course
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.tape import BackwardRecord, ModuleMark, OperationRecord, StepRecord, Subject, Tape, ValueRecord
+from gradscope.probes.tape import (
+    BackwardRecord,
+    ModuleMark,
+    OperationRecord,
+    OptimizerMark,
+    StepRecord,
+    Subject,
+    Tape,
+    ValueRecord,
+)
 
 _VIEWS = frozenset(
     [
@@ -67,6 +80,8 @@ class Frozen:
     optimizers: tuple[Optimizer, ...]
     modules: tuple[Module, ...]
     losses: tuple[Loss, ...]
+    discards: tuple[Discard, ...]
+    growths: tuple[Growth, ...]
     sources: Mapping[str, Mapping[int, str]]
 
 
@@ -87,6 +102,7 @@ class _Freezer:
                 self.names[subject.serial] = name
         owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
         self.several = len(owners) > 1
+        self.unstepped = bool(tape.optimizers) and not tape.step_count
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
         self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
 
@@ -145,7 +161,7 @@ class _Freezer:
     def step(self, record: StepRecord) -> Step:
         operations = tuple(map(self.operation, record.operations))
         backwards = tuple(self.backward(backward) for backward in record.backwards)
-        return Step(record.index, operations, backwards, record.optimizer)
+        return Step(record.index, operations, backwards, record.optimizer, self.span(record.site))
 
     def backward(self, record: BackwardRecord) -> Backward:
         for subject in record.arrivals:
@@ -204,7 +220,6 @@ class _Freezer:
         predicted = course.predicted if course is not None else None
         if predicted is None and self.walked and subject.leaf:
             predicted = False
-        judged = course is not None and (course.of > 0 or course.arrived) and subject.leaf
         return Tensor(
             id=subject.serial,
             name=self.name(subject),
@@ -223,11 +238,48 @@ class _Freezer:
             consumed=subject.consumed,
             differentiated=subject.serial in self.differentiated,
             predicted=predicted if subject.leaf else None,
-            received=Received(course.steps, course.of, course.zero, course.nonfinite) if course and judged else None,
+            received=self.received(subject, course),
             gradient_norms=tuple(map(finite, course.norms.points)) if course is not None else (),
             start=_finite_or_none(course.start) if course is not None else None,
             change=_finite_or_none(course.change) if course is not None else None,
             made=self.span(subject.site),
+            built=self.span(subject.built),
+            ledger=self.ledger(course) if course is not None and subject.leaf else None,
+        )
+
+    def received(self, subject: Subject, course: Course | None) -> Received | None:
+        if course is None or not subject.leaf:
+            return None
+        if self.unstepped and course.account.passes:
+            return Received(course.account.passes, self.tape.backward_count)
+        if not course.of and not course.arrived:
+            return None
+        return Received(course.steps, course.of, course.zero, course.nonfinite)
+
+    def ledger(self, course: Course) -> Ledger:
+        account = course.account
+        return Ledger(
+            passes=account.passes,
+            first=account.first,
+            last=account.last,
+            applied=account.applied,
+            piled=account.piled,
+            starved=account.starved,
+            cleared_first=account.cleared_first,
+            reapplied=account.reapplied,
+            by_hand=account.by_hand,
+            stirred=course.stirred,
+            still=course.still,
+            moved_frozen=course.moved_frozen,
+            masked=course.masked,
+            rate=_finite_or_none(course.rate),
+            rate_zero=course.rate_zero,
+            updates=tuple(map(finite, course.updates.points)),
+            backward=self.span(account.site),
+            cleared=self.span(account.cleared_at),
+            swept=account.swept,
+            masked_at=self.span(account.masked_at),
+            frozen=self.span(course.frozen_at),
         )
 
     def find_grad_fns(self, steps: Iterable[Step]) -> None:
@@ -252,17 +304,49 @@ class _Freezer:
         steps = tuple(map(self.step, self.records))
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
+        discards, growths = self.discards(), self.growths()
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
-        optimizers = tuple(
-            Optimizer(mark.serial, mark.type, tuple(mark.subjects), mark.steps, self.span(mark.site), mark.refused)
-            for mark in self.tape.optimizers
-        )
+        optimizers = tuple(map(self.optimizer, self.tape.optimizers))
         modules = tuple(
             Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad)
             for mark in self.tape.marks.values()
             if mark.root is not None
         )
-        return Frozen(tensors, tuple(self.values.values()), steps, optimizers, modules, self.losses(), self.lines())
+        values = tuple(self.values.values())
+        return Frozen(tensors, values, steps, optimizers, modules, self.losses(), discards, growths, self.lines())
+
+    def optimizer(self, mark: OptimizerMark) -> Optimizer:
+        return Optimizer(
+            mark.serial,
+            mark.type,
+            tuple(mark.subjects),
+            mark.steps,
+            self.span(mark.site),
+            mark.refused,
+            mark.uses,
+            mark.fed,
+            self.span(mark.stepped_at),
+            self.span(mark.cleared_at),
+        )
+
+    def discards(self) -> tuple[Discard, ...]:
+        return tuple(
+            Discard(self.span(site), self.span(found.cleared_at), found.passes, found.vain, tuple(sorted(serials)))
+            for site, found in self.tape.discards.items()
+            if found.vain and (serials := found.serials & self.subjects.keys())
+        )
+
+    def growths(self) -> tuple[Growth, ...]:
+        found = []
+        for record in self.tape.growth.found.values():
+            span = self.span(record.site)
+            if span is not None:
+                self.subjects.setdefault(record.subject.serial, record.subject)
+                trained = self.tape.growth.trained.get(record.kind, 0)
+                found.append(
+                    Growth(record.kind, span, record.subject.serial, record.count, record.since, record.until, trained)
+                )
+        return tuple(found)
 
     def losses(self) -> tuple[Loss, ...]:
         kinds = {kind for kind, _ in self.tape.losses}

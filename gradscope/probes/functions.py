@@ -131,6 +131,7 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
             if tape.seen(parameter) is None:
                 with unasked():
                     made = tape.meet(parameter, site).held()
+                made[1].built = tape.sites.builder()
                 tape.shares(parameter, data)
                 local = tape.local.__dict__
                 modules = local.get("modules")

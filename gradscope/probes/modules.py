@@ -34,13 +34,19 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
             local = tape.local.__dict__
             stack: list[ModuleMark] = local.setdefault("modules", [])
             mark = tape.mark(self)
+            outermost = not stack
+            if outermost:
+                local["root"] = tape.sites.here()
             stack.append(mark)
             try:
                 result = original(self, *args, **kwargs)
             finally:
                 stack.pop()
-            if not stack:
-                _root_returned(tape, self, mark, args, kwargs, result)
+                if outermost:
+                    tape.growth.calls += 1
+                    site = local.pop("root", None)
+            if outermost:
+                _root_returned(tape, self, mark, args, kwargs, result, site)
             return result
 
         return call
@@ -48,9 +54,10 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
     return patched(torch.nn.Module, "__call__", wrap)
 
 
-def _root_returned(tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: Any, kwargs: Any, result: Any) -> None:
+def _root_returned(
+    tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: Any, kwargs: Any, result: Any, site: Site | None
+) -> None:
     try:
-        site = tape.sites.here()
         with unasked():
             if mark.root is None:
                 add_root(tape, module, site)

@@ -156,6 +156,8 @@ class Observation:
             optimizers=frozen.optimizers,
             modules=frozen.modules,
             losses=frozen.losses,
+            discards=frozen.discards,
+            growths=frozen.growths,
             sources=frozen.sources,
             failures=tuple(tape.failures),
         )

@@ -1,4 +1,4 @@
-"""Optimizers: what they hold, when they step, and how far their tensors move."""
+"""Optimizers: what they hold, when they clear and step, what their steps use, and how far their tensors move."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from gradscope.probes.accounts import stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course, measure, norms
+from gradscope.probes.movement import Held, after_step, before_step, is_due
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
@@ -45,9 +47,30 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
 
         return initialise
 
-    def before(optimizer: Optimizer, *_: Any) -> None:
-        if tape.active and not torch.compiler.is_compiling():
-            add_optimizer(tape, optimizer, None)
+    def wrap_clear(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def zero_grad(self: Optimizer | torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+            if tape.active and not torch.compiler.is_compiling():
+                _cleared(tape, self)
+            return original(self, *args, **kwargs)
+
+        return zero_grad
+
+    def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not tape.active or torch.compiler.is_compiling():
+            return None
+        mark = add_optimizer(tape, optimizer, None)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if mark is None:
+            return None
+        if closure is None:
+            _use(tape, mark)
+            return None
+        mark.moment = None
+        watched = _watched_closure(tape, mark, closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched}
+        return (args[0], watched, *args[2:]), kwargs
 
     def after(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling():
@@ -57,11 +80,28 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
 
     hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
     try:
-        with patched(Optimizer, "__init__", wrap):
+        with (
+            patched(Optimizer, "__init__", wrap),
+            patched(Optimizer, "zero_grad", wrap_clear),
+            patched(torch.nn.Module, "zero_grad", wrap_clear),
+        ):
             yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _watched_closure(tape: Tape, mark: OptimizerMark, closure: Callable[..., Any]) -> Callable[..., Any]:
+    """The closure of a step: what each of its calls leaves in `.grad` is used before the next call."""
+
+    @functools.wraps(closure)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = closure(*args, **kwargs)
+        if tape.active:
+            _use(tape, mark)
+        return result
+
+    return watched
 
 
 def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> OptimizerMark | None:
@@ -80,21 +120,76 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                 if subject.serial not in mark.subjects:
                     mark.subjects[subject.serial] = subject
                 course.begin(tensor)
-                waiting = not course.arrived and (course.supplied or not course.steps)
-                if waiting and tape.readable(subject) and tensor.grad is not None:
-                    _supplied(course, tensor.grad)
             return mark
     except Exception as error:
         tape.fail("optimizer probe", error)
         return None
 
 
-def _supplied(course: Course, gradient: torch.Tensor) -> None:
-    """A gradient that no backward brought is there before a step: somebody has written it by hand."""
+def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
+    """`zero_grad()` of an optimizer or a module is about to clear what its tensors hold."""
+    try:
+        with unobserved():
+            site = tape.sites.caller()
+            if isinstance(owner, Optimizer):
+                mark = tape.optimizer_mark(owner)
+                if mark is not None:
+                    mark.cleared_at = site
+                owned = [tensor for group in owner.param_groups for tensor in group["params"]]
+            else:
+                owned = list(owner.parameters())
+            for tensor in owned:
+                subject = tape.seen(tensor)
+                if subject is not None and tape.readable(subject) and tensor.grad is not None:
+                    tape.cleared(subject, site, swept=True)
+    except Exception as error:
+        tape.fail("optimizer probe", error)
+
+
+def _use(tape: Tape, mark: OptimizerMark) -> None:
+    """A step is about to use what `.grad` of its tensors holds."""
+    try:
+        with unobserved():
+            optimizer = mark.ref()
+            if optimizer is None:
+                return
+            mark.stepped_at = tape.sites.caller()
+            looked_at: list[Held] | None = [] if is_due(mark.steps) else None
+            fed = False
+            for group in optimizer.param_groups:
+                rate = group.get("lr")
+                for tensor in group["params"]:
+                    subject = mark.holds(tape, tensor)
+                    if subject is None or not tape.readable(subject):
+                        continue
+                    course = tape.course(subject)
+                    account, gradient = course.account, tensor.grad
+                    stamp = stamp_of(gradient)
+                    supplied = not account.pending and gradient is not None and stamp != account.stamp
+                    if supplied and not course.arrived:
+                        supplied = _supplied(course, gradient)
+                    if tensor.requires_grad or supplied or account.pending:
+                        fresh = account.use(mark.serial, stamp, supplied)
+                    else:
+                        fresh = False
+                    fed = fed or fresh
+                    if looked_at is not None and gradient is not None:
+                        looked_at.append(Held(course, tensor, fresh, float(rate) if rate is not None else None))
+            mark.uses += 1
+            mark.fed += fed
+            if looked_at is not None and mark.moment is None:
+                mark.moment = before_step(looked_at)
+    except Exception as error:
+        tape.fail("optimizer probe", error)
+
+
+def _supplied(course: Course, gradient: torch.Tensor) -> bool:
+    """Whether there is a gradient before a step that no backward brought: somebody has written it by hand."""
     norm = norms([gradient])[0]
     if norm:
         course.supplied = True
         course.arrive(norm)
+    return bool(norm)
 
 
 def _refused(tape: Tape, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -119,6 +214,9 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             if mark is None:
                 return
             mark.steps += 1
+            moment, mark.moment = mark.moment, None
+            if moment is not None:
+                after_step(moment)
             stepped: list[tuple[Course, torch.Tensor]] = []
             for subject in mark.subjects.values():
                 course = tape.course(subject)
@@ -127,11 +225,12 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                     tensor = subject.ref()
                     if tensor is not None:
                         stepped.append((course, tensor))
-            measure(stepped)
+            if moment is not None:
+                measure(stepped)
             for subject in list(tape.leaves.values()):
                 if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
                     subject.course.count()
             tape.step_count += 1
-            tape.end_step(mark.serial)
+            tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:
         tape.fail("optimizer probe", error)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
+from gradscope.probes import gradients
 from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
@@ -64,6 +65,7 @@ _DETACHED = frozenset({_data_of, torch.Tensor.detach, torch.detach})
 _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.register_hook}
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _AS_SUBCLASS = torch.Tensor.as_subclass
+_Accessor = type(_data_of)
 _Call = tuple[Any, ...]
 _modes_on: Callable[[], int] = torch._C._len_torch_function_stack
 
@@ -112,10 +114,14 @@ class Recorder(TorchFunctionMode):
     def _before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
         tape = self.tape
         try:
-            site = tape.sites.find(sys._getframe(2))  # past the handler's own frames
+            frame = sys._getframe(2)  # past the handler's own frames
+            site = tape.sites.find(frame)
             if site is None:
                 return None
+            if type(func) is _Accessor and func == gradients.SET:
+                gradients.cleared(tape, args[0], args[1], site)
             known = tape.known
+            of_gradient = False
             taken: list[Tensor] = []
             inputs: list[ValueRecord] = []
             for value in args if not kwargs else (*args, *kwargs.values()):
@@ -131,13 +137,21 @@ class Recorder(TorchFunctionMode):
                         subject = tape.subject(value, site)
                     taken.append(value)
                     inputs.append((subject.value, subject, subject.requires_grad))
+                    if subject.gradient_of:
+                        of_gradient = True
                 elif isinstance(value, (tuple, list, dict)):
                     for tensor in tensors(value):
                         taken.append(tensor)
-                        inputs.append(tape.subject(tensor, site).held())
+                        subject = tape.subject(tensor, site)
+                        inputs.append(subject.held())
+                        if subject.gradient_of:
+                            of_gradient = True
             if func is _set_grad_enabled:
                 func = switch_name("set_grad_enabled", bool(args[0]))
-            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number()
+            nonzero: int | None = None
+            if of_gradient and inputs[0][1].gradient_of and frame.f_code is site[0]:
+                nonzero = gradients.nonzero_before(tape, taken, inputs)
+            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number(), (of_gradient, nonzero)
         except Exception as error:
             tape.fail("recorder", error)
             return None
@@ -145,7 +159,7 @@ class Recorder(TorchFunctionMode):
     def _after(self, call: _Call, result: Any) -> None:
         tape = self.tape
         try:
-            func, site, taken, inputs, _, _ = call
+            func, site, taken, inputs, _, _, (of_gradient, nonzero) = call
             made = (result,) if isinstance(result, Tensor) else tuple(tensors(result))
             outputs: list[ValueRecord] = []
             changed: list[Tensor] = []
@@ -153,6 +167,8 @@ class Recorder(TorchFunctionMode):
                 counted = subject.version >= 0
                 if tensor.requires_grad != history or (counted and subject.version != tensor._version):
                     tape.changed(tensor, subject)
+                    if history and not subject.requires_grad and subject.course is not None:
+                        subject.course.frozen_at = site
                     changed.append(tensor)
                     outputs.append(subject.held())
             if not made and not changed and func not in _SPEAKING and not isinstance(func, str):
@@ -167,6 +183,11 @@ class Recorder(TorchFunctionMode):
             if not outputs and made and func not in _SPEAKING:
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs))
+            if type(func) is _Accessor and func == gradients.READ and made and inputs:
+                known[id(made[0])].gradient_of = inputs[0][1].serial
+            elif of_gradient:
+                name = getattr(func, "__name__", "")
+                gradients.followed(tape, name, func, taken, inputs, outputs, changed, nonzero, site)
             for tensor in changed:
                 tape.wrote(tensor, operation)
             if func in _DETACHED and made and taken:
@@ -181,7 +202,7 @@ class Recorder(TorchFunctionMode):
             self.tape.fail("recorder", error)
 
     def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
-        func, site, _, inputs, grad_enabled, before = call
+        func, site, _, inputs, grad_enabled, before, _ = call
         tape = self.tape
         local = tape.local.__dict__
         modules = local.get("modules")

@@ -23,10 +23,13 @@ import msgspec
 import torch
 
 from gradscope.graph.facts import Registration
+from gradscope.probes.accounts import Discards
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
+from gradscope.probes.growth import Growth
 
 if TYPE_CHECKING:
+    from gradscope.probes.movement import Moment
     from gradscope.probes.walker import Walk
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
@@ -39,7 +42,9 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like.
 
     `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
-    thread that used it last.
+    thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
+    `built` is the line whose call made the module that it belongs to.
+    `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
     """
 
     serial: int
@@ -59,6 +64,12 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     name: tuple[ModuleMark, str] | None = None
     registered: Registration | None = None
     course: Course | None = None
+    built: Site | None = None
+    gradient_of: int = 0
+    step: int = 0
+    call: int = 0
+    steps: int = 0
+    calls: int = 0
 
     def held(self) -> ValueRecord:
         """What it holds now."""
@@ -68,7 +79,10 @@ class Subject(msgspec.Struct, eq=False, gc=False):
 class OptimizerMark:
     """One optimizer and the tensors that it holds, in its order."""
 
-    __slots__ = ("ref", "refused", "serial", "site", "steps", "subjects", "type")
+    __slots__ = (
+        "cleared_at", "fed", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps", "subjects", "type",
+        "uses",
+    )  # fmt: skip
 
     def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
         self.serial = serial
@@ -78,6 +92,16 @@ class OptimizerMark:
         self.steps = 0
         self.refused = False
         self.subjects: dict[int, Subject] = {}
+        # Calls that used gradients (steps, or calls of their closures), and those that found any new to use.
+        self.uses = self.fed = 0
+        self.stepped_at: Site | None = None
+        self.cleared_at: Site | None = None
+        self.moment: Moment | None = None
+
+    def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
+        """What is known of a tensor that the optimizer holds."""
+        subject = tape.seen(tensor)
+        return subject if subject is not None and subject.serial in self.subjects else None
 
 
 class ModuleMark:
@@ -141,6 +165,7 @@ class StepRecord:
     backwards: list[BackwardRecord] = field(default_factory=list)
     calls: list[CallRecord] = field(default_factory=list)
     optimizer: int | None = None
+    site: Site | None = None
 
     @property
     def empty(self) -> bool:
@@ -162,6 +187,9 @@ class Tape:
         self.labels: dict[int, str] = {}
         self.optimizers: list[OptimizerMark] = []
         self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
+        self.discards: dict[Site | None, Discards] = {}
+        self.growth = Growth()
+        self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
         self.step = StepRecord(1)
         self.step_count = 0
@@ -212,6 +240,7 @@ class Tape:
             type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
             self._values,
             version(tensor),
+            step=self.step.index,
         )
         known = self.known
         known[id(tensor)] = subject
@@ -237,11 +266,15 @@ class Tape:
             if len(self._writers) > self._purge_at:
                 self._writers.clear()
             self._writers[storage] = operation
+        own = self.seen(tensor)
+        if own is not None and own.course is not None:
+            self.moved_by_hand(own, tensor)
         link = self._sources.get(id(tensor))
         source = link[1]() if link is not None and link[0]() is tensor else None
         subject = self.seen(source) if source is not None else None
-        if subject is not None:
+        if subject is not None and source is not None:
             subject.version = _STALE
+            self.moved_by_hand(subject, source)
 
     def shares(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
         """`tensor` is `source` without its history: a write to it shows in `source`, uncounted by torch."""
@@ -317,6 +350,35 @@ class Tape:
             subject.course = Course()
         return subject.course
 
+    # --- gradients by hand -------------------------------------------------------------------------------
+
+    def cleared(self, subject: Subject, site: Site | None, swept: bool = False) -> None:
+        """Somebody sets the gradient of a leaf to None or to zero, `swept` with those of its optimizer or module."""
+        course = self.course(subject)
+        for source in course.account.clear(site, course.optimizer is not None, swept):
+            discards = self.discards.get(source.site)
+            if discards is not None:
+                discards.vain += 1
+                discards.cleared_at = site
+
+    def used_by_hand(self, serial: int) -> None:
+        """The program computes with the gradient of a leaf itself."""
+        subject = self.leaves.get(serial)
+        if subject is not None:
+            self.course(subject).account.use_by_hand()
+
+    def looked_at_by_hand(self, serial: int) -> None:
+        """The program reads off how large a gradient is: what brought it served to be looked at."""
+        subject = self.leaves.get(serial)
+        if subject is not None:
+            self.course(subject).account.look()
+
+    def moved_by_hand(self, subject: Subject, tensor: torch.Tensor) -> None:
+        """The program changed the value of a leaf that no optimizer holds."""
+        course = subject.course
+        if course is not None and course.optimizer is None and self.readable(subject):
+            course.account.moved_by_hand(tensor.grad)
+
     # --- modules -----------------------------------------------------------------------------------------
 
     def mark(self, module: torch.nn.Module) -> ModuleMark:
@@ -366,6 +428,10 @@ class Tape:
     def add(self, operation: OperationRecord) -> None:
         operations = self.step.operations
         operations.append(operation)
+        for value in operation.outputs:
+            if value[2]:
+                self.growth.link(operation, self.step.index, self.local.__dict__.get("root"))
+                break
         if len(operations) > self._sweep_at:
             self._sweep()
 
@@ -381,10 +447,11 @@ class Tape:
         self.step.operations = kept[::-1]
         self._sweep_at = max(SWEEP_AT, 2 * len(kept))
 
-    def end_step(self, optimizer: int | None) -> None:
+    def end_step(self, optimizer: int | None, site: Site | None = None) -> None:
         """Close the running step and begin the next."""
         step = self.step
-        step.optimizer = optimizer
+        step.optimizer, step.site = optimizer, site
+        self.growth.census(step.index, list(self.known.values()), self.cyclic)
         if self._begins():
             self.first.append(step)
         else:

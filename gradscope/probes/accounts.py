@@ -1,0 +1,148 @@
+"""What becomes of gradients between their arrival and their use: applied by a step, used by hand, or thrown away.
+
+One account a leaf, a few counters each, so that a run of any length costs the same. An *arrival* is a backward that
+added to `.grad`, a *use* is an optimizer's step (or one call of a step's closure) or an update by hand, and a *clear*
+is whatever sets `.grad` to None or to zero.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gradscope.probes.callsites import Site
+
+_PENDING = 64  # passes that one gradient remembers; more arrive only where nobody ever applies them
+Stamp = tuple[int, int]
+NO_GRADIENT: Stamp = (0, 0)
+
+
+def stamp_of(gradient: torch.Tensor | None) -> Stamp:
+    """Tells whether a `.grad` is the same and unchanged since it was last looked at."""
+    return (id(gradient), gradient._version) if gradient is not None else NO_GRADIENT
+
+
+class Pass:
+    """One backward: how many held tensors still wait for their gradient of it to be used, and whether one was."""
+
+    __slots__ = ("served", "site", "waiting")
+
+    def __init__(self, site: Site | None) -> None:
+        self.site = site
+        self.waiting = 0
+        self.served = False
+
+
+class Discards:
+    """Backwards from one line, and how many of them were cleared away before anybody used any of their gradients."""
+
+    __slots__ = ("cleared_at", "passes", "serials", "vain")
+
+    def __init__(self) -> None:
+        self.passes = self.vain = 0
+        self.cleared_at: Site | None = None
+        self.serials: set[int] = set()
+
+
+class Account:
+    """The gradient of one leaf.
+
+    `pending` are the passes that added to `.grad` since it was last used or cleared, `users` who has used what is in
+    it, `mixed` whether a pass added to a gradient that had been used before.
+    """
+
+    __slots__ = (
+        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "masked_at", "mixed",
+        "passes", "pending", "piled", "reapplied", "site", "stamp", "starved", "swept", "users",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.pending: list[Pass] = []
+        self.users: set[int] = set()
+        self.mixed = self.discarded = self.swept = False
+        self.stamp: Stamp = NO_GRADIENT
+        self.passes = self.applied = self.starved = self.cleared_first = self.reapplied = self.piled = self.by_hand = 0
+        self.first = self.last = 0
+        self.site: Site | None = None
+        self.cleared_at: Site | None = None
+        self.masked_at: Site | None = None
+
+    def arrive(self, source: Pass, before: Stamp, gradient: torch.Tensor, step: int, held: bool) -> None:
+        """A backward added to `.grad`, which bore the stamp `before` until then."""
+        self.passes += 1
+        self.first = self.first or step
+        self.last = step
+        self.site = source.site
+        if not self.pending:
+            if self.users and before != NO_GRADIENT and before == self.stamp:
+                self.mixed = True
+            elif before != self.stamp or before == NO_GRADIENT:
+                self.mixed = False
+            self.users.clear()
+        if len(self.pending) < _PENDING:
+            self.pending.append(source)
+            source.waiting += held
+        self.stamp = stamp_of(gradient)
+        self.discarded = False
+
+    def use(self, user: int, stamp: Stamp, supplied: bool) -> bool:
+        """An optimizer uses what is in `.grad`. Returns whether there was anything that it had not used before."""
+        fresh = bool(self.pending) or supplied
+        if not fresh and self.users and user not in self.users and stamp == self.stamp != NO_GRADIENT:
+            fresh = True  # another optimizer has used it, this one has not
+        if fresh:
+            self.applied += 1
+            self.piled += self.mixed
+            self._served()
+        elif stamp == NO_GRADIENT or not self.users:
+            self.starved += 1
+            self.cleared_first += self.discarded
+        else:
+            self.reapplied += 1
+        self.discarded = False
+        self.users.add(user)
+        self.stamp = stamp
+        return fresh
+
+    def use_by_hand(self) -> None:
+        """The program computed with the gradient itself."""
+        self.by_hand += 1
+        self.look()
+
+    def look(self) -> None:
+        """The program looked at the gradient."""
+        for source in self.pending:
+            source.served = True
+
+    def moved_by_hand(self, gradient: torch.Tensor | None) -> None:
+        """The program changed the leaf's value itself, after it had computed with the gradient."""
+        if self.pending and all(source.served for source in self.pending):
+            self.applied += 1
+            self.piled += self.mixed
+            self._served()
+            self.users.add(0)
+            self.stamp = stamp_of(gradient)
+
+    def _served(self) -> None:
+        for source in self.pending:
+            source.served = True
+        self.pending.clear()
+
+    def clear(self, site: Site | None, held: bool, swept: bool = False) -> list[Pass]:
+        """`.grad` was set to None or to zero, `swept` together with those of a whole optimizer or module.
+
+        Returns the passes that nobody can use any more, and nobody has used.
+        """
+        vain = []
+        if self.pending:
+            for source in self.pending:
+                source.waiting -= held
+                if held and source.waiting <= 0 and not source.served:
+                    vain.append(source)
+            if not all(source.served for source in self.pending):
+                self.discarded, self.swept = True, swept
+                self.cleared_at = site
+            self.pending.clear()
+        self.users.clear()
+        self.mixed = False
+        self.stamp = NO_GRADIENT
+        return vain

@@ -1,0 +1,114 @@
+"""What the program itself does with `.grad`: reads it, computes with it, clears it, replaces it, masks it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.probes.accounts import NO_GRADIENT
+from gradscope.probes.callsites import Site
+from gradscope.probes.tape import Subject, Tape, ValueRecord
+
+READ = vars(torch._C.TensorBase)["grad"].__get__
+SET = vars(torch._C.TensorBase)["grad"].__set__
+_ALIASES = frozenset({vars(torch._C.TensorBase)["data"].__get__, Tensor.detach, torch.detach})
+_REDUCTIONS = frozenset({"norm", "sum", "mean", "max", "min", "std", "item", "tolist", "numpy"})
+_HELD_BY_US = 3  # references to a gradient while `_kept` looks at it, if nobody else has one
+_MASKS = 4  # edits of one gradient that are compared with what was there before
+
+
+def cleared(tape: Tape, leaf: Any, value: Any, site: Site | None) -> None:
+    """`leaf.grad = value` is about to be done."""
+    if not isinstance(leaf, Tensor):
+        return
+    subject = tape.seen(leaf)
+    if subject is None or subject.course is None or not tape.readable(subject):
+        return
+    account = subject.course.account
+    if value is not None or _kept(leaf):
+        account.use_by_hand()
+    if value is None:
+        tape.cleared(subject, site)
+    else:
+        account.clear(site, subject.course.optimizer is not None)
+        account.stamp = NO_GRADIENT
+
+
+def _kept(leaf: Tensor) -> bool:
+    """Whether the program holds the gradient itself, as `grads = [p.grad for p in params]` does."""
+    gradient = leaf.grad
+    return gradient is not None and sys.getrefcount(gradient) > _HELD_BY_US
+
+
+def nonzero_before(tape: Tape, tensors: Sequence[Tensor], inputs: Sequence[ValueRecord]) -> int | None:
+    """How many elements of a gradient are not zero before the program's own line works on it, for the first times."""
+    subject = inputs[0][1]
+    leaf = tape.leaves.get(subject.gradient_of)
+    if leaf is None or leaf.course is None or leaf.course.masks_seen >= _MASKS or not _is_dense(tensors[0]):
+        return None
+    return int(torch.count_nonzero(tensors[0].detach()))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def followed(
+    tape: Tape,
+    name: str,
+    func: Any,
+    tensors: Sequence[Tensor],
+    inputs: Sequence[ValueRecord],
+    outputs: Sequence[ValueRecord],
+    changed: Sequence[Tensor],
+    before: int | None,
+    site: Site | None,
+) -> None:
+    """An operation took gradients: note whether it computed with them, cleared them or masked them."""
+    changed_subjects = {subject.serial for tensor in changed if (subject := tape.seen(tensor)) is not None}
+    for place, (_, subject, _) in enumerate(inputs):
+        if not subject.gradient_of:
+            continue
+        if func in _ALIASES:
+            for _, made, _ in outputs:
+                made.gradient_of = subject.gradient_of
+        elif subject.serial in changed_subjects:
+            _changed(tape, name, subject, tensors[place], before if place == 0 else None, site)
+        elif name in _REDUCTIONS:
+            tape.looked_at_by_hand(subject.gradient_of)
+        elif _computed(subject, outputs):
+            tape.used_by_hand(subject.gradient_of)
+
+
+def _computed(subject: Subject, outputs: Sequence[ValueRecord]) -> bool:
+    """Whether a result holds as much as the gradient did; a norm for a log does not."""
+    size = _size(subject)
+    return any(made.gradient_of != subject.gradient_of and _size(made) >= size for _, made, _ in outputs)
+
+
+def _size(subject: Subject) -> int:
+    size = 1
+    for length in subject.shape:
+        size *= length
+    return size
+
+
+def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: int | None, site: Site | None) -> None:
+    """A gradient was changed in place: set to zero, or masked, or merely scaled."""
+    leaf = tape.leaves.get(subject.gradient_of)
+    if leaf is None or leaf.course is None or leaf.shape != subject.shape:
+        return
+    if name in ("zero_", "_foreach_zero_") or (before is not None and name == "fill_" and _is_zero(tensor)):
+        tape.cleared(leaf, site)
+    elif before is not None:
+        leaf.course.masks_seen += 1
+        if int(torch.count_nonzero(tensor.detach())) < before:
+            leaf.course.account.masked_at = site
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    return not bool(tensor.detach().any())

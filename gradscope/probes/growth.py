@@ -1,0 +1,110 @@
+"""Graphs that live on from step to step: a value computed from those of earlier steps, or results that never die.
+
+A value's *links* count how often the graph behind it crosses from one step to the next (or, within a step, from one
+call of a root module to the next). A tensor that is merely reused has one link however long the run; a sum that is
+carried on has one more in every step. Results that die with their step have none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from gradscope.probes.callsites import Site
+
+if TYPE_CHECKING:
+    from gradscope.probes.tape import OperationRecord, Subject
+
+_STEPS, _CALLS, _KEPT = 5, 8, 6
+_CENSUS = 8  # the first step after which live results are counted; then after 12, 18, 27, ...
+Kind = Literal["steps", "calls", "kept", "cycle"]
+
+
+@dataclass(slots=True)
+class GrowthRecord:
+    """One line at which a graph grows: how many links or live results so far, and since which step."""
+
+    kind: Kind
+    site: Site
+    subject: Subject
+    count: int
+    since: int
+    until: int
+
+
+class Growth:
+    """Watches the links of values as they are made, and counts live results now and then."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[Kind, Site], GrowthRecord] = {}
+        self.calls = 0
+        self.trained: dict[Kind, int] = {"steps": 0, "calls": 0}  # the most links that a backward ever led through
+        self._census = _CENSUS
+        self._counts: dict[tuple[Kind, Site], int] = {}
+
+    def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
+        """Number the links of what an operation made; `call` is the line of the running call of a root module."""
+        steps = calls = 0
+        linked: Subject | None = None
+        deeper: Subject | None = None
+        for _, subject, history in operation.inputs:
+            if history and not subject.leaf:
+                crossing = subject.step != step
+                if subject.steps + crossing > steps:
+                    steps = subject.steps + crossing
+                    linked = subject if crossing else None
+                crossing = subject.call != self.calls
+                if subject.calls + crossing > calls:
+                    calls = subject.calls + crossing
+                    deeper = subject if crossing else None
+        for _, subject, history in operation.outputs:
+            if history:
+                subject.step, subject.call, subject.steps, subject.calls = step, self.calls, steps, calls
+        if steps >= _STEPS and linked is not None:
+            self._note("steps", call or operation.site, operation.outputs[0][1], steps, step)
+        elif calls >= _CALLS and deeper is not None:
+            self._note("calls", call or operation.site, deeper, calls, step)
+
+    def _note(self, kind: Kind, site: Site | None, subject: Subject, count: int, step: int) -> None:
+        if site is None:
+            return
+        record = self.found.get((kind, site))
+        if record is None:
+            self.found[kind, site] = GrowthRecord(kind, site, subject, count, step, step)
+        else:
+            record.count, record.until, record.subject = max(record.count, count), step, subject
+
+    def differentiated(self, roots: Iterable[Subject]) -> None:
+        """A backward leads through the graph behind these: so many links are meant."""
+        for subject in roots:
+            self.trained["steps"] = max(self.trained["steps"], subject.steps)
+            self.trained["calls"] = max(self.trained["calls"], subject.calls)
+
+    def census(self, step: int, subjects: Iterable[Subject], cyclic: Site | None) -> None:
+        """Count the results of earlier steps that are still alive, by the line that made them.
+
+        `cyclic` is the line of a backward that left gradients with a graph in `.grad`, if there was any: leaves
+        among the living are then held by their own gradients.
+        """
+        if step < self._census:
+            return
+        self._census += self._census // 2
+        alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
+        for subject in subjects:
+            if subject.site is None or not subject.requires_grad or subject.registered is not None:
+                continue
+            tensor = subject.ref()
+            if tensor is None:
+                continue
+            if not subject.leaf:
+                alive["kept", subject.site][subject.step] = subject
+            elif cyclic is not None and tensor.grad is not None and tensor.grad.requires_grad:
+                alive["cycle", cyclic][subject.step] = subject
+        for (kind, site), found in alive.items():
+            first, before = min(found), self._counts.get((kind, site), len(found))
+            self._counts[kind, site] = len(found)
+            if len(found) >= _KEPT and len(found) > before and len(found) * 4 >= (step - first + 1) * 3:
+                self._note(kind, site, found[max(found)], len(found), step)
+                self.found[kind, site].since = first

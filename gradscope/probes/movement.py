@@ -1,0 +1,94 @@
+"""How far single steps of an optimizer move its tensors, looked at in the first steps and in every eighth after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from gradscope.probes.courses import Course, norms, pick
+
+_FIRST, _EVERY = 8, 8
+
+
+def is_due(steps: int) -> bool:
+    """Whether the step after so many is looked at."""
+    return steps < _FIRST or steps % _EVERY == 0
+
+
+@dataclass(slots=True)
+class Held:
+    """One tensor of an optimizer before a step; `fresh` tells whether a gradient has arrived since its last one."""
+
+    course: Course
+    tensor: torch.Tensor
+    fresh: bool
+    rate: float | None
+
+
+@dataclass(slots=True)
+class Moment:
+    """What the tensors were before a step: values and gradients at the places that their courses look at."""
+
+    held: list[Held]
+    values: list[torch.Tensor]
+    gradients: list[torch.Tensor | None]
+
+
+def before_step(tensors: Iterable[Held]) -> Moment:
+    """Look at tensors before a step."""
+    moment = Moment([], [], [])
+    for held in tensors:
+        if held.course.sample is None:
+            continue
+        index, first = held.course.sample
+        value = pick(held.tensor, index)
+        if value.shape != first.shape:
+            continue
+        gradient = held.tensor.grad
+        usable = gradient is not None and gradient.layout is torch.strided and gradient.shape == held.tensor.shape
+        moment.held.append(held)
+        moment.values.append(value.clone())
+        moment.gradients.append(pick(gradient, index) if usable and gradient is not None else None)
+    return moment
+
+
+def after_step(moment: Moment) -> None:
+    """Note in each course whether the step moved its tensor, how far, and whether it should have."""
+    picked = [pick(held.tensor, held.course.sample[0]) for held in moment.held if held.course.sample is not None]
+    kept = [
+        place
+        for place, (now, before) in enumerate(zip(picked, moment.values, strict=True))
+        if now.shape == before.shape and now.device == before.device
+    ]
+    updates = norms([picked[place] - moment.values[place] for place in kept])
+    sizes = norms([moment.values[place] for place in kept])
+    present = [place for place in kept if moment.gradients[place] is not None]
+    gradients = dict(zip(present, norms([g for p in present if (g := moment.gradients[p]) is not None]), strict=True))
+    for place, update, size in zip(kept, updates, sizes, strict=True):
+        held = moment.held[place]
+        course = held.course
+        if size > 0:
+            course.updates.add(update / size)
+        if held.rate is not None:
+            course.rate = held.rate
+            course.rate_zero += held.rate == 0
+        gradient = gradients.get(place)
+        if gradient is None:
+            continue
+        if not held.tensor.requires_grad:
+            course.moved_frozen += update > 0 and not held.fresh
+        elif held.fresh and gradient > 0:
+            course.still += update == 0
+            course.stirred += update != 0
+        if held.course.arrived and update > 0 and _is_masked(held, gradient):
+            seen = moment.gradients[place]
+            assert seen is not None
+            course.masked += bool(((picked[place] != moment.values[place]) & (seen == 0)).any())
+
+
+def _is_masked(held: Held, gradient: float) -> bool:
+    """Whether a gradient that arrived was set to zero before the step, in whole or in part."""
+    arrived = held.course.norm
+    return held.course.account.masked_at is not None or (gradient == 0 and arrived is not None and arrived > 0)
