@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterable
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
+from gradscope.rules.memory import graph_growth
+from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
+from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
+from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 
 Rule = Callable[[Run], Iterable[Finding]]
 
@@ -28,6 +32,15 @@ RULES: tuple[Rule, ...] = (
     unregistered_parameter,
     frozen_parameter,
     non_leaf,
+    stale_optimizer,
+    not_in_optimizer,
+    zero_grad_before_step,
+    step_without_backward,
+    missing_zero_grad,
+    never_stepped,
+    frozen_but_updated,
+    no_update,
+    graph_growth,
 )
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}

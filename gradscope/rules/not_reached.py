@@ -11,6 +11,7 @@ from gradscope.graph.facts import Finding, Help, Label, Operation, Optimizer, Ru
 from gradscope.graph.naming import expression, loop_around, short_name, source_of
 from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
+from gradscope.rules.order import undifferentiated
 from gradscope.rules.wording import listed, steps_text, who
 
 
@@ -66,6 +67,7 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     """
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
+    cut_off |= {number for optimizer, _ in undifferentiated(run) for number in optimizer.tensors}
     # Another tensor of this name that learns has taken its place since: then it is not unused but replaced.
     replaced = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}
     steps = [flow for flow in flows(run) if flow.roots]

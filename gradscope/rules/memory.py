@@ -1,0 +1,116 @@
+"""Memory: graphs that grow from step to step because something keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Finding, Growth, Help, Label, Operation, Run, Span
+from gradscope.graph.naming import short_name
+
+_CALLS = 12
+_TIMES = 3
+
+
+def graph_growth(run: Run) -> Iterator[Finding]:
+    """The graph behind a kept tensor grows from step to step.
+
+    A tensor with history keeps the whole graph that it was computed from. A loss that is summed up without `.item()`,
+    a hidden state that is carried on without `.detach()`, or a list of outputs therefore holds the graphs of all
+    steps so far; `backward(create_graph=True)` leaves leaves and their gradients holding each other.
+
+    Bad:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        total = 0.0
+        for _ in range(10):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss
+
+    Good:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        total = 0.0
+        for _ in range(10):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+    """
+    told: set[tuple[str, int]] = set()
+    differentiated = {
+        (tensor.made.file, tensor.made.line)
+        for tensor in run.tensors
+        if tensor.differentiated and tensor.made is not None
+    }
+    for growth in sorted(run.growths, key=lambda growth: _ORDER.index(growth.kind)):
+        place = growth.span.file, growth.span.line
+        if place in told or not _is_telling(growth, place in differentiated, bool(run.optimizers)):
+            continue
+        if growth.kind == "kept" and told:
+            continue  # what a growing graph was computed from is kept by it
+        told.add(place)
+        yield _growing(run, growth)
+
+
+_ORDER = ("cycle", "steps", "calls", "kept")
+
+
+def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
+    """Whether nobody can mean it: a graph as deep as one that a backward has led through is wanted as it is."""
+    if growth.kind == "steps":
+        return stepping or growth.count > _TIMES * growth.trained + _CALLS
+    if growth.kind == "calls":
+        return growth.count >= max(_CALLS, _TIMES * growth.trained)
+    return growth.kind == "cycle" or not differentiated
+
+
+def _growing(run: Run, growth: Growth) -> Finding:
+    tensor = next(tensor for tensor in run.tensors if tensor.id == growth.tensor)
+    name = tensor.name or "a tensor"
+    quoted = f"`{tensor.name}`" if tensor.name is not None else name
+    span: Span = growth.span
+    labels: tuple[Label, ...] = ()
+    if growth.kind == "cycle":
+        message = f"{quoted} is never freed: the gradients of {growth.count} steps hold the graphs that made them"
+        caret = "leaves gradients with a graph in `.grad`, which leads back to the leaf"
+        mend = "use `torch.autograd.grad(..., create_graph=True)`, which leaves nothing in `.grad`"
+    elif growth.kind == "kept":
+        message = f"{quoted} is kept with its graph: those of {growth.count} steps are alive at once"
+        caret = "each result keeps its whole graph for as long as it is kept"
+        mend = "keep `.detach()` of it, or `.item()`, or compute it under `torch.no_grad()`"
+    else:
+        what = "steps" if growth.kind == "steps" else "calls"
+        message = f"the graph behind {quoted} grows: it leads through {growth.count} {what} by now"
+        caret = "computed from its own value of before, with the whole graph behind it"
+        maker = _maker(run, growth)
+        if maker is not None and maker.span is not None and maker.span.line != span.line:
+            labels = (Label(maker.span, f"`{short_name(maker.name)}` takes it here"),)
+        mend = "carry `.detach()` of it on, or sum up `.item()`, or compute it under `torch.no_grad()`"
+    return Finding(
+        "graph-growth",
+        "warning",
+        message,
+        span,
+        caret,
+        (tensor.name,) if tensor.name is not None else (),
+        labels,
+        (f"seen from step {growth.since} to step {growth.until}; everything that these graphs saved stays in memory",),
+        (Help(mend),),
+    )
+
+
+def _maker(run: Run, growth: Growth) -> Operation | None:
+    """The operation that took the carried value last."""
+    values = {value.id for value in run.values if value.tensor == growth.tensor}
+    operations = [operation for step in run.steps for operation in step.operations]
+    return next((found for found in reversed(operations) if values.intersection(found.inputs)), None)

@@ -1,0 +1,371 @@
+"""The order of a step: clear, forward, backward, step. What a gradient is worth that comes at the wrong time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Backward, Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
+from gradscope.graph.naming import last_call
+from gradscope.graph.paths import StepFlow, rounds
+from gradscope.rules.lost import frozen_out, lost
+from gradscope.rules.wording import listed, steps_text, who
+
+_NONE = Ledger()
+
+
+def missing_zero_grad(run: Run) -> Iterator[Finding]:
+    """A step uses gradients of earlier steps again: nobody clears `.grad` between a step and the next backward.
+
+    Backward adds to what `.grad` holds. Over several backwards before one step that is gradient accumulation; but what
+    a step has used must be cleared before the next backward, or every step applies the sum of all gradients so far.
+    A closure is called several times in one step, so it has to clear first.
+
+    Bad:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
+    groups: dict[tuple[object, int | None], list[tuple[Tensor, Ledger]]] = defaultdict(list)
+    for tensor in run.tensors:
+        ledger = tensor.ledger or _NONE
+        if tensor.name is not None and ledger.piled >= 2 and ledger.piled * 2 >= ledger.applied:
+            groups[_line(ledger.backward), tensor.optimizer].append((tensor, ledger))
+    for (_, number), found in groups.items():
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor, _ in found))
+        ledger = max((ledger for _, ledger in found), key=lambda ledger: ledger.piled)
+        optimizer = optimizers.get(number or 0)
+        stepped = optimizer.stepped if optimizer is not None else None
+        uses = "updates" if optimizer is None else "steps" if optimizer.uses == optimizer.steps else "closure calls"
+        labels = []
+        if stepped is not None:
+            labels.append(Label(stepped, "uses the sum of all gradients since the last clear"))
+        yield Finding(
+            "missing-zero-grad",
+            "warning",
+            f"{who(names, run).subject} {'piles' if len(names) == 1 else 'pile'} up gradients: {ledger.piled} of "
+            f"{ledger.applied} {uses} used those of earlier ones again",
+            ledger.backward,
+            "adds to the gradients that were used already",
+            names,
+            tuple(labels),
+            (f"never cleared between a step and the next backward: {listed(names)}",),
+            (Help(_clear_by(optimizer, uses)),),
+        )
+
+
+def _clear_by(optimizer: Optimizer | None, uses: str) -> str:
+    if optimizer is None:
+        return "set `.grad = None` after each update, or before each backward"
+    if uses == "closure calls":
+        return "call `optimizer.zero_grad()` first in the closure"
+    return "call `optimizer.zero_grad()` once in every step, before backward"
+
+
+def zero_grad_before_step(run: Run) -> Iterator[Finding]:
+    """Gradients are cleared before the step that was to use them.
+
+    `zero_grad()` between `backward()` and `step()` leaves the step without gradients. The same happens in part where
+    micro-batches clear each other's gradients, or a loss is differentiated after the step and its gradients are
+    cleared at the start of the next one.
+
+    Bad:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            loss.backward()
+            optimizer.zero_grad()
+            optimizer.step()
+
+    Good:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    told: set[int] = set()
+    for optimizer in run.optimizers:
+        found = _cleared_first(run, optimizer)
+        if found:
+            told.update(tensor.id for tensor in found)
+            yield _starved(run, optimizer, found)
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
+    for discard in run.discards:
+        reached = [tensors[number] for number in discard.tensors]
+        held = [tensor for tensor in reached if tensor.optimizer in stepped and tensor.name is not None]
+        if discard.vain < 2 or discard.vain * 2 < discard.passes or not held or told.intersection(discard.tensors):
+            continue
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor in held))
+        yield Finding(
+            "zero-grad-before-step",
+            "error",
+            f"{discard.vain} of {discard.passes} backwards are in vain: their gradients are cleared before any step "
+            "uses them",
+            discard.cleared or discard.backward,
+            "the gradients are thrown away here",
+            names,
+            (Label(discard.backward, "they arrive here"),) if discard.backward and discard.cleared else (),
+            (f"thrown away: gradients of {listed(names)}",),
+            (Help("clear once in every step, before its first backward, and step after its last"),),
+        )
+
+
+def _cleared_first(run: Run, optimizer: Optimizer) -> list[Tensor]:
+    """What an optimizer holds whose gradients arrived and were cleared before most of its steps.
+
+    Who clears a few tensors by hand and steps means to keep them as they are; who clears all of an optimizer or a
+    module does not.
+    """
+    found = []
+    starving = optimizer.fed * 2 <= optimizer.uses
+    for tensor in run.tensors:
+        ledger = tensor.ledger or _NONE
+        if tensor.optimizer != optimizer.id or tensor.name is None or not (ledger.swept or starving):
+            continue
+        if ledger.cleared_first >= 2 and ledger.cleared_first * 2 >= optimizer.uses:
+            found.append(tensor)
+    return found
+
+
+def _starved(run: Run, optimizer: Optimizer, found: list[Tensor]) -> Finding:
+    names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
+    ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.cleared_first)
+    those = who(names, run)
+    labels = []
+    if ledger.backward is not None:
+        labels.append(Label(ledger.backward, "they arrive here"))
+    if optimizer.stepped is not None:
+        labels.append(Label(optimizer.stepped, "and this finds none"))
+    return Finding(
+        "zero-grad-before-step",
+        "error",
+        f"{those.subject} {those.learns}: {'its' if those.them == 'it' else 'their'} gradients are cleared before "
+        f"{ledger.cleared_first} of {steps_text(run, optimizer.uses)}",
+        ledger.cleared or optimizer.stepped,
+        "the gradients are thrown away here",
+        names,
+        tuple(labels),
+        (f"cleared between backward and step: {listed(names)}",),
+        (Help("clear before backward, or after the step"),),
+    )
+
+
+def step_without_backward(run: Run) -> Iterator[Finding]:
+    """An optimizer steps, and no backward has brought its tensors a gradient since its last step.
+
+    A step only applies what is in `.grad`. Without a backward before it there is nothing to apply, or the gradient of
+    an earlier step is applied once more.
+
+    Bad:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            optimizer.step()
+
+    Good:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    for optimizer, losses in undifferentiated(run):
+        held = [tensors[number] for number in optimizer.tensors]
+        names = tuple(tensor.name for tensor in held if tensor.name is not None and tensor.used)
+        those = who(names, run)
+        yield Finding(
+            "step-without-backward",
+            "warning",
+            f"{those.subject} {those.learns}: {optimizer.name} stepped {optimizer.steps} times, and no backward "
+            f"ever reached {those.them}",
+            optimizer.stepped or optimizer.made,
+            "steps with no gradient",
+            names,
+            tuple(Label(span, f"`{name}` is computed here, and no backward starts from it") for name, span in losses),
+            (f"no gradient ever arrived: {listed(names)}",),
+            (Help(f"call `{losses[0][0] if losses else 'loss'}.backward()` before the step"),),
+        )
+    for optimizer in run.optimizers:
+        again = [
+            tensors[number]
+            for number in optimizer.tensors
+            if (ledger := tensors[number].ledger) is not None
+            and ledger.reapplied >= 2
+            and ledger.reapplied * 2 >= optimizer.uses
+        ]
+        names = tuple(tensor.name for tensor in again if tensor.name is not None)
+        if not names or optimizer.fed * 2 > optimizer.uses:
+            continue
+        ledger = again[0].ledger or _NONE
+        yield Finding(
+            "step-without-backward",
+            "warning",
+            f"{who(names, run).subject}: {ledger.reapplied} of {optimizer.uses} steps applied the gradient of the "
+            "step before again",
+            optimizer.stepped or optimizer.made,
+            "no gradient has arrived since the last step",
+            names,
+            (Label(ledger.backward, "they came from here"),) if ledger.backward is not None else (),
+            (f"applied again: gradients of {listed(names)}",),
+            (Help("call backward before every step"),),
+        )
+
+
+def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]:
+    """Optimizers that step though no backward ever reached what they hold, with the losses that were left alone.
+
+    Their tensors are computed with, to a result that requires grad; where they are not used at all, or cut off on the
+    way to a loss that was differentiated, other rules tell why.
+    """
+    told = {tensor.id for loss in lost(run) for tensor in loss.tensors}
+    told |= {tensor.id for tensor, _ in frozen_out(run)}
+    found = []
+    for optimizer in run.optimizers:
+        held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id]
+        ledgers = [tensor.ledger or _NONE for tensor in held]
+        reached = any(ledger.passes or ledger.applied for ledger in ledgers)
+        if optimizer.uses < 2 or optimizer.fed or reached or told.intersection(tensor.id for tensor in held):
+            continue
+        losses = _left_alone(run, optimizer, held)
+        if losses:
+            found.append((optimizer, losses))
+    return found
+
+
+def _left_alone(run: Run, optimizer: Optimizer, held: list[Tensor]) -> list[tuple[str, Span]]:
+    """The last results computed from these tensors that no backward started from."""
+    for flow in reversed(rounds(run, optimizer.id)):
+        starts = [value for tensor in held for value in flow.values_of.get(tensor.id, ())]
+        reach = flow.reach(starts, frozenset())
+        # A pass of `autograd.grad` with respect to inputs fills no `.grad`.
+        roots = [root for backward in flow.step.backwards if backward.kind == "backward" for root in backward.roots]
+        if not reach.touched.isdisjoint(flow.behind(roots)):
+            return []
+        taken = {value for operation in flow.operations for value in operation.inputs if _computes(flow, operation)}
+        ends = [
+            operation
+            for operation in flow.operations
+            if any(value in reach.alive and value not in taken for value in operation.outputs)
+        ]
+        if ends:
+            return [_told(flow, ends[-1], run)]
+    return []
+
+
+def _computes(flow: StepFlow, operation: Operation) -> bool:
+    return any(flow.history[value] for value in operation.outputs)
+
+
+def _told(flow: StepFlow, operation: Operation, run: Run) -> tuple[str, Span]:
+    tensor = flow.tensor(operation.outputs[0])
+    name = tensor.name if tensor is not None and tensor.name is not None else "loss"
+    assert operation.span is not None
+    return name, last_call(operation.span, run.sources)
+
+
+def never_stepped(run: Run) -> Iterator[Finding]:
+    """Gradients arrive at what an optimizer holds, and the optimizer never steps.
+
+    Backward fills `.grad`; only `optimizer.step()` changes values. `scheduler.step()` changes the learning rate and
+    nothing else, and a step under a condition that never holds is no step.
+
+    Bad:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+
+    Good:
+
+        import torch
+
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    if run.ended in ("exception", "interrupt"):
+        return
+    for optimizer in run.optimizers:
+        if optimizer.steps or optimizer.refused:
+            continue
+        held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
+        waiting = [tensor for tensor in held if (tensor.ledger or _NONE).passes >= 3 and not tensor.change]
+        used = any((tensor.ledger or _NONE).by_hand or tensor.change for tensor in held)
+        if not waiting or used:
+            continue
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor in waiting))
+        ledger = max((tensor.ledger or _NONE for tensor in waiting), key=lambda ledger: ledger.passes)
+        those = who(names, run)
+        backward = _latest_to(run, waiting)
+        yield Finding(
+            "never-stepped",
+            "warning",
+            f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and {optimizer.name} "
+            "never stepped",
+            backward.span if backward is not None else ledger.backward,
+            "gradients arrive here, and nothing applies them",
+            names,
+            (Label(optimizer.made, f"this {optimizer.name} holds {those.them}"),) if optimizer.made else (),
+            (f"never moved: {listed(names)}",),
+            (Help("call `optimizer.step()` after backward"),),
+        )
+
+
+def _latest_to(run: Run, tensors: list[Tensor]) -> Backward | None:
+    wanted = {tensor.id for tensor in tensors}
+    backwards = [backward for step in run.steps for backward in step.backwards]
+    return next((found for found in reversed(backwards) if wanted.intersection(found.arrivals)), None)
+
+
+def _line(span: Span | None) -> tuple[str, int] | None:
+    return (span.file, span.line) if span is not None else None

@@ -1,0 +1,226 @@
+"""Who holds what: optimizers that lack tensors of the model, or hold some that the model has no more."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Tensor
+from gradscope.rules.wording import listed, who
+
+_NONE = Ledger()
+_CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
+
+
+def stale_optimizer(run: Run) -> Iterator[Finding]:
+    """An optimizer holds tensors that its model has replaced since it was made.
+
+    An optimizer holds tensor objects, not names. Who gives the model a new head, converts its layers or loads a copy
+    of it after making the optimizer leaves it with the old tensors: it goes on stepping, and the new ones never move.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        net[2] = nn.Linear(4, 2)
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        net[2] = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    groups: dict[tuple[int, object], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for old, new in replaced(run):
+        assert old.optimizer is not None
+        span = new.built or new.made
+        groups[old.optimizer, (span.file, span.line) if span is not None else None].append((old, new))
+    for (number, _), pairs in groups.items():
+        optimizer = next(found for found in run.optimizers if found.id == number)
+        names = tuple(dict.fromkeys(new.name or "" for _, new in pairs))
+        those = who(names, run)
+        span = pairs[0][1].built or pairs[0][1].made
+        labels = (Label(optimizer.made, "made before, it holds the old ones"),) if optimizer.made is not None else ()
+        yield Finding(
+            "stale-optimizer",
+            "error",
+            f"{those.subject} {those.learns}: {optimizer.name} holds the tensors that {those.counted} replaced",
+            span or optimizer.made,
+            "replaced here, after the optimizer was made",
+            names,
+            labels if span is not None else (),
+            (
+                f"replaced: {listed(names)}",
+                f"note: {optimizer.name} stepped {optimizer.steps} times; what it holds got its last gradient "
+                + _last(pairs),
+            ),
+            (Help("make the optimizer after the model has its final layers, or copy values with `load_state_dict`"),),
+        )
+
+
+def _last(pairs: list[tuple[Tensor, Tensor]]) -> str:
+    last = max((old.ledger or _NONE).last for old, _ in pairs)
+    return f"in step {last}" if last else "never"
+
+
+def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of a held tensor that gets no gradient any more and the one that has taken its name and place since."""
+    stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
+    types = {module.path: module.type for module in run.modules}
+    held: dict[str, list[Tensor]] = defaultdict(list)
+    for tensor in run.tensors:
+        if tensor.optimizer in stepped and tensor.name is not None and tensor.registered == "parameter":
+            held[_path(tensor)].append(tensor)
+    found = []
+    for new in run.tensors:
+        ledger = new.ledger or _NONE
+        if not _gets_gradients(new) or new.registered != "parameter" or new.change:
+            continue
+        for old in held.get(_path(new), ()):
+            gone = (old.ledger or _NONE).last < ledger.first
+            same_shape = old.shape == new.shape and types.get(old.module or "") == types.get(new.module or "")
+            own = types.get(new.module or "") not in _CONTAINERS
+            if gone and (_label(old) == _label(new) or (same_shape and own)):
+                found.append((old, new))
+                break
+    return found
+
+
+def _gets_gradients(tensor: Tensor) -> bool:
+    """Whether gradients arrive again and again at a parameter that no optimizer holds and nobody uses them of."""
+    ledger = tensor.ledger or _NONE
+    learning = tensor.leaf and tensor.requires_grad and tensor.optimizer is None and tensor.name is not None
+    return learning and ledger.passes >= 2 and not ledger.by_hand
+
+
+def _path(tensor: Tensor) -> str:
+    name = tensor.name or ""
+    return name.removeprefix(f"{tensor.module}.") if tensor.module is not None else name
+
+
+def _label(tensor: Tensor) -> str:
+    """The variable of the module that a tensor belongs to, without the number of later ones of its name."""
+    return (tensor.module or "").partition("#")[0]
+
+
+def not_in_optimizer(run: Run) -> Iterator[Finding]:
+    """A parameter gets gradients in the steps that update others, and no optimizer holds it.
+
+    An optimizer updates what it was given when it was made, and what `add_param_group` gave it. Parameters of a
+    second module (a head, a loss with weights of its own), or those added to the model later, have to be given to it.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net, head = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = head(net(torch.rand(8, 4))).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net, head = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1)
+        for _ in range(3):
+            loss = head(net(torch.rand(8, 4))).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    stepped = [optimizer for optimizer in run.optimizers if optimizer.fed]
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    trained = [tensors[number] for optimizer in stepped for number in optimizer.tensors]
+    told = {new.id for _, new in replaced(run)}
+    loaded = _loaded(run)
+    in_training = {module.path: module.training for module in run.modules}
+    modules_held = Counter(_label(tensor) for tensor in trained if tensor.module is not None)
+    groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    for tensor in run.tensors:
+        if tensor.id in told or tensor.id in loaded or not _gets_gradients(tensor) or tensor.change:
+            continue
+        if tensor.registered == "attribute" or not _is_meant_to_learn(tensor, trained):
+            continue
+        alone = tensor.module is not None and not modules_held[_label(tensor)]
+        if alone and not in_training.get(tensor.module or "", True):
+            continue  # a whole network in eval mode that nobody trains: it only measures
+        optimizer = _nearest(run, stepped, tensor)
+        if optimizer is not None:
+            groups[_label(tensor), optimizer.id].append(tensor)
+    for (_, number), found in groups.items():
+        optimizer = next(held for held in run.optimizers if held.id == number)
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
+        those = who(names, run)
+        ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.passes)
+        place = found[0].built or found[0].made
+        span = optimizer.made or place
+        yield Finding(
+            "not-in-optimizer",
+            "warning",
+            f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and no optimizer holds "
+            f"{those.them}",
+            span,
+            f"{optimizer.name} is given other parameters only",
+            names,
+            (Label(place, "made here"),) if place is not None and place != span else (),
+            (f"not held by any optimizer: {listed(names)}",),
+            (Help("give them to the optimizer, or set `requires_grad_(False)` if they are to stay as they are"),),
+        )
+
+
+def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:
+    """Whether it is of a kind with what is trained.
+
+    Who optimizes an image, a prompt or a latent code leaves the network as it is. Of plain tensors that require grad
+    most are data: only a single number is told for a parameter.
+    """
+    if tensor.registered == "parameter":
+        return any(other.registered == "parameter" for other in trained)
+    if tensor.nn_parameter:
+        return any(other.nn_parameter for other in trained)
+    return tensor.registered is None and bool(trained) and all(size == 1 for size in tensor.shape)
+
+
+def _nearest(run: Run, stepped: list[Optimizer], tensor: Tensor) -> Optimizer | None:
+    """The optimizer that holds most of the same model, else the one that holds most."""
+    tensors = {other.id: other for other in run.tensors}
+
+    def siblings(optimizer: Optimizer) -> tuple[int, int]:
+        held = [tensors[number] for number in optimizer.tensors]
+        return sum(_label(other) == _label(tensor) for other in held if other.module is not None), len(held)
+
+    return max(stepped, key=siblings, default=None)
+
+
+def _loaded(run: Run) -> set[int]:
+    """Parameters whose values were copied into them before the first backward: they come from elsewhere."""
+    holder = {value.id: value.tensor for value in run.values}
+    found: set[int] = set()
+    for step in run.steps[:1]:
+        for operation in step.operations:
+            if operation.name.endswith("copy_") and not operation.grad_enabled and len(operation.inputs) > 1:
+                found.update(holder[value] for value in operation.outputs)
+    return found
