@@ -54,7 +54,8 @@ class Ledger:
     and the latest did. A *use* is a step of an optimizer that holds it (each call of a step's closure counts), or an
     update by hand: `applied` uses found a gradient that was new, of these `piled` found it on top of one that had been
     used before; `starved` found none, of these `cleared_first` since one had arrived and been cleared; `reapplied`
-    found the same one as the use before. `by_hand` counts operations that computed with the gradient itself.
+    found the same one as the use before; `robbed` lacked that of a backward which the same step used at other
+    tensors. `by_hand` counts operations that computed with the gradient itself.
 
     Single steps are looked at now and then: `stirred` of those with a new gradient other than zero moved the value,
     `still` left it as it was to the last bit; `moved_frozen` moved it though it was frozen and nothing had arrived,
@@ -74,6 +75,7 @@ class Ledger:
     starved: int = 0
     cleared_first: int = 0
     reapplied: int = 0
+    robbed: int = 0
     by_hand: int = 0
     stirred: int = 0
     still: int = 0

@@ -52,7 +52,8 @@ class Account:
 
     __slots__ = (
         "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "masked_at", "mixed",
-        "passes", "pending", "piled", "reapplied", "site", "stamp", "starved", "swept", "users",
+        "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp", "starved", "swept",
+        "thrown", "users",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -60,7 +61,9 @@ class Account:
         self.users: set[int] = set()
         self.mixed = self.discarded = self.swept = False
         self.stamp: Stamp = NO_GRADIENT
-        self.passes = self.applied = self.starved = self.cleared_first = self.reapplied = self.piled = self.by_hand = 0
+        self.passes = self.applied = self.starved = self.cleared_first = self.robbed = 0
+        self.reapplied = self.piled = self.by_hand = 0
+        self.thrown: list[Pass] = []
         self.first = self.last = 0
         self.site: Site | None = None
         self.cleared_at: Site | None = None
@@ -83,6 +86,11 @@ class Account:
             source.waiting += held
         self.stamp = stamp_of(gradient)
         self.discarded = False
+
+    def rob(self, used: set[Pass]) -> None:
+        """A step of its optimizer used these passes at other tensors: those thrown away here were meant for it."""
+        self.robbed += not used.isdisjoint(self.thrown)
+        self.thrown = []
 
     def use(self, user: int, stamp: Stamp, supplied: bool) -> bool:
         """An optimizer uses what is in `.grad`. Returns whether there was anything that it had not used before."""
@@ -141,6 +149,7 @@ class Account:
             if not all(source.served for source in self.pending):
                 self.discarded, self.swept = True, swept
                 self.cleared_at = site
+                self.thrown = self.pending[:]
             self.pending.clear()
         self.users.clear()
         self.mixed = False

@@ -239,7 +239,7 @@ class _Freezer:
             differentiated=subject.serial in self.differentiated,
             predicted=predicted if subject.leaf else None,
             received=self.received(subject, course),
-            gradient_norms=tuple(map(finite, course.norms.points)) if course is not None else (),
+            gradient_norms=self.norms(course) if course is not None else (),
             start=_finite_or_none(course.start) if course is not None else None,
             change=_finite_or_none(course.change) if course is not None else None,
             made=self.span(subject.site),
@@ -256,6 +256,11 @@ class _Freezer:
             return None
         return Received(course.steps, course.of, course.zero, course.nonfinite)
 
+    def norms(self, course: Course) -> tuple[float | None, ...]:
+        """Norms are counted at steps: where no optimizer has stepped, the latest is all there is."""
+        waiting = self.unstepped and not course.norms.points and course.norm is not None
+        return tuple(map(finite, [course.norm] if waiting and course.norm is not None else course.norms.points))
+
     def ledger(self, course: Course) -> Ledger:
         account = course.account
         return Ledger(
@@ -267,6 +272,7 @@ class _Freezer:
             starved=account.starved,
             cleared_first=account.cleared_first,
             reapplied=account.reapplied,
+            robbed=account.robbed,
             by_hand=account.by_hand,
             stirred=course.stirred,
             still=course.still,

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from gradscope.probes.accounts import stamp_of
+from gradscope.probes.accounts import Account, Pass, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course, measure, norms
 from gradscope.probes.movement import Held, after_step, before_step, is_due
@@ -155,7 +155,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 return
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
-            fed = False
+            fed, used, robbed = False, set[Pass](), list[Account]()
             for group in optimizer.param_groups:
                 rate = group.get("lr")
                 for tensor in group["params"]:
@@ -168,6 +168,9 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     supplied = not account.pending and gradient is not None and stamp != account.stamp
                     if supplied and not course.arrived:
                         supplied = _supplied(course, gradient)
+                    used.update(account.pending)
+                    if account.thrown:
+                        robbed.append(account)
                     if tensor.requires_grad or supplied or account.pending:
                         fresh = account.use(mark.serial, stamp, supplied)
                     else:
@@ -175,6 +178,8 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     fed = fed or fresh
                     if looked_at is not None and gradient is not None:
                         looked_at.append(Held(course, tensor, fresh, float(rate) if rate is not None else None))
+            for account in robbed:
+                account.rob(used)
             mark.uses += 1
             mark.fed += fed
             if looked_at is not None and mark.moment is None:

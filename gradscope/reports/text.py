@@ -17,6 +17,7 @@ _HELP = textwrap.TextWrapper(
     WIDTH, initial_indent="help: ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
 )
 _HEADLINE = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+_TITLE = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 _FACTS = textwrap.TextWrapper(
     WIDTH, initial_indent="   = ", subsequent_indent="     ", break_long_words=False, break_on_hyphens=False
 )
@@ -43,6 +44,8 @@ def headline(report: Document) -> str:
         parts[0] += " (ended by --steps)" if run.ended == "steps" else " (interrupted)"
     if run.exception is not None:
         parts.append(f"raised {run.exception.type}")
+    if run.backwards and not run.steps:
+        parts[0] = f"{_count(run.backwards, 'backward')}, no step"
     if run.backwards == 0:
         parts = ["no backward", *parts[1:]]
     for loss in report.losses[:2]:
@@ -68,18 +71,12 @@ def _number(value: float | None) -> str:
 def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, colour: bool = False) -> str:
     """One finding in full."""
     title = paint(f"{finding.severity}[{finding.rule}]", finding.severity, colour)
-    lines = [f"{title}: {finding.message}"]
+    lines = _TITLE.wrap(f"{finding.severity}[{finding.rule}]: {finding.message}")
+    lines[0] = title + lines[0].removeprefix(f"{finding.severity}[{finding.rule}]")
     if finding.span is not None:
         lines += frame(finding, sources, colour)
     for fact in finding.facts:
-        lines += textwrap.wrap(
-            fact,
-            WIDTH,
-            initial_indent="   = ",
-            subsequent_indent="     ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        lines += _FACTS.wrap(fact)
     for help_ in finding.help:
         lines += _HELP.wrap(help_.message)
         if help_.edit is not None:

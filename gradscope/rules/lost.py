@@ -9,6 +9,7 @@ from typing import Literal
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
 from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, rounds, trains_nothing
+from gradscope.rules.ownership import replaced
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
@@ -102,7 +103,10 @@ def _never(run: Run) -> list[Lost]:
     cut: dict[object, list[tuple[Tensor, Reach, StepFlow]]] = {}
     left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
     turns = {number: rounds(run, number) for number in (None, *(optimizer.id for optimizer in run.optimizers))}
+    given_up = {old.id for old, _ in replaced(run)}
     for tensor in suffering(run):
+        if tensor.id in given_up:
+            continue
         for flow in turns[tensor.optimizer]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):

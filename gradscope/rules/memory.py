@@ -76,8 +76,9 @@ def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
 
 def _growing(run: Run, growth: Growth) -> Finding:
     tensor = next(tensor for tensor in run.tensors if tensor.id == growth.tensor)
-    name = tensor.name or "a tensor"
-    quoted = f"`{tensor.name}`" if tensor.name is not None else name
+    same = [other.name for other in run.tensors if other.made == tensor.made and other.name is not None]
+    name = tensor.name or next(iter(same), None)
+    quoted = f"`{name}`" if name is not None else "a tensor"
     span: Span = growth.span
     labels: tuple[Label, ...] = ()
     if growth.kind == "cycle":
@@ -92,7 +93,7 @@ def _growing(run: Run, growth: Growth) -> Finding:
         what = "steps" if growth.kind == "steps" else "calls"
         message = f"the graph behind {quoted} grows: it leads through {growth.count} {what} by now"
         caret = "computed from its own value of before, with the whole graph behind it"
-        maker = _maker(run, growth)
+        maker = _maker(run, growth) if growth.kind == "calls" else None
         if maker is not None and maker.span is not None and maker.span.line != span.line:
             labels = (Label(maker.span, f"`{short_name(maker.name)}` takes it here"),)
         mend = "carry `.detach()` of it on, or sum up `.item()`, or compute it under `torch.no_grad()`"
@@ -102,7 +103,7 @@ def _growing(run: Run, growth: Growth) -> Finding:
         message,
         span,
         caret,
-        (tensor.name,) if tensor.name is not None else (),
+        (name,) if name is not None else (),
         labels,
         (f"seen from step {growth.since} to step {growth.until}; everything that these graphs saved stays in memory",),
         (Help(mend),),

@@ -11,6 +11,7 @@ from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, 
 from gradscope.rules.wording import listed, who
 
 _NONE = Ledger()
+_NO_RATE = 1e-12
 _NOISE = 1e-4  # of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm
 
 
@@ -182,14 +183,15 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
     ledger = tensors[0].ledger or _NONE
     looks = ledger.still + ledger.stirred
     types = sorted({tensor.dtype for tensor in tensors})
-    cause = (
-        "the learning rate is 0" if why == "rate" else f"the updates are below the precision of {' and '.join(types)}"
-    )
-    mend = (
-        "set a learning rate above 0; look at what the scheduler makes of it"
-        if why == "rate"
-        else "keep the parameters in float32 (autocast for speed), or take a larger learning rate"
-    )
+    rate = ledger.rate if ledger.rate is not None else 1.0
+    if why == "rate" or rate < _NO_RATE:
+        cause = f"the learning rate is {rate:.2g}"
+        mend = (
+            "look at what sets the learning rate: the optimizer, the scheduler, or a line that scales it in every step"
+        )
+    else:
+        cause = f"the updates are below the precision of {' and '.join(types)}"
+        mend = "keep the parameters in float32 (autocast for speed), or take a larger learning rate"
     labels: tuple[Label, ...] = ()
     if optimizer.made is not None and optimizer.stepped is not None:
         labels = (Label(optimizer.made, f"this {optimizer.name}"),)

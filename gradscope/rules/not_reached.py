@@ -12,6 +12,7 @@ from gradscope.graph.naming import expression, loop_around, short_name, source_o
 from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.order import undifferentiated
+from gradscope.rules.ownership import replaced
 from gradscope.rules.wording import listed, steps_text, who
 
 
@@ -68,13 +69,14 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
     cut_off |= {number for optimizer, _ in undifferentiated(run) for number in optimizer.tensors}
-    # Another tensor of this name that learns has taken its place since: then it is not unused but replaced.
-    replaced = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}
+    cut_off |= {old.id for old, _ in replaced(run)}
+    # Another tensor of this name that learns has taken its place since: then it is not unused but superseded.
+    superseded = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}
     steps = [flow for flow in flows(run) if flow.roots]
     turns = {number: [flow for flow in rounds(run, number) if flow.roots] for number in optimizers}
     groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in suffering(run):
-        if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count or tensor.name in replaced:
+        if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count or tensor.name in superseded:
             continue
         if optimizers[tensor.optimizer].steps and not any(
             _leads_to_loss(flow, tensor) for flow in turns[tensor.optimizer]

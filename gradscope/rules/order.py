@@ -9,6 +9,7 @@ from gradscope.graph.facts import Backward, Finding, Help, Label, Ledger, Operat
 from gradscope.graph.naming import last_call
 from gradscope.graph.paths import StepFlow, rounds
 from gradscope.rules.lost import frozen_out, lost
+from gradscope.rules.ownership import replaced
 from gradscope.rules.wording import listed, steps_text, who
 
 _NONE = Ledger()
@@ -55,6 +56,7 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
         ledger = max((ledger for _, ledger in found), key=lambda ledger: ledger.piled)
         optimizer = optimizers.get(number or 0)
         stepped = optimizer.stepped if optimizer is not None else None
+        those = who(names, run)
         uses = "updates" if optimizer is None else "steps" if optimizer.uses == optimizer.steps else "closure calls"
         labels = []
         if stepped is not None:
@@ -62,7 +64,7 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
         yield Finding(
             "missing-zero-grad",
             "warning",
-            f"{who(names, run).subject} {'piles' if len(names) == 1 else 'pile'} up gradients: {ledger.piled} of "
+            f"{those.subject} {'piles' if those.learns == 'never learns' else 'pile'} up gradients: {ledger.piled} of "
             f"{ledger.applied} {uses} used those of earlier ones again",
             ledger.backward,
             "adds to the gradients that were used already",
@@ -114,16 +116,21 @@ def zero_grad_before_step(run: Run) -> Iterator[Finding]:
     """
     told: set[int] = set()
     for optimizer in run.optimizers:
-        found = _cleared_first(run, optimizer)
-        if found:
-            told.update(tensor.id for tensor in found)
-            yield _starved(run, optimizer, found)
+        for part, found in (("", _cleared_first(run, optimizer)), ("part of ", _robbed(run, optimizer))):
+            found = [tensor for tensor in found if tensor.id not in told]
+            if found:
+                told.update(tensor.id for tensor in found)
+                yield _starved(run, optimizer, found, part)
     tensors = {tensor.id: tensor for tensor in run.tensors}
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
+    # A backward whose way to what it was to train is cut is in vain for that reason.
+    cut = {backward.span for loss in lost(run) for backward in loss.flow.step.backwards}
     for discard in run.discards:
         reached = [tensors[number] for number in discard.tensors]
         held = [tensor for tensor in reached if tensor.optimizer in stepped and tensor.name is not None]
-        if discard.vain < 2 or discard.vain * 2 < discard.passes or not held or told.intersection(discard.tensors):
+        if discard.vain < 2 or discard.vain * 2 < discard.passes or not held or discard.backward in cut:
+            continue
+        if told.intersection(discard.tensors):
             continue
         names = tuple(dict.fromkeys(tensor.name or "" for tensor in held))
         yield Finding(
@@ -157,20 +164,44 @@ def _cleared_first(run: Run, optimizer: Optimizer) -> list[Tensor]:
     return found
 
 
-def _starved(run: Run, optimizer: Optimizer, found: list[Tensor]) -> Finding:
+def _robbed(run: Run, optimizer: Optimizer) -> list[Tensor]:
+    """What an optimizer holds that lost the gradient of a backward which its steps used at other tensors."""
+    held = set(optimizer.tensors)
+    return [
+        tensor
+        for tensor in run.tensors
+        if tensor.id in held
+        and tensor.name is not None
+        and tensor.ledger is not None
+        and tensor.ledger.swept
+        and tensor.ledger.robbed >= 2
+        and tensor.ledger.robbed * 2 >= optimizer.uses
+    ]
+
+
+def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> Finding:
     names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
     ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.cleared_first)
     those = who(names, run)
+    count = ledger.robbed if part else ledger.cleared_first
+    theirs = "its" if those.them == "it" else "their"
+    if part:
+        learns = f"{'loses' if theirs == 'its' else 'lose'} part of {theirs} gradients"
+        message = f"{those.subject} {learns}: cleared before {count} of {steps_text(run, optimizer.uses)}"
+    else:
+        message = (
+            f"{those.subject} {those.learns}: {theirs} gradients are cleared before {count} of "
+            f"{steps_text(run, optimizer.uses)}"
+        )
     labels = []
     if ledger.backward is not None:
         labels.append(Label(ledger.backward, "they arrive here"))
     if optimizer.stepped is not None:
-        labels.append(Label(optimizer.stepped, "and this finds none"))
+        labels.append(Label(optimizer.stepped, f"and this finds {'the rest' if part else 'none'}"))
     return Finding(
         "zero-grad-before-step",
         "error",
-        f"{those.subject} {those.learns}: {'its' if those.them == 'it' else 'their'} gradients are cleared before "
-        f"{ledger.cleared_first} of {steps_text(run, optimizer.uses)}",
+        message,
         ledger.cleared or optimizer.stepped,
         "the gradients are thrown away here",
         names,
@@ -260,6 +291,7 @@ def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]
     """
     told = {tensor.id for loss in lost(run) for tensor in loss.tensors}
     told |= {tensor.id for tensor, _ in frozen_out(run)}
+    told |= {old.id for old, _ in replaced(run)}
     found = []
     for optimizer in run.optimizers:
         held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id]
@@ -268,7 +300,7 @@ def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]
         if optimizer.uses < 2 or optimizer.fed or reached or told.intersection(tensor.id for tensor in held):
             continue
         losses = _left_alone(run, optimizer, held)
-        if losses:
+        if losses and any(tensor.name is not None and tensor.used for tensor in held):
             found.append((optimizer, losses))
     return found
 

@@ -60,7 +60,8 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
         yield Finding(
             "stale-optimizer",
             "error",
-            f"{those.subject} {those.learns}: {optimizer.name} holds the tensors that {those.counted} replaced",
+            f"{those.subject} {those.learns}: {optimizer.name} still holds the tensors that "
+            f"{'it' if those.them == 'it' else 'they'} replaced",
             span or optimizer.made,
             "replaced here, after the optimizer was made",
             names,
@@ -80,14 +81,14 @@ def _last(pairs: list[tuple[Tensor, Tensor]]) -> str:
 
 
 def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of a held tensor that gets no gradient any more and the one that has taken its name and place since."""
+    """Pairs of a held tensor that gets no gradient any more and the latest that has taken its name and place since."""
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     types = {module.path: module.type for module in run.modules}
     held: dict[str, list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
         if tensor.optimizer in stepped and tensor.name is not None and tensor.registered == "parameter":
             held[_path(tensor)].append(tensor)
-    found = []
+    latest: dict[int, tuple[Tensor, Tensor]] = {}
     for new in run.tensors:
         ledger = new.ledger or _NONE
         if not _gets_gradients(new) or new.registered != "parameter" or new.change:
@@ -95,11 +96,12 @@ def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
         for old in held.get(_path(new), ()):
             gone = (old.ledger or _NONE).last < ledger.first
             same_shape = old.shape == new.shape and types.get(old.module or "") == types.get(new.module or "")
-            own = types.get(new.module or "") not in _CONTAINERS
+            # A copy that learns where the first has learned before has taken its place; else it is merely a copy.
+            own = types.get(new.module or "") not in _CONTAINERS and bool((old.ledger or _NONE).passes)
             if gone and (_label(old) == _label(new) or (same_shape and own)):
-                found.append((old, new))
+                latest[old.id] = old, new
                 break
-    return found
+    return list(latest.values())
 
 
 def _gets_gradients(tensor: Tensor) -> bool:
@@ -152,15 +154,16 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     stepped = [optimizer for optimizer in run.optimizers if optimizer.fed]
+    stepped = stepped or [optimizer for optimizer in run.optimizers if optimizer.steps]
     tensors = {tensor.id: tensor for tensor in run.tensors}
     trained = [tensors[number] for optimizer in stepped for number in optimizer.tensors]
-    told = {new.id for _, new in replaced(run)}
+    told = {_path(new) for _, new in replaced(run)}
     loaded = _loaded(run)
     in_training = {module.path: module.training for module in run.modules}
     modules_held = Counter(_label(tensor) for tensor in trained if tensor.module is not None)
     groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
-        if tensor.id in told or tensor.id in loaded or not _gets_gradients(tensor) or tensor.change:
+        if _path(tensor) in told or tensor.id in loaded or not _gets_gradients(tensor) or tensor.change:
             continue
         if tensor.registered == "attribute" or not _is_meant_to_learn(tensor, trained):
             continue
@@ -198,7 +201,8 @@ def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:
     most are data: only a single number is told for a parameter.
     """
     if tensor.registered == "parameter":
-        return any(other.registered == "parameter" for other in trained)
+        # What is held and has no name is of a module that nobody calls: a copy of this one, or one that is gone.
+        return any(other.registered == "parameter" or other.name is None for other in trained)
     if tensor.nn_parameter:
         return any(other.nn_parameter for other in trained)
     return tensor.registered is None and bool(trained) and all(size == 1 for size in tensor.shape)
