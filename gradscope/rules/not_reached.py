@@ -12,7 +12,7 @@ from gradscope.graph.naming import expression, loop_around, short_name, source_o
 from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.order import undifferentiated
-from gradscope.rules.ownership import replaced
+from gradscope.rules.successors import replaced
 from gradscope.rules.wording import listed, steps_text, who
 
 

@@ -9,7 +9,7 @@ from gradscope.graph.facts import Backward, Finding, Help, Label, Ledger, Operat
 from gradscope.graph.naming import last_call
 from gradscope.graph.paths import StepFlow, rounds
 from gradscope.rules.lost import frozen_out, lost
-from gradscope.rules.ownership import replaced
+from gradscope.rules.successors import replaced
 from gradscope.rules.wording import listed, steps_text, who
 
 _NONE = Ledger()

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Tensor
+from gradscope.rules.lost import lost
+from gradscope.rules.successors import gets_gradients, label_of, path_of, replaced
 from gradscope.rules.wording import listed, who
 
 _NONE = Ledger()
-_CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
 
 
 def stale_optimizer(run: Run) -> Iterator[Finding]:
@@ -80,47 +81,6 @@ def _last(pairs: list[tuple[Tensor, Tensor]]) -> str:
     return f"in step {last}" if last else "never"
 
 
-def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of a held tensor that gets no gradient any more and the latest that has taken its name and place since."""
-    stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
-    types = {module.path: module.type for module in run.modules}
-    held: dict[str, list[Tensor]] = defaultdict(list)
-    for tensor in run.tensors:
-        if tensor.optimizer in stepped and tensor.name is not None and tensor.registered == "parameter":
-            held[_path(tensor)].append(tensor)
-    latest: dict[int, tuple[Tensor, Tensor]] = {}
-    for new in run.tensors:
-        ledger = new.ledger or _NONE
-        if not _gets_gradients(new) or new.registered != "parameter" or new.change:
-            continue
-        for old in held.get(_path(new), ()):
-            gone = (old.ledger or _NONE).last < ledger.first
-            same_shape = old.shape == new.shape and types.get(old.module or "") == types.get(new.module or "")
-            # A copy that learns where the first has learned before has taken its place; else it is merely a copy.
-            own = types.get(new.module or "") not in _CONTAINERS and bool((old.ledger or _NONE).passes)
-            if gone and (_label(old) == _label(new) or (same_shape and own)):
-                latest[old.id] = old, new
-                break
-    return list(latest.values())
-
-
-def _gets_gradients(tensor: Tensor) -> bool:
-    """Whether gradients arrive again and again at a parameter that no optimizer holds and nobody uses them of."""
-    ledger = tensor.ledger or _NONE
-    learning = tensor.leaf and tensor.requires_grad and tensor.optimizer is None and tensor.name is not None
-    return learning and ledger.passes >= 2 and not ledger.by_hand
-
-
-def _path(tensor: Tensor) -> str:
-    name = tensor.name or ""
-    return name.removeprefix(f"{tensor.module}.") if tensor.module is not None else name
-
-
-def _label(tensor: Tensor) -> str:
-    """The variable of the module that a tensor belongs to, without the number of later ones of its name."""
-    return (tensor.module or "").partition("#")[0]
-
-
 def not_in_optimizer(run: Run) -> Iterator[Finding]:
     """A parameter gets gradients in the steps that update others, and no optimizer holds it.
 
@@ -157,22 +117,23 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
     stepped = stepped or [optimizer for optimizer in run.optimizers if optimizer.steps]
     tensors = {tensor.id: tensor for tensor in run.tensors}
     trained = [tensors[number] for optimizer in stepped for number in optimizer.tensors]
-    told = {_path(new) for _, new in replaced(run)}
+    told = {path_of(new) for _, new in replaced(run)}
     loaded = _loaded(run)
+    copies = {loss.operation.span for loss in lost(run) if loss.cause == "rebuilt-tensor"}
     in_training = {module.path: module.training for module in run.modules}
-    modules_held = Counter(_label(tensor) for tensor in trained if tensor.module is not None)
+    modules_held = Counter(label_of(tensor) for tensor in trained if tensor.module is not None)
     groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
-        if _path(tensor) in told or tensor.id in loaded or not _gets_gradients(tensor) or tensor.change:
+        if path_of(tensor) in told or tensor.id in loaded or not gets_gradients(tensor) or tensor.change:
             continue
-        if tensor.registered == "attribute" or not _is_meant_to_learn(tensor, trained):
+        if tensor.made in copies or tensor.registered == "attribute" or not _is_meant_to_learn(tensor, trained):
             continue
-        alone = tensor.module is not None and not modules_held[_label(tensor)]
+        alone = tensor.module is not None and not modules_held[label_of(tensor)]
         if alone and not in_training.get(tensor.module or "", True):
             continue  # a whole network in eval mode that nobody trains: it only measures
         optimizer = _nearest(run, stepped, tensor)
         if optimizer is not None:
-            groups[_label(tensor), optimizer.id].append(tensor)
+            groups[label_of(tensor), optimizer.id].append(tensor)
     for (_, number), found in groups.items():
         optimizer = next(held for held in run.optimizers if held.id == number)
         names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
@@ -214,7 +175,7 @@ def _nearest(run: Run, stepped: list[Optimizer], tensor: Tensor) -> Optimizer | 
 
     def siblings(optimizer: Optimizer) -> tuple[int, int]:
         held = [tensors[number] for number in optimizer.tensors]
-        return sum(_label(other) == _label(tensor) for other in held if other.module is not None), len(held)
+        return sum(label_of(other) == label_of(tensor) for other in held if other.module is not None), len(held)
 
     return max(stepped, key=siblings, default=None)
 
