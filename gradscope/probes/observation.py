@@ -45,7 +45,7 @@ class Observation:
     """Watches everything that torch does between `start` and `stop`.
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
-    `steps` ends the program after so many optimizer steps.
+    `steps` ends the program after so many optimizer steps; `watch` is called after each.
     """
 
     def __init__(
@@ -54,10 +54,13 @@ class Observation:
         own: tuple[str, ...] = (),
         steps: int | None = None,
         folder: str | None = None,
+        watch: Callable[[Observation], None] | None = None,
     ) -> None:
         self.namespace = namespace
         self.tape = Tape(CallSites(folder, own))
         self.tape.name_all = self._name_all
+        if watch is not None:
+            self.tape.step_ended = lambda: watch(self)
         self.steps = steps
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
@@ -113,6 +116,11 @@ class Observation:
                 self.given[subject.serial] = f"output{path}"
             confirm(self.tape, [tensor for _, tensor in outputs])
 
+    @property
+    def steps_so_far(self) -> int:
+        """Steps of optimizers, or backwards where there is no optimizer."""
+        return self.tape.step_count if self.tape.optimizers else self.tape.backward_count
+
     def _name_all(self) -> None:
         """Read names while their owners are alive."""
         for name, value in list(self.namespace.items()):
@@ -128,13 +136,14 @@ class Observation:
         script: str | None = None,
         argv: tuple[str, ...] = (),
         crash: Crash | None = None,
+        confirm: bool = True,
     ) -> Run:
-        """The facts so far."""
+        """The facts so far; with `confirm`, outputs of a program that called no backward are differentiated for it."""
         seconds = self.seconds or time.perf_counter() - self.began
         with unobserved():
             try:
                 self._name_all()
-                if ended != "exception":
+                if confirm and ended != "exception":
                     confirm_outputs(self.tape)
             except Exception as error:
                 self.tape.fail("naming", error)
@@ -147,7 +156,7 @@ class Observation:
             argv=argv,
             ended=ended,
             seconds=seconds,
-            step_count=tape.step_count if tape.optimizers else tape.backward_count,
+            step_count=self.steps_so_far,
             backward_count=tape.backward_count,
             crash=crash,
             tensors=frozen.tensors,

@@ -9,7 +9,7 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +99,13 @@ def _syntax(error: SyntaxError, script: str) -> str:
     return f"{script} has a syntax error{where}: {error.msg}"
 
 
-def observe_program(program: Program, steps: int | None = None) -> Outcome:
-    """Run a program to its end and return what was seen; nothing that it raises comes out of here."""
+def observe_program(
+    program: Program, steps: int | None = None, watch: Callable[[Observation], None] | None = None
+) -> Outcome:
+    """Run a program to its end and return what was seen; nothing that it raises comes out of here.
+
+    `steps` ends it after so many optimizer steps, `watch` is called after each.
+    """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
     linecache.getlines(program.file)
@@ -117,7 +122,7 @@ def observe_program(program: Program, steps: int | None = None) -> Outcome:
     )
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
-    observation = Observation(main.__dict__, program.own, steps)
+    observation = Observation(main.__dict__, program.own, steps, watch=watch)
     ended: Ending = "end"
     status: int = 0
     error: BaseException | None = None

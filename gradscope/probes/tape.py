@@ -191,6 +191,7 @@ class Tape:
         self.growth = Growth()
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
+        self.step_ended: Callable[[], None] = lambda: None
         self.step = StepRecord(1)
         self.step_count = 0
         self.backward_count = 0
@@ -460,6 +461,7 @@ class Tape:
                 self.latest.popleft()
         self.step = StepRecord(step.index + 1)
         self._sweep_at = SWEEP_AT
+        self.step_ended()
 
     def _begins(self) -> bool:
         """Whether the run is still in its first steps: of optimizers that step in turn, the first of each are kept."""

@@ -11,6 +11,8 @@ import msgspec
 from gradscope.graph.facts import Ending, Finding, Run, Severity, Span, Tensor
 from gradscope.graph.roles import Role, role
 
+SCHEMA: Literal["gradscope.report/1"] = "gradscope.report/1"
+
 
 class Location(msgspec.Struct, frozen=True):
     """A place in the user's source; lines and columns from 1, `end_column` exclusive."""
@@ -66,7 +68,10 @@ class Gradients(msgspec.Struct, frozen=True):
 
 
 class TensorRow(msgspec.Struct, frozen=True):
-    """One tensor. `moved` is |change| / |start|, null where there was no start to divide by (`from_zero`)."""
+    """One tensor. `moved` is |change| / |start|, null where there was no start to divide by (`from_zero`).
+
+    `updates` are |update| / |value| of single steps, those that were looked at, in time order.
+    """
 
     name: str
     role: Role
@@ -82,6 +87,7 @@ class TensorRow(msgspec.Struct, frozen=True):
     grad_norm: tuple[float | None, ...]
     moved: float | None
     from_zero: bool
+    updates: tuple[float | None, ...]
     finding: str | None
     location: Place | None
 
@@ -141,7 +147,7 @@ class Document(msgspec.Struct, frozen=True):
     findings: tuple[FindingRow, ...]
     graph: GraphSize
     failures: tuple[str, ...]
-    schema: Literal["gradscope.report/1"] = "gradscope.report/1"
+    schema: Literal["gradscope.report/1"] = SCHEMA
 
 
 def document(run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] = ()) -> Document:
@@ -261,6 +267,7 @@ def _row(tensor: Tensor, optimizers: dict[int, str], finding: str | None) -> Ten
         grad_norm=tensor.gradient_norms,
         moved=change / start if start and change is not None else (0.0 if change == 0 else None),
         from_zero=bool(change) and start == 0,
+        updates=tensor.ledger.updates if tensor.ledger is not None else (),
         finding=finding,
         location=Place(tensor.made.file, tensor.made.line) if tensor.made else None,
     )

@@ -16,7 +16,7 @@ from gradscope.reports.document import Document, GraphSize, TensorRow, document
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
 
-_ORDER: tuple[Severity, ...] = ("info", "warning", "error")
+ORDER: tuple[Severity, ...] = ("info", "warning", "error")
 
 
 class FindingsRaised(GradscopeError):
@@ -60,7 +60,7 @@ class Report:
 
     def at_least(self, level: Severity) -> tuple[Finding, ...]:
         """The findings of this severity or worse."""
-        return tuple(finding for finding in self.findings if _ORDER.index(finding.severity) >= _ORDER.index(level))
+        return tuple(finding for finding in self.findings if ORDER.index(finding.severity) >= ORDER.index(level))
 
     def raise_for_findings(self, level: Severity = "error") -> None:
         """Raise FindingsRaised with the explanation if there is a finding of this severity or worse."""
@@ -71,9 +71,9 @@ class Report:
         """The report as JSON, schema `gradscope.report/1`."""
         return msgspec.json.format(msgspec.json.encode(self.document), indent=1).decode()
 
-    def to_text(self, *, every_row: bool = False, colour: bool = False) -> str:
+    def to_text(self, *, every_row: bool = False, colour: bool = False, unicode: bool = False) -> str:
         """The report as text."""
-        return text(self.run, self.findings, self.document, every_row=every_row, colour=colour)
+        return text(self.run, self.findings, self.document, every_row=every_row, colour=colour, unicode=unicode)
 
     def render(self, path: str | Path, style: Literal["gradscope", "torchviz"] = "gradscope") -> None:
         """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`; see `gradscope.render`."""

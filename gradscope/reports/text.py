@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -24,12 +26,21 @@ _FACTS = textwrap.TextWrapper(
 
 
 def text(
-    run: Run, findings: Sequence[Finding], report: Document, *, every_row: bool = False, colour: bool = False
+    run: Run,
+    findings: Sequence[Finding],
+    report: Document,
+    *,
+    every_row: bool = False,
+    colour: bool = False,
+    unicode: bool = False,
 ) -> str:
-    """The whole report; `every_row` shows each tensor, where otherwise rows fold by module over 20."""
+    """The whole report; `every_row` shows each tensor, where otherwise rows fold by module over 20.
+
+    It is ASCII, but for the user's names and, with `unicode`, the small charts.
+    """
     parts = [finding_text(finding, run.sources, colour=colour) for finding in findings]
     parts.append(headline(report))
-    table = table_text(report.tensors, every_row=every_row)
+    table = table_text(report.tensors, every_row=every_row, unicode=unicode)
     if table:
         parts.append(table)
     parts += report.failures
@@ -97,23 +108,35 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
 
 
 _COLUMNS = ("tensor", "shape", "role", "leaf", "requires", "got grad", "|grad|", "moved")
+_COURSE = 6
+_FLAT = math.log(4)  # a course within a factor of 4 is drawn as nearly flat
+_BLOCKS = "\N{LOWER ONE EIGHTH BLOCK}\u2582\u2583\u2584\u2585\u2586\u2587\N{FULL BLOCK}"
+_LETTERS = "_.:-=+*#"
 
 
-def table_text(rows: Sequence[TensorRow], *, every_row: bool = False) -> str:
-    """The table of tensors. A non-leaf has no gradient to count: there the row names the `grad_fn` that made it."""
+def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: bool = False) -> str:
+    """The table of tensors. A non-leaf has no gradient to count: there the row names the `grad_fn` that made it.
+
+    Where there is room, rows end with the course of |grad| over the steps, on a logarithmic scale.
+    """
     if not rows:
         return ""
     folded = list(rows) if every_row or len(rows) <= ROWS else fold(rows)
-    cells = _fitted([_cells(row) if isinstance(row, TensorRow) else row for row in folded])
+    cells = [_cells(row) if isinstance(row, TensorRow) else row for row in folded]
+    courses = [_course(row, unicode) if isinstance(row, TensorRow) else "" for row in folded]
+    with_course = any(courses) and _total(_fitted(cells, WIDTH - _COURSE - 2)) <= WIDTH - _COURSE - 2
+    cells = _fitted(cells, WIDTH - _COURSE - 2 if with_course else WIDTH)
     # A row of fewer cells ends with a text that runs over the columns which are left.
     widths = _widths(cells)
     lines = []
-    for row in [_COLUMNS, *cells]:
+    for row, course in zip([_COLUMNS, *cells], ["course", *courses], strict=True):
         whole = len(row) == len(_COLUMNS)
         padded = [
             f"{cell:>{widths[place]}}" if place in _NUMBERS and whole else f"{cell:<{widths[place]}}"
             for place, cell in enumerate(row)
         ]
+        if with_course and whole:
+            padded.append(course)
         lines.append("  ".join(padded).rstrip())
     hidden = len(rows) - sum(isinstance(row, TensorRow) for row in folded)
     if hidden:
@@ -131,10 +154,15 @@ def _widths(cells: list[_Cells]) -> list[int]:
     return [max(len(row[place]) for row in whole if len(row) > place) for place in range(len(_COLUMNS))]
 
 
-def _fitted(cells: list[_Cells]) -> list[_Cells]:
-    """The rows with their names shortened as far as it takes to keep to `WIDTH`."""
+def _total(cells: list[_Cells]) -> int:
+    widths = _widths(cells)
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _fitted(cells: list[_Cells], width: int) -> list[_Cells]:
+    """The rows with their names shortened as far as it takes to keep to a width."""
     widest = _widths(cells)
-    room = max(_SHORTEST, widest[0] - (sum(widest) + 2 * (len(widest) - 1) - WIDTH))
+    room = max(_SHORTEST, widest[0] - (_total(cells) - width))
     return [(_shortened(row[0], min(_NAME, room)), *row[1:]) for row in cells]
 
 
@@ -156,6 +184,25 @@ def _received(row: TensorRow) -> str:
         return "-"
     marks = ("z" if row.received.zero else "") + ("!" if row.received.nonfinite else "")
     return f"{marks}{row.received.steps}/{row.received.of}"
+
+
+def _course(row: TensorRow, unicode: bool) -> str:
+    """The norms of a gradient over the steps as a few characters; `!` for one that was not finite, " " for zero."""
+    norms = row.grad_norm
+    if len(norms) < 3:
+        return ""
+    marks = _BLOCKS if unicode else _LETTERS
+    places = min(_COURSE, len(norms))
+    chunks = [norms[len(norms) * place // places : len(norms) * (place + 1) // places] for place in range(places)]
+    means = [None if None in chunk else statistics.fmean(norm or 0.0 for norm in chunk) for chunk in chunks]
+    logs = [math.log(mean) for mean in means if mean]
+    middle = (min(logs, default=0.0) + max(logs, default=0.0)) / 2
+    span = max(max(logs, default=0.0) - min(logs, default=0.0), _FLAT)
+    scale = len(marks) - 1
+    return "".join(
+        "!" if mean is None else " " if mean == 0 else marks[round(((math.log(mean) - middle) / span + 0.5) * scale)]
+        for mean in means
+    )
 
 
 def _norm(norm: float | None) -> str:

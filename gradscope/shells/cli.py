@@ -14,6 +14,7 @@ from gradscope.errors import GradscopeError
 COMMANDS = {
     "explain": "Run a script and explain which tensors get a gradient, which do not, and why.",
     "show": "Report again on a kept run, without running the script.",
+    "diff": "Compare two kept runs: findings gone and new, tensors that learn now or no longer.",
     "rules": "List every rule, a line each.",
     "rule": "Show one rule's page: what, why, bad, good.",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
 from gradscope.probes.observation import Observation
+from gradscope.probes.snapshots import reachable, snapshot
 from gradscope.probes.walker import outputs_in
 from gradscope.reports.report import Report
 
@@ -161,15 +163,22 @@ def confirm(
     model: torch.nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     tensors: Mapping[str, torch.Tensor] | None = None,
+    restore: bool = False,
 ) -> Report:
     """Call a training step `steps` times under observation, and report what got a gradient and what moved.
 
     `step` takes no arguments and does one whole step: forward, backward, `optimizer.step()`. Its exceptions pass
-    through. Raises ValueError if `steps` is less than 1.
+    through. With `restore`, everything that the step can reach by name is put back afterwards: parameters, buffers
+    and gradients of modules, leaves that require grad, states of optimizers and schedulers, and the random states of
+    torch, Python and numpy. Raises ValueError if `steps` is less than 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    with observe(model=model, optimizer=optimizer, tensors=tensors) as seen:
-        for _ in range(steps):
-            step()
-    return seen.report()
+    named = [model, optimizer, *(tensors or {}).values()]
+    with ExitStack() as stack:
+        if restore:
+            stack.callback(snapshot([*named, *reachable(step, _variables())]))
+        with observe(model=model, optimizer=optimizer, tensors=tensors) as seen:
+            for _ in range(steps):
+                step()
+        return seen.report()

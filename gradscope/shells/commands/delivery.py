@@ -47,10 +47,11 @@ class Delivery:
         report = Report.of(run, self.select, self.ignore)
         format_ = format_of(self.format_, self.output)
         if self.output is not None:
-            replace_file(self.output, written(report, format_, every_row=self.every_row, colour=False).encode())
+            replace_file(self.output, written(report, format_, every_row=self.every_row).encode())
         else:
             colour = stream.isatty() and "NO_COLOR" not in os.environ
-            stream.write(written(report, format_, every_row=self.every_row, colour=colour))
+            unicode = stream.isatty() and (stream.encoding or "").lower().replace("-", "") == "utf8"
+            stream.write(written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode))
             stream.flush()
         if self.graph is not None:
             report.render(self.graph, self.style)

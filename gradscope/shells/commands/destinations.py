@@ -58,11 +58,11 @@ def format_of(given: str | None, output: Path | None) -> Format:
     return found
 
 
-def written(report: Report, format_: Format, *, every_row: bool, colour: bool) -> str:
+def written(report: Report, format_: Format, *, every_row: bool, colour: bool = False, unicode: bool = False) -> str:
     """The report in a format."""
     if format_ == "json":
         return report.to_json() + "\n"
-    return report.to_text(every_row=every_row, colour=colour)
+    return report.to_text(every_row=every_row, colour=colour, unicode=unicode)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -44,12 +44,17 @@ def command(
             raise
         raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
     from gradscope.graph.storage import encode
+    from gradscope.shells.live import Live
 
     stream = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stands in for a closed stream
     program = program_of_module(script, args) if module else program_of_script(script, args)
     # Files are named from where the user stands, and the script may go elsewhere.
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
-    outcome = observe_program(program, steps)
+    live = Live(sys.stderr or open(os.devnull, "w", encoding="utf-8"), delivery.select, delivery.ignore)  # noqa: SIM115
+    try:
+        outcome = observe_program(program, steps, live.step)
+    finally:
+        live.end()
     failed = 0
     try:
         if not stream.closed:
