@@ -13,7 +13,20 @@ from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
 Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
-Symptom = Literal["no graph", "no tensor to differentiate", "gradient is None", "non-leaf in optimizer"]
+Symptom = Literal[
+    "no graph",
+    "no tensor to differentiate",
+    "gradient is None",
+    "non-leaf in optimizer",
+    "changed in place",
+    "leaf changed in place",
+    "freed graph",
+    "no scalar",
+    "gradient of another shape",
+    "inference tensor",
+    "integer requires grad",
+    "custom backward",
+]
 Registration = Literal["parameter", "buffer", "attribute"]
 
 
@@ -103,7 +116,8 @@ class Tensor:
     `gradient_norms` are 2-norms of the gradients that arrived, a bounded selection in time order, None for one
     that was not finite.
     `start` and `change` are 2-norms of the first value and of (last - first) value; for tensors of more
-    than 4,096 elements both are measured on a fixed selection of elements.
+    than 4,096 elements both are measured on a fixed selection of elements. `inference` says that it was made in
+    inference mode, which autograd cannot save for backward.
     `made` is the line that made it, `built` the one whose call made the module that it belongs to.
     """
 
@@ -131,6 +145,7 @@ class Tensor:
     made: Span | None = None
     built: Span | None = None
     ledger: Ledger | None = None
+    inference: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +203,34 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """Where a failed backward met a saved tensor that it could not use.
+
+    A tensor that was changed since it was saved: `node` is the autograd node that saved it, `operation` the operation
+    that made the node, `tensor` what was saved, and `result` says whether the node saved what it gave rather than what
+    it took. `version` counts the changes now, `expected` those when it was saved; `writers` are the operations that
+    made them, in order, as far as they were seen.
+    A graph that was freed: `freed` are the operations behind the roots whose saved tensors are gone.
+    """
+
+    node: str | None = None
+    operation: int | None = None
+    tensor: int | None = None
+    result: bool = False
+    version: int | None = None
+    expected: int | None = None
+    writers: tuple[int, ...] = ()
+    freed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Backward:
     """One pass of the autograd engine: `backward()`, `torch.autograd.grad` or our own confirmation.
 
     `roots` are the ids of the values it started from, `arrivals` the ids of the tensors that a gradient
     reached. `nodes` is the graph that was walked, empty where it was not. `complete` is false when the
-    walk stopped at its limit, `failed` true when torch raised.
+    walk stopped at its limit, `failed` true when torch raised; `refused` then says what it met, if that is known.
+    `began` is the id of the last operation before it. `retained` is true where it was asked to keep the graph.
     """
 
     kind: Literal["backward", "grad", "confirmation"]
@@ -203,6 +240,17 @@ class Backward:
     nodes: tuple[Node, ...] = ()
     complete: bool = True
     failed: bool = False
+    began: int = 0
+    retained: bool = False
+    refused: Refused | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a module by the user's line, outside of all others; `outputs` are the ids of the tensors it gave."""
+
+    span: Span
+    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +265,7 @@ class Step:
     backwards: tuple[Backward, ...]
     optimizer: int | None = None
     span: Span | None = None
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +337,31 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomBackward:
+    """The backward of one custom autograd Function over all the passes that were looked at.
+
+    `arguments` has one entry a tensor argument of its `apply`, in the order in which an operation lists its
+    inputs: its place among the arguments. `needed` counts by place in how many passes a gradient was needed, and
+    `given` in how many of these the backward gave one. `returned` is how many values the latest pass returned, None
+    where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
+    gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
+    was returned was exactly zero. `returns` are its return statements.
+    """
+
+    name: str
+    span: Span | None
+    returns: tuple[Span, ...]
+    arguments: tuple[int, ...] = ()
+    needed: tuple[int, ...] = ()
+    given: tuple[int, ...] = ()
+    returned: int | None = None
+    reads_upstream: bool = True
+    upstream_is_one: bool = True
+    zero: bool = True
+    complained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
 
@@ -334,6 +408,7 @@ class Run:
     losses: tuple[Loss, ...] = ()
     discards: tuple[Discard, ...] = ()
     growths: tuple[Growth, ...] = ()
+    functions: tuple[CustomBackward, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"

@@ -14,6 +14,7 @@ from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
 from gradscope.probes.courses import norms
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.refusals import refusal
 from gradscope.probes.tape import BackwardRecord, Subject, Tape
 from gradscope.probes.walker import walk
 
@@ -39,11 +40,13 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
             seen = _before(tape, kind, t_outputs)
             if seen is not None and kind == "backward" and (args[2] if len(args) > 2 else kwargs.get("create_graph")):
                 tape.cyclic = seen[0].site
+            if seen is not None:
+                seen[0].retained = bool(args[1] if len(args) > 1 else kwargs.get("keep_graph", False))
             try:
                 result = original(t_outputs, *args, **kwargs)
-            except BaseException:
+            except BaseException as error:
                 if seen is not None:
-                    _failed(tape, seen[0])
+                    _failed(tape, seen[0], t_outputs, error)
                 raise
             if seen is not None:
                 _after(tape, *seen, inputs, result)
@@ -65,6 +68,7 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
             record = BackwardRecord(
                 kind, tuple(tape.subject(root).held() for root in root_tensors), tape.sites.here(), tape.thread()
             )
+            record.began = tape.operation_count
             for root in root_tensors:
                 tape.differentiated(root, kind)
             tape.growth.differentiated(root[1] for root in record.roots)
@@ -135,9 +139,14 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
         tape.fail("backward probe", error)
 
 
-def _failed(tape: Tape, record: BackwardRecord) -> None:
+def _failed(tape: Tape, record: BackwardRecord, roots: Any, error: BaseException) -> None:
     tape.backwards_running.discard(record.thread)
     record.failed = True
+    try:
+        with unobserved():
+            record.refusal = refusal(tape, [root for root in roots if isinstance(root, torch.Tensor)], error)
+    except Exception as failure:
+        tape.fail("backward probe", failure)
     tape.step.backwards.append(record)
 
 

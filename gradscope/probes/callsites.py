@@ -129,7 +129,7 @@ class CallSites:
         code, lasti = place
         file = self.name(code.co_filename)
         position = self.position(place)
-        if position is None:
+        if position is None or position[:2] == position[2:]:
             lines = [line for start, end, line in code.co_lines() if start <= lasti < end and line]
             return Span(file, lines[0] if lines else code.co_firstlineno, function=code.co_qualname)
         line, column, end_line, end_column = position

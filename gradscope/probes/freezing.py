@@ -7,12 +7,15 @@ import linecache
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
 
 from gradscope.graph.facts import (
     Backward,
+    Call,
+    CustomBackward,
     Discard,
     Growth,
     Ledger,
@@ -22,6 +25,7 @@ from gradscope.graph.facts import (
     Operation,
     Optimizer,
     Received,
+    Refused,
     Span,
     Step,
     Tensor,
@@ -29,9 +33,11 @@ from gradscope.graph.facts import (
 )
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
+from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import (
+    INFERENCE,
     BackwardRecord,
     ModuleMark,
     OperationRecord,
@@ -68,6 +74,7 @@ _VIEWS = frozenset(
     ]
 )
 _LINES_ABOVE = 30
+_LINES_MOST = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,7 @@ class Frozen:
     losses: tuple[Loss, ...]
     discards: tuple[Discard, ...]
     growths: tuple[Growth, ...]
+    functions: tuple[CustomBackward, ...]
     sources: Mapping[str, Mapping[int, str]]
 
 
@@ -161,7 +169,18 @@ class _Freezer:
     def step(self, record: StepRecord) -> Step:
         operations = tuple(map(self.operation, record.operations))
         backwards = tuple(self.backward(backward) for backward in record.backwards)
-        return Step(record.index, operations, backwards, record.optimizer, self.span(record.site))
+        return Step(record.index, operations, backwards, record.optimizer, self.span(record.site), self.calls(record))
+
+    def calls(self, record: StepRecord) -> tuple[Call, ...]:
+        """The calls of root modules that gave tensors which the other facts speak of."""
+        known = self.subjects
+        calls = []
+        for call in record.calls:
+            span = self.span(call.site)
+            outputs = [output.serial for output in call.given if output.serial in known]
+            if span is not None and outputs:
+                calls.append(Call(span, tuple(outputs)))
+        return tuple(calls)
 
     def backward(self, record: BackwardRecord) -> Backward:
         for subject in record.arrivals:
@@ -175,15 +194,40 @@ class _Freezer:
             self.nodes(record),
             record.walk is None or record.walk.complete,
             record.failed,
+            record.began,
+            record.retained,
+            self.refused(record),
         )
+
+    def refused(self, record: BackwardRecord) -> Refused | None:
+        refusal = record.refusal
+        if refusal is None:
+            return None
+        makers = self.makers(record.thread)
+        if refusal.subject is not None:
+            self.subjects.setdefault(refusal.subject.serial, refusal.subject)
+        now, then = refusal.versions or (None, None)
+        freed = [maker for sequence in refusal.freed if (maker := makers.of(sequence)) is not None]
+        return Refused(
+            refusal.node,
+            makers.of(refusal.sequence) if refusal.sequence is not None else None,
+            refusal.subject.serial if refusal.subject is not None else None,
+            refusal.result,
+            now,
+            then,
+            refusal.writers,
+            tuple(dict.fromkeys(freed)),
+        )
+
+    def makers(self, thread: int) -> _Makers:
+        """Who made the nodes of a thread."""
+        return _Makers(op for step in self.records for op in step.operations if op.thread == thread)
 
     def nodes(self, record: BackwardRecord) -> tuple[Node, ...]:
         walk = record.walk
         if walk is None:
             return ()
-        makers = _Makers(
-            operation for step in self.records for operation in step.operations if operation.thread == record.thread
-        )
+        makers = self.makers(record.thread)
         widths = [1] * len(walk)
         for target, output in zip(walk.targets, walk.outputs, strict=True):
             widths[target] = max(widths[target], output + 1)
@@ -244,6 +288,7 @@ class _Freezer:
             change=_finite_or_none(course.change) if course is not None else None,
             made=self.span(subject.site),
             built=self.span(subject.built),
+            inference=subject.version == INFERENCE,
             ledger=self.ledger(course) if course is not None and subject.leaf else None,
         )
 
@@ -319,7 +364,10 @@ class _Freezer:
             if mark.root is not None
         )
         values = tuple(self.values.values())
-        return Frozen(tensors, values, steps, optimizers, modules, self.losses(), discards, growths, self.lines())
+        functions = tuple(custom_backwards(self.tape))
+        return Frozen(
+            tensors, values, steps, optimizers, modules, self.losses(), discards, growths, functions, self.lines()
+        )
 
     def optimizer(self, mark: OptimizerMark) -> Optimizer:
         return Optimizer(
@@ -376,7 +424,21 @@ class _Freezer:
                 text = linecache.getline(site[0].co_filename, number)
                 if text:
                     kept[number] = text.rstrip("\n")
+        for code in self.told_whole():
+            kept = lines.setdefault(self.tape.sites.name(code.co_filename), {})
+            last = max((line for _, _, line in code.co_lines() if line), default=code.co_firstlineno)
+            for number in range(max(1, code.co_firstlineno - 2), min(last, code.co_firstlineno + _LINES_MOST) + 3):
+                text = linecache.getline(code.co_filename, number)
+                if text:
+                    kept[number] = text.rstrip("\n")
         return lines
+
+    def told_whole(self) -> set[CodeType]:
+        """Functions whose whole text is evidence: custom backwards, and who may have kept a freed graph."""
+        whole = set(self.tape.customs)
+        if any(b.refusal is not None and b.refusal.freed for step in self.records for b in step.backwards):
+            whole.update(site[0] for site in self.spans if site is not None)
+        return whole
 
 
 class _Makers:

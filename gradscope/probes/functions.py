@@ -58,6 +58,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     try:
         with unasked():
             given = [(tensor, tape.subject(tensor, site).held()) for tensor in tensors(args)]
+        tape.places[function.__name__] = tuple(place for place, value in enumerate(args) for _ in tensors((value,)))
     except Exception as error:
         tape.fail("function probe", error)
         return apply()

@@ -8,7 +8,7 @@ carried on has one more in every step. Results that die with their step have non
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -82,7 +82,7 @@ class Growth:
             self.trained["steps"] = max(self.trained["steps"], subject.steps)
             self.trained["calls"] = max(self.trained["calls"], subject.calls)
 
-    def census(self, step: int, subjects: Iterable[Subject], cyclic: Site | None) -> None:
+    def census(self, step: int, subjects: Mapping[int, Subject], cyclic: Site | None) -> None:
         """Count the results of earlier steps that are still alive, by the line that made them.
 
         `cyclic` is the line of a backward that left gradients with a graph in `.grad`, if there was any: leaves
@@ -92,7 +92,7 @@ class Growth:
             return
         self._census += self._census // 2
         alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
-        for subject in subjects:
+        for subject in list(subjects.values()):
             if subject.site is None or not subject.requires_grad or subject.registered is not None:
                 continue
             tensor = subject.ref()

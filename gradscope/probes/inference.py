@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
+from gradscope.probes.callsites import USER, Site
 from gradscope.probes.patches import patched
 from gradscope.probes.recorder import sequence_number, switch_name
 from gradscope.probes.tape import OperationRecord, Tape
@@ -43,6 +46,7 @@ def _write(tape: Tape, on: bool) -> None:
         site = tape.sites.here()
         if site is not None:
             name, number = switch_name("inference_mode", on), sequence_number()
+            site = _decorated(tape) or site
             enabled = torch.is_grad_enabled()
             tape.add(
                 OperationRecord(
@@ -51,3 +55,16 @@ def _write(tape: Tape, on: bool) -> None:
             )
     except Exception as error:
         tape.fail("inference mode probe", error)
+
+
+def _decorated(tape: Tape) -> Site | None:
+    """The head of the user's function that `torch.inference_mode` decorates, where it is a decorator that switches."""
+    frame = sys._getframe(2)
+    for _ in range(4):
+        if frame.f_code.co_name == "decorate_context":
+            code = getattr(inspect.unwrap(frame.f_locals["func"]), "__code__", None)
+            return (code, 0) if code is not None and tape.sites.kind(code.co_filename) == USER else None
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None

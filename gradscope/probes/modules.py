@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
+from gradscope.probes.recorder import tensors
 from gradscope.probes.tape import CallRecord, ModuleMark, Subject, Tape
 
 _CALLS = 1_000  # of root modules that are remembered in one step
@@ -64,7 +65,8 @@ def _root_returned(
             if site is not None and len(tape.step.calls) < _CALLS:
                 inputs = tuple(_subjects(tape, (*args, *kwargs.values())))
                 outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
-                tape.step.calls.append(CallRecord(site, inputs, outputs))
+                given = tuple(tape.subject(tensor) for tensor in tensors((result,)))
+                tape.step.calls.append(CallRecord(site, inputs, outputs, given))
     except Exception as error:
         tape.fail("module probe", error)
 

@@ -15,6 +15,7 @@ from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.backward import watch_backward
 from gradscope.probes.callsites import CallSites
+from gradscope.probes.custom import watch_custom_backwards
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
 from gradscope.probes.inference import watch_inference_mode
@@ -81,6 +82,7 @@ class Observation:
         enter(watch_threads(self.tape))
         enter(watch_modules(self.tape))
         enter(watch_functions(self.tape))
+        enter(watch_custom_backwards(self.tape))
         enter(watch_inference_mode(self.tape))
         enter(watch_backward(self.tape))
         enter(watch_optimizers(self.tape, self.steps))
@@ -167,6 +169,7 @@ class Observation:
             losses=frozen.losses,
             discards=frozen.discards,
             growths=frozen.growths,
+            functions=frozen.functions,
             sources=frozen.sources,
             failures=tuple(tape.failures),
         )

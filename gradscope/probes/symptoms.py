@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from gradscope.graph.facts import Symptom
 
 _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
@@ -11,6 +13,22 @@ _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
     (AttributeError, "'NoneType' object has no attribute", "gradient is None"),
     (TypeError, "'NoneType'", "gradient is None"),
     (ValueError, "can't optimize a non-leaf Tensor", "non-leaf in optimizer"),
+    (RuntimeError, "has been modified by an inplace operation", "changed in place"),
+    (RuntimeError, "a leaf Variable that requires grad", "leaf changed in place"),
+    (RuntimeError, "is a view and is being modified inplace", "leaf changed in place"),
+    (RuntimeError, "A view was created in no_grad mode", "leaf changed in place"),
+    (RuntimeError, "functions with out=... arguments don't support automatic", "leaf changed in place"),
+    (RuntimeError, "backward through the graph a second time", "freed graph"),
+    (RuntimeError, "grad can be implicitly created only for", "no scalar"),
+    (RuntimeError, "Mismatch in shape: grad_output", "gradient of another shape"),
+    (RuntimeError, "Inference tensors", "inference tensor"),
+    (RuntimeError, "inference tensor", "inference tensor"),
+    (RuntimeError, "nly Tensors of floating point", "integer requires grad"),
+    (RuntimeError, "returned an incorrect number of gradients", "custom backward"),
+    (RuntimeError, "returned an invalid gradient", "custom backward"),
+    (RuntimeError, "expected Variable or None", "custom backward"),
+    (NotImplementedError, "must implement either the backward or vjp method", "custom backward"),
+    (TypeError, "positional argument", "custom backward"),
 )
 
 
@@ -21,3 +39,14 @@ def symptom_of(error: BaseException) -> Symptom | None:
     """
     text = str(error)
     return next((symptom for kind, sign, symptom in _SIGNS if isinstance(error, kind) and sign in text), None)
+
+
+def told_versions(error: BaseException) -> tuple[int, int] | None:
+    """How often a saved tensor was changed by now, and how often when it was saved, as torch tells them."""
+    found = re.search(r"is at version (\d+); expected version (\d+)", str(error))
+    return (int(found[1]), int(found[2])) if found is not None else None
+
+
+def same_complaint(one: BaseException, other: BaseException) -> bool:
+    """Whether two exceptions say the same; torch adds a hint to the one that it raises out of a backward."""
+    return str(one).partition(" Hint:")[0] == str(other).partition(" Hint:")[0]

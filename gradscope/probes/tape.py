@@ -29,11 +29,16 @@ from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import Growth
 
 if TYPE_CHECKING:
+    from types import CodeType
+
+    from gradscope.probes.custom import CustomRecord
     from gradscope.probes.movement import Moment
+    from gradscope.probes.refusals import RefusalRecord
     from gradscope.probes.walker import Walk
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
+INFERENCE = -1  # in the place of a version, for torch counts no changes of inference tensors
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 100_000
 
@@ -147,15 +152,22 @@ class BackwardRecord:
     walk: Walk | None = None
     arrivals: tuple[Subject, ...] = ()
     failed: bool = False
+    began: int = 0
+    retained: bool = False
+    refusal: RefusalRecord | None = None
 
 
 @dataclass(slots=True)
 class CallRecord:
-    """A call of a root module: how the user's line names what goes in and what comes out."""
+    """A call of a root module: how the user's line names what goes in and what comes out.
+
+    `given` are all tensors that came out, also those in tuples, lists and dicts.
+    """
 
     site: Site
     inputs: tuple[Subject | None, ...]
     outputs: tuple[Subject | None, ...]
+    given: tuple[Subject, ...]
 
 
 @dataclass(slots=True)
@@ -166,6 +178,7 @@ class StepRecord:
     calls: list[CallRecord] = field(default_factory=list)
     optimizer: int | None = None
     site: Site | None = None
+    writes: list[tuple[int, int]] = field(default_factory=list)  # in place: operation, storage
 
     @property
     def empty(self) -> bool:
@@ -186,6 +199,9 @@ class Tape:
         self.latest: deque[StepRecord] = deque()
         self.labels: dict[int, str] = {}
         self.optimizers: list[OptimizerMark] = []
+        self.customs: dict[CodeType, CustomRecord] = {}
+        self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
+        self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
         self.discards: dict[Site | None, Discards] = {}
         self.growth = Growth()
@@ -267,6 +283,7 @@ class Tape:
             if len(self._writers) > self._purge_at:
                 self._writers.clear()
             self._writers[storage] = operation
+            self.step.writes.append((operation.serial, storage))
         own = self.seen(tensor)
         if own is not None and own.course is not None:
             self.moved_by_hand(own, tensor)
@@ -391,6 +408,11 @@ class Tape:
 
     # --- the course of things ----------------------------------------------------------------------------
 
+    @property
+    def operation_count(self) -> int:
+        """The number of the latest operation."""
+        return self._operations
+
     def next_operation(self) -> int:
         self._operations += 1
         return self._operations
@@ -446,13 +468,15 @@ class Tape:
                 kept.append(operation)
                 needed.update(value[0] for value in operation.inputs)
         self.step.operations = kept[::-1]
+        serials = {operation.serial for operation in kept}
+        self.step.writes = [write for write in self.step.writes if write[0] in serials]
         self._sweep_at = max(SWEEP_AT, 2 * len(kept))
 
     def end_step(self, optimizer: int | None, site: Site | None = None) -> None:
         """Close the running step and begin the next."""
         step = self.step
         step.optimizer, step.site = optimizer, site
-        self.growth.census(step.index, list(self.known.values()), self.cyclic)
+        self.growth.census(step.index, self.known, self.cyclic)
         if self._begins():
             self.first.append(step)
         else:
@@ -483,11 +507,11 @@ class Tape:
 
 
 def version(tensor: torch.Tensor) -> int:
-    """The number of in-place changes so far, -1 where torch does not count (inference tensors)."""
+    """The number of in-place changes so far, `INFERENCE` where torch does not count."""
     try:
         return tensor._version
     except RuntimeError:
-        return -1
+        return INFERENCE
 
 
 def is_leaf(tensor: torch.Tensor) -> bool:

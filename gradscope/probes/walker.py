@@ -135,6 +135,11 @@ def _collect(roots: Sequence[torch.Tensor], limit: int) -> tuple[list[Any], list
     return queue, starts, targets, outputs, complete
 
 
+def nodes_behind(roots: Sequence[torch.Tensor], limit: int) -> list[Any]:
+    """The nodes of the graph behind these roots, at most about `limit`: to be read at once and let go."""
+    return _collect(roots, limit)[0]
+
+
 def _node_of(root: torch.Tensor) -> Any:
     if root.grad_fn is not None:
         return root.grad_fn

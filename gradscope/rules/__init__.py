@@ -12,16 +12,27 @@ from collections.abc import Callable, Iterable
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
+from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
+from gradscope.rules.freed import freed_graph
+from gradscope.rules.inplace import inplace_modified
 from gradscope.rules.memory import graph_growth
 from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
+from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 
 Rule = Callable[[Run], Iterable[Finding]]
 
 RULES: tuple[Rule, ...] = (
+    inplace_modified,
+    leaf_inplace,
+    freed_graph,
+    non_scalar_backward,
+    inference_tensor,
+    integer_requires_grad,
+    custom_function,
     detach,
     no_grad,
     rebuilt_tensor,

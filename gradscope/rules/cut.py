@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
-from gradscope.rules.lost import Cause, Lost, grad_mode_switch, lost
+from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost
 from gradscope.rules.wording import listed, steps_text, who
 
 
@@ -103,8 +103,10 @@ def no_grad(run: Run) -> Iterator[Finding]:
         elif switch is not None and (
             "decorator" in switch.name or (off.file, off.function) == (span.file, span.function)
         ):
-            what = "called from here, a function decorated to run" if "decorator" in switch.name else "this turns"
-            label = Label(off, f"{what} grad mode off" if what == "this turns" else f"{what} with grad mode off")
+            said = "this turns grad mode off"
+            if switch.name.startswith("set_grad_enabled") and "decorator" in switch.name:
+                said = "called from here, a function decorated to run with grad mode off"
+            label = Label(off, said)
             yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_, (label,))
         else:
             label = Label(span, "so no history is kept here, where the gradient is lost")
@@ -317,7 +319,7 @@ def _finding(
     crash = run.crash
     if loss.term:
         message = f"a term of the loss trains nothing: no gradient flows through it to {those.subject}"
-    elif crash is not None and crash.symptom is not None:
+    elif crash is not None and crash.symptom in REFUSALS:
         message = f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}"
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))

@@ -31,6 +31,8 @@ _REBUILDERS = frozenset(
     }
 )
 _GRADIENTS = frozenset({"autograd.grad", "Tensor.grad"})
+# What torch and Python say where a gradient is asked for and there is no way for it.
+REFUSALS = frozenset({"no graph", "no tensor to differentiate", "gradient is None", "non-leaf in optimizer"})
 
 
 @dataclass(frozen=True, slots=True)

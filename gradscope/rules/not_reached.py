@@ -477,7 +477,18 @@ def non_leaf(run: Run) -> Iterator[Finding]:
     """
     yield from _refused_by_optimizer(run)
     yield from _read_in_vain(run)
-    yield from _kept_as_attribute(run)
+    for tensor, maker in kept_as_attribute(run):
+        yield Finding(
+            "non-leaf",
+            "error",
+            f"`{tensor.name}` never learns: it is a result of `{short_name(maker.name)}`, not the parameter",
+            maker.span,
+            "this gives a new tensor; the parameter inside is neither registered nor optimized",
+            (tensor.name or "",),
+            (),
+            (),
+            (Help("convert the values first, and make the `nn.Parameter` of the result"),),
+        )
 
 
 def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
@@ -537,7 +548,7 @@ def _read_in_vain(run: Run) -> Iterator[Finding]:
             )
 
 
-def _kept_as_attribute(run: Run) -> Iterator[Finding]:
+def kept_as_attribute(run: Run) -> Iterator[tuple[Tensor, Operation]]:
     """A module keeps the result of an operation where a parameter was meant: the parameter is out of reach."""
     steps = flows(run)
     makers = {value: operation for flow in steps for value, operation in flow.maker.items()}
@@ -550,14 +561,4 @@ def _kept_as_attribute(run: Run) -> Iterator[Finding]:
             sources = [source for value in maker.inputs if (source := flow.tensor(value)) is not None]
             lost_ones = [s for s in sources if s.leaf and s.nn_parameter and s.optimizer is None and not s.change]
             if lost_ones:
-                yield Finding(
-                    "non-leaf",
-                    "error",
-                    f"`{tensor.name}` never learns: it is a result of `{short_name(maker.name)}`, not the parameter",
-                    maker.span,
-                    "this gives a new tensor; the parameter inside is neither registered nor optimized",
-                    (tensor.name or "",),
-                    (),
-                    (),
-                    (Help("convert the values first, and make the `nn.Parameter` of the result"),),
-                )
+                yield tensor, maker

@@ -1,0 +1,278 @@
+"""Custom autograd Functions whose backward does not give what autograd relies on."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from gradscope.graph.facts import CustomBackward, Finding, Help, Label, Operation, Run, Span, Tensor
+from gradscope.graph.naming import source_of
+from gradscope.graph.paths import StepFlow, flows
+from gradscope.rules.lost import suffering
+from gradscope.rules.raised import raised_at, refused_backward
+from gradscope.rules.wording import listed, who
+
+
+def custom_function(run: Run) -> Iterator[Finding]:
+    """The backward of a custom autograd Function does not return the gradient of each input that needs one.
+
+    For every argument of `forward`, `backward` returns one value, in the same order: the gradient, of the argument's
+    shape and computed from the upstream gradient, or None for what needs none. A missing `return`, a forgotten argument
+    or a derivative without the upstream gradient trains the layers below on nothing, or on something else than the
+    loss.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        class Square(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x * x
+
+            @staticmethod
+            def backward(ctx, grad_output):
+                x, = ctx.saved_tensors
+                return 2 * x
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = (Square.apply(net(torch.rand(8, 4))) - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        class Square(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x * x
+
+            @staticmethod
+            def backward(ctx, grad_output):
+                x, = ctx.saved_tensors
+                return 2 * x * grad_output
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = (Square.apply(net(torch.rand(8, 4))) - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    for function in run.functions:
+        if function.complained and refused_backward(run, "custom backward") is not None:
+            yield _refused(run, function)
+        elif not function.reads_upstream and not function.upstream_is_one and not function.zero:
+            yield _ignores_upstream(run, function)
+    yield from _gives_none(run)
+
+
+def _refused(run: Run, function: CustomBackward) -> Finding:
+    assert run.crash is not None
+    needed = [place for place, count in enumerate(function.needed) if count]
+    expected, name = len(function.needed), f"`{function.name}.backward`"
+    span, help_ = function.span, "return one gradient for each argument of `forward`, in their order"
+    caret = "this is what autograd calls"
+    if not expected:
+        message = f"{name} cannot be called as autograd calls it: with `ctx` and one gradient an output"
+        if function.span is not None and (function.span.function or "").endswith("forward"):
+            message = f"`{function.name}` has no backward"
+        help_ = "write `backward(ctx, grad_output)`, with one argument for each output of `forward`"
+    elif function.returned is None:
+        message = f"{name} returns nothing, where {_count(expected)} expected"
+        caret = "ends without a `return`, so with None" if function.returns else "has no `return`, so it gives None"
+    elif function.returned != expected:
+        message = f"{name} returns {_values(function.returned)}, where {_count(expected)} expected"
+        span, caret = _return(run, function, function.returned), "one value is expected for each argument of `forward`"
+    else:
+        message = f"{name} returns what is no gradient of its input"
+        span, caret = _return(run, function, expected), "a gradient has the shape of the argument it belongs to"
+        help_ = "sum the gradient over the dimensions that were broadcast, or reshape it to the argument's shape"
+    suffer = _arguments(run, function, needed)
+    names = tuple(tensor.name or "" for tensor in suffer)
+    return Finding(
+        "custom-function",
+        "error",
+        message,
+        span,
+        caret,
+        names,
+        raised_at(run, span),
+        (f"torch says: {run.crash.message}",),
+        (Help(help_),),
+    )
+
+
+def _count(number: int) -> str:
+    return "1 gradient is" if number == 1 else f"{number} gradients are"
+
+
+def _values(number: int) -> str:
+    return "1 value" if number == 1 else f"{number} values"
+
+
+def _return(run: Run, function: CustomBackward, values: int, none_at: int | None = None) -> Span | None:
+    """The return statement that gives so many values, or None at a place; of several that fit, the last."""
+    fitting = []
+    for span in function.returns:
+        parts = _parts(run, span)
+        if parts is None:
+            continue
+        if (none_at is not None and none_at < len(parts) and _is_none(parts[none_at])) or (
+            none_at is None and len(parts) == values
+        ):
+            fitting.append(span)
+    last = (fitting or function.returns)[-1:]
+    return last[0] if last else function.span
+
+
+def _parts(run: Run, span: Span) -> list[ast.expr] | None:
+    text = source_of(span, run.sources)
+    try:
+        node = ast.parse(text or "").body[0]
+    except (SyntaxError, IndexError):
+        try:
+            node = ast.parse("\n".join(line.strip() for line in (text or "").splitlines())).body[0]
+        except (SyntaxError, IndexError):
+            return None
+    if not isinstance(node, ast.Return):
+        return None
+    return list(node.value.elts) if isinstance(node.value, ast.Tuple) else [node.value] if node.value else []
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _ignores_upstream(run: Run, function: CustomBackward) -> Finding:
+    places = [place for place, count in enumerate(function.given) if count]
+    trained = [tensor for tensor in _behind(run, function) if tensor.optimizer is not None]
+    names = tuple(dict.fromkeys(tensor.name or "" for tensor in trained))
+    span = _return(run, function, len(function.needed))
+    those = f", so {who(names, run).subject} is not trained on the loss" if names else ""
+    return Finding(
+        "custom-function",
+        "warning",
+        f"`{function.name}.backward` ignores its upstream gradient{those}",
+        span,
+        "returned without the upstream gradient",
+        names,
+        (Label(function.span, "given here, and its values are never used"),) if function.span is not None else (),
+        (
+            f"behind it: {listed(names)}",
+            "note: the upstream gradient was not 1, and a gradient that is not zero was returned",
+        )
+        if names and places
+        else (),
+        (Help("multiply the derivative of `forward` by the upstream gradient"),),
+    )
+
+
+def _gives_none(run: Run) -> Iterator[Finding]:
+    """A backward that raises nothing and gives None for an input whose gradient a tensor in training waits for."""
+    never = {
+        function.name: (
+            function,
+            {place for place, needed in enumerate(function.needed) if needed and not function.given[place]},
+        )
+        for function in run.functions
+        if not function.complained
+    }
+    if not any(places for _, places in never.values()):
+        return
+    waiting = _relied_on(run)
+    for name, (function, places) in never.items():
+        blocked: dict[int, Tensor] = {}
+        calls: list[Operation] = []
+        for flow in flows(run):
+            for operation in flow.operations:
+                if operation.name != name or not places:
+                    continue
+                calls.append(operation)
+                for tensor in waiting:
+                    if tensor.id not in blocked and _only_way(flow, tensor, operation, places, function):
+                        blocked[tensor.id] = tensor
+        if not blocked:
+            continue
+        names = tuple(tensor.name or "" for tensor in blocked.values())
+        those = who(names, run)
+        place = min(places)
+        span = _return(run, function, len(function.needed), place) if function.returned is not None else function.span
+        labels = (Label(calls[-1].span, "called here"),) if calls and calls[-1].span is not None else ()
+        yield Finding(
+            "custom-function",
+            "error",
+            f"{those.subject} {those.learns}: `{name}.backward` returns None for an input that needs a gradient",
+            span,
+            "None here means that no gradient goes on",
+            names,
+            labels,
+            (f"in {function.needed[place]} passes a gradient was needed for argument {place + 1} and None was given",),
+            (Help("return the gradient of this argument"),),
+        )
+
+
+def _relied_on(run: Run) -> list[Tensor]:
+    found = suffering(run)
+    if run.crash is not None and run.crash.symptom == "gradient is None":
+        known = {tensor.id for tensor in found}
+        found += [
+            tensor
+            for tensor in run.tensors
+            if tensor.id not in known
+            and tensor.leaf
+            and tensor.requires_grad
+            and tensor.name is not None
+            and tensor.used
+            and not (tensor.received and tensor.received.steps)
+        ]
+    return found
+
+
+def _only_way(flow: StepFlow, tensor: Tensor, operation: Operation, places: set[int], function: CustomBackward) -> bool:
+    """Whether the gradient of a tensor would come through an argument of this call for which None is given."""
+    starts = [value for value in flow.values_of.get(tensor.id, []) if flow.history[value]]
+    if not starts or not flow.roots:
+        return False
+    reach = flow.reach(starts, flow.behind(flow.roots))
+    if reach.alive.isdisjoint(flow.roots):
+        return False  # cut elsewhere
+    positions = function.arguments or tuple(range(len(operation.inputs)))
+    blocked = [value for value, position in zip(operation.inputs, positions, strict=False) if position in places]
+    return not reach.alive.isdisjoint(blocked)
+
+
+def _arguments(run: Run, function: CustomBackward, places: list[int]) -> list[Tensor]:
+    """The named tensors that the Function was given at these places, in the latest call that is on record."""
+    for flow in reversed(flows(run)):
+        for operation in reversed(flow.operations):
+            if operation.name == function.name:
+                positions = function.arguments or tuple(range(len(operation.inputs)))
+                taken = [
+                    v for v, place in zip(operation.inputs, positions, strict=False) if place in places or not places
+                ]
+                return [tensor for value in taken if (tensor := flow.tensor(value)) is not None and tensor.name]
+    return []
+
+
+def _behind(run: Run, function: CustomBackward) -> list[Tensor]:
+    """The leaves that get their gradient through the Function."""
+    found: dict[int, Tensor] = {}
+    for flow in flows(run):
+        for operation in flow.operations:
+            if operation.name == function.name:
+                for value in flow.behind(value for value in operation.inputs if flow.history[value]):
+                    tensor = flow.tensor(value)
+                    if tensor is not None and tensor.leaf and tensor.requires_grad and tensor.name is not None:
+                        found[tensor.id] = tensor
+    return [found[number] for number in sorted(found)]

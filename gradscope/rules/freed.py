@@ -1,0 +1,310 @@
+"""Freed graphs: a backward runs into what an earlier one has freed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradscope.graph.facts import Backward, Finding, Help, Label, Operation, Run, Span, Tensor
+from gradscope.graph.naming import expression, within
+from gradscope.rules.not_reached import kept_as_attribute
+from gradscope.rules.raised import refused_backward
+
+
+def freed_graph(run: Run) -> Iterator[Finding]:
+    """Backward runs into a graph that an earlier backward has freed.
+
+    Backward frees what the operations saved as it goes. A tensor that was computed before it, and that a later loss
+    uses again, leads the second backward into the freed part: a state carried on from step to step, a result computed
+    once outside of the loop, an output that two losses share. Where the old gradient is not wanted, `.detach()` the
+    tensor; where it is, add the losses up or compute it again.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        cell = nn.RNNCell(4, 4)
+        optimizer = torch.optim.SGD(cell.parameters(), lr=0.1)
+        h = torch.zeros(8, 4)
+        for _ in range(3):
+            h = cell(torch.rand(8, 4), h)
+            loss = h.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        cell = nn.RNNCell(4, 4)
+        optimizer = torch.optim.SGD(cell.parameters(), lr=0.1)
+        h = torch.zeros(8, 4)
+        for _ in range(3):
+            h = cell(torch.rand(8, 4), h.detach())
+            loss = h.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    backward = refused_backward(run, "freed graph")
+    if backward is None or run.crash is None:
+        return
+    tie = _tie(run, backward)
+    # A parameter that was converted once, where it was made: that it is no leaf any more is the cause.
+    if set(tie.carried) & {tensor for tensor, _ in kept_as_attribute(run)}:
+        return
+    carried = tie.carried[0] if tie.carried else None
+    name = next((tensor.name for tensor in tie.carried if tensor.name), None)
+    said = f"`{name}`" if name is not None else "a tensor"
+    first = tie.first
+    span, caret = _place(run, backward, tie)
+    labels = []
+    made = carried.made if carried is not None else None
+    if made is not None and made.line != (span.line if span is not None else None):
+        labels.append(Label(made, f"{said} is computed here, with its graph"))
+    if first is not None and first.span is not None and first.span != span:
+        labels.append(Label(first.span, "the first backward frees the graph behind it"))
+    if tie.user is not None and tie.user.span is not None and tie.user.span.line not in _lines(span, labels):
+        labels.append(Label(tie.user.span, f"{said} is used again here"))
+    if backward.span is not None and backward.span not in [span, *(label.span for label in labels)]:
+        labels.append(Label(backward.span, f"this backward comes to the freed graph: torch raises {run.crash.type}"))
+    if carried is not None and carried.id in {_holder(run, root) for root in backward.roots}:
+        message = f"backward runs twice through the graph of {said}, which the first pass has freed"
+    else:
+        message = f"{said} leads this backward into a graph that an earlier backward has freed"
+    yield Finding(
+        "freed-graph",
+        "error",
+        message,
+        span,
+        caret,
+        tuple(dict.fromkeys(tensor.name for tensor in tie.carried if tensor.name)),
+        tuple(labels),
+        (),
+        (
+            Help("where its old gradient is not wanted, use it as `.detach()`"),
+            Help("where it is, call backward once on the sum of the losses, or compute it again for each backward"),
+        ),
+    )
+
+
+def _lines(span: Span | None, labels: list[Label]) -> set[int]:
+    return {place.line for place in (span, *(label.span for label in labels)) if place is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tie:
+    """What ties two passes together: `carried` tensors were made before the `first`, and `user` takes them after it."""
+
+    carried: tuple[Tensor, ...] = ()
+    maker: Operation | None = None
+    user: Operation | None = None
+    first: Backward | None = None
+
+
+def _holder(run: Run, value: int) -> int | None:
+    return next((known.tensor for known in run.values if known.id == value), None)
+
+
+def _tie(run: Run, backward: Backward) -> _Tie:
+    operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
+    graph = _Graph(run, operations)
+    reached, behind = graph.behind(backward.roots)
+    earlier = [b for step in run.steps for b in step.backwards if not b.failed]
+    freed = set(backward.refused.freed) if backward.refused is not None else set()
+    newest, first, its = -1, None, set[int]()
+    for other in earlier:
+        shared = {op.id for op in graph.behind(other.roots)[1] if op.nodes[0] < op.nodes[1]}
+        shared &= {operation.id for operation in behind}
+        shared = shared & freed or shared
+        if shared and not other.retained and max(shared) > newest:
+            newest, first, its = max(shared), other, shared
+    if first is None:
+        return _of_old(run, graph, backward, reached, behind)
+    into = graph.ahead(its, behind)
+    makers = {value: operation for operation in behind for value in operation.outputs}
+    carried: list[int] = [root for root in backward.roots if root in into and makers[root].id <= first.began]
+    users: list[Operation] = []
+    for operation in behind:
+        if operation.id > first.began:
+            for value in operation.inputs:
+                if value in into and value in makers and makers[value].id <= first.began and value not in carried:
+                    carried.append(value)
+                    users.append(operation)
+    tensors = graph.tensors_of(carried)
+    return _Tie(tensors, makers[carried[0]] if carried else None, users[0] if users else None, first)
+
+
+def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behind: list[Operation]) -> _Tie:
+    """Tensors with a history that was made before the steps on record: some old pass has freed it."""
+    made = {value for operation in behind for value in operation.outputs}
+    old = [value for value in sorted(reached - made) if graph.is_result(value)]
+    user = next((operation for operation in behind if old and old[0] in operation.inputs), None)
+    previous = [b for step in run.steps for b in step.backwards if not b.failed]
+    first = previous[-1] if previous and previous[-1].span == backward.span else None
+    return _Tie(graph.tensors_of(old), None, user, first)
+
+
+class _Graph:
+    """The gradient flow as the record of operations tells it, over all steps that are kept."""
+
+    def __init__(self, run: Run, operations: list[Operation]) -> None:
+        self.operations = operations
+        self.holder = {value.id: value.tensor for value in run.values}
+        self.history = {value.id: value.history for value in run.values}
+        self.tensors = {tensor.id: tensor for tensor in run.tensors}
+
+    def is_result(self, value: int) -> bool:
+        """Whether a value has a graph behind it."""
+        return self.history[value] and not self.tensors[self.holder[value]].leaf
+
+    def behind(self, roots: tuple[int, ...]) -> tuple[set[int], list[Operation]]:
+        """The values that a backward from these roots comes to, and their operations, oldest first."""
+        reached, passed = set(roots), []
+        for operation in reversed(self.operations):
+            if any(value in reached and self.is_result(value) for value in operation.outputs):
+                passed.append(operation)
+                reached.update(value for value in operation.inputs if self.history[value])
+        return reached, passed[::-1]
+
+    def ahead(self, starts: set[int], among: list[Operation]) -> set[int]:
+        """The values that some of these operations give, and what others of `among` compute from them."""
+        found: set[int] = set()
+        for operation in among:
+            if operation.id in starts or not found.isdisjoint(operation.inputs):
+                found.update(value for value in operation.outputs if self.is_result(value))
+        return found
+
+    def tensors_of(self, values: list[int]) -> tuple[Tensor, ...]:
+        """The tensors that hold values, each once."""
+        held = {self.holder[value]: self.tensors[self.holder[value]] for value in values}
+        return tuple(held.values())
+
+
+# --- where the reader must look --------------------------------------------------------------------------------------
+
+
+def _place(run: Run, backward: Backward, tie: _Tie) -> tuple[Span | None, str]:
+    """The line that ties the passes together.
+
+    Two backwards that follow each other: the first, which frees. A pass that meets its own traces of the turn before:
+    the line that carries the tensor over.
+    """
+    first, carried = tie.first, tie.carried[0] if tie.carried else None
+    if first is not None and first.span != backward.span and not _ran_before(run, backward):
+        return first.span, "this frees the graph that the second backward needs"
+    if carried is None:
+        return backward.span, "the graph behind it was freed by an earlier backward"
+    kept = _kept_by(run, tie, carried)
+    if kept is not None:
+        return kept, "kept here with its graph, which the first backward frees"
+    return carried.made or backward.span, "made here with its graph, which the first backward frees"
+
+
+def _ran_before(run: Run, backward: Backward) -> bool:
+    return any(b.span == backward.span and not b.failed for step in run.steps for b in step.backwards)
+
+
+def _kept_by(run: Run, tie: _Tie, carried: Tensor) -> Span | None:
+    """The line that gives the tensor the name, or the place in a container, under which the second pass finds it."""
+    made = carried.made
+    user = tie.user.span if tie.user is not None else None
+    came = next((call.span for step in run.steps for call in step.calls if carried.id in call.outputs), None)
+    if made is None or user is None:
+        return came
+    named = {name for place in (made, came) if place is not None for name in _names_given(run, place)}
+    wanted = _operands(run, user)
+    assignments = [
+        (target, node)
+        for node in _statements(run, user.file)
+        if isinstance(node, ast.Assign)
+        for target in _targets(node)
+    ]
+    if any(target in wanted and within(made, _span_of(user.file, node)) for target, node in assignments):
+        return came  # where it is made it gets its name
+    for node in _statements(run, user.file):
+        if _keeps(node, wanted, named):
+            return _span_of(user.file, node)
+    if came is not None or (made.file, made.function) == (user.file, user.function):
+        return came
+    # Made in another function: a line that only calls that function gives the name.
+    busy = {(op.span.file, op.span.line) for step in run.steps for op in step.operations if op.span is not None}
+    calls = [
+        _span_of(user.file, node)
+        for target, node in assignments
+        if target in wanted and isinstance(node.value, ast.Call) and (user.file, node.lineno) not in busy
+    ]
+    above = [span for span in calls if span.line < user.line]
+    return above[-1] if above else None
+
+
+def _operands(run: Run, span: Span) -> set[str]:
+    """The variables and attributes in an expression, without the functions that it calls."""
+    node = expression(span, run.sources)
+    if node is None:
+        return set()
+    called = {id(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)}
+    parts = (part for part in ast.walk(node) if isinstance(part, (ast.Name, ast.Attribute)))
+    return {ast.unparse(part) for part in parts if id(part) not in called}
+
+
+def _keeps(node: ast.stmt, wanted: set[str], named: set[str]) -> bool:
+    """Whether a statement puts one of these names away: `self.h = h`, `memory[i] = h`, `states.append(h)`."""
+    if isinstance(node, ast.Assign):
+        places = [
+            target.value if isinstance(target, ast.Subscript) else target
+            for target in node.targets
+            if isinstance(target, (ast.Subscript, ast.Attribute))
+        ]
+        return ast.unparse(node.value) in named and any(ast.unparse(place) in wanted for place in places)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        call = node.value
+        into = call.func.value if isinstance(call.func, ast.Attribute) else None
+        kept = any(ast.unparse(argument) in named for argument in call.args)
+        return kept and into is not None and ast.unparse(into) in wanted
+    return False
+
+
+def _names_given(run: Run, span: Span) -> list[str]:
+    """What the line at a span assigns to."""
+    node = _statement(run.sources.get(span.file, {}).get(span.line, ""), span.line)
+    return _targets(node) if isinstance(node, ast.Assign) else []
+
+
+def _targets(node: ast.Assign) -> list[str]:
+    found: list[str] = []
+    for target in node.targets:
+        parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+        found += [ast.unparse(part) for part in parts]
+    return found
+
+
+def _statements(run: Run, file: str) -> Iterator[ast.stmt]:
+    for number, text in sorted(run.sources.get(file, {}).items()):
+        node = _statement(text, number)
+        if node is not None:
+            yield node
+
+
+def _statement(text: str, line: int) -> ast.stmt | None:
+    """The simple statement that a line is; None for parts of a longer one."""
+    try:
+        parsed = ast.parse(text.strip()).body
+    except SyntaxError:
+        return None
+    if len(parsed) != 1:
+        return None
+    node = parsed[0]
+    indent = len(text) - len(text.lstrip())
+    node.lineno, node.end_lineno = line, line
+    node.col_offset += indent
+    node.end_col_offset = (node.end_col_offset or 0) + indent
+    return node
+
+
+def _span_of(file: str, node: ast.stmt) -> Span:
+    return Span(file, node.lineno, node.col_offset + 1, node.lineno, (node.end_col_offset or 0) + 1)

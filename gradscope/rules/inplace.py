@@ -1,0 +1,150 @@
+"""In place: a tensor that autograd saved for backward is changed before backward needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Finding, Help, Label, Operation, Refused, Run, Step, Tensor
+from gradscope.graph.naming import short_name
+from gradscope.rules.raised import refused_backward
+
+
+def inplace_modified(run: Run) -> Iterator[Finding]:
+    """A tensor that an operation saved for backward was changed in place before backward needed it.
+
+    Many gradients are computed from values of the forward: that of `tanh` from its result, that of a product from its
+    factors. torch counts the changes of every tensor and refuses to go on with other values than those it saved. An
+    optimizer's step changes parameters in place as well.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.rand(8, 4)
+            h = torch.tanh(net(x))
+            h += x
+            loss = h.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.rand(8, 4)
+            h = torch.tanh(net(x))
+            h = h + x
+            loss = h.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    backward = refused_backward(run, "changed in place")
+    if backward is None or run.crash is None:
+        return
+    refused = backward.refused or Refused()
+    operations = {operation.id: operation for step in run.steps for operation in step.operations}
+    saver = operations.get(refused.operation) if refused.operation is not None else None
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    saved = tensors.get(refused.tensor) if refused.tensor is not None else None
+    writer = _writer(run, refused, saver, operations, saved)
+    step = _step(run, saver, saved)
+    if step is not None and writer is not None and (not step.operations or step.operations[-1].id < writer.id):
+        writer = None  # the first change is the cause
+    if writer is not None:
+        step = None
+    written = _written(run, writer, tensors)
+    named = [tensor for tensor in (saved, written) if tensor is not None and tensor.name is not None]
+    name = named[0].name if named else None
+    said = f"`{name}`" if name is not None else "a tensor"
+    by = f"`{short_name(saver.name)}`" if saver is not None else "autograd"
+    span = backward.span
+    caret, help_ = "backward needs it as it was when it was saved", Help("change a copy: `.clone()` before the change")
+    if writer is not None:
+        span = writer.span or span
+        caret = "changed in place here"
+        if refused.version is not None and refused.expected == refused.version - 1:
+            caret += f": now at version {refused.version}"
+        help_ = Help("write the result to a new tensor instead of changing this one in place")
+    elif step is not None:
+        span = step.span or span
+        caret = "this step changes the parameters in place"
+        help_ = Help("call backward for all losses of a forward before the step, or compute the forward again after it")
+    labels = []
+    if saver is not None and saver.span is not None and saver.span != span:
+        what = "its result" if refused.result else said
+        labels.append(Label(saver.span, f"{by} saves {what} for backward here" + _at(refused.expected)))
+    if backward.span is not None and backward.span != span:
+        labels.append(Label(backward.span, f"needs it{_at(refused.expected)}, so torch raises {run.crash.type}"))
+    facts = []
+    if refused.node is not None and refused.version is not None:
+        facts.append(
+            f"{refused.node} saved it at version {refused.expected}; at backward it was at version {refused.version}"
+        )
+    yield Finding(
+        "inplace-modified",
+        "error",
+        f"{said} was changed after {by} saved it for backward",
+        span,
+        caret,
+        tuple(dict.fromkeys(tensor.name or "" for tensor in named)),
+        tuple(labels),
+        tuple(facts),
+        (help_,),
+    )
+
+
+def _at(version: int | None) -> str:
+    return f", at version {version}" if version is not None else ""
+
+
+def _writer(
+    run: Run, refused: Refused, saver: Operation | None, operations: dict[int, Operation], saved: Tensor | None
+) -> Operation | None:
+    """The first operation that changed the tensor after it was saved."""
+    if saver is None and refused.operation is None:
+        known = [operations[number] for number in refused.writers if number in operations]
+        # Who saved it is not on record: of all the changes, the last is one that came too late.
+        return known[-1] if known else None
+    since = saver.id if saver is not None else 0
+    for number in refused.writers:
+        if number > since and number in operations:
+            return operations[number]
+    if saved is None:
+        return None
+    values = {value.id for value in run.values if value.tensor == saved.id}
+    for number in sorted(operations):
+        operation = operations[number]
+        taken, given = values.intersection(operation.inputs), values.intersection(operation.outputs)
+        if number > since and not operation.failed and taken and given - taken:
+            return operation
+    return None
+
+
+def _step(run: Run, saver: Operation | None, saved: Tensor | None) -> Step | None:
+    """The first step of an optimizer that holds the tensor, after it was saved; the last where nobody knows when."""
+    holders = {optimizer.id for optimizer in run.optimizers if saved is None or saved.id in optimizer.tensors}
+    stepped = [step for step in run.steps if step.optimizer in holders]
+    if saver is None:
+        return stepped[-1] if stepped else None
+    begun = next((step.index for step in run.steps if saver in step.operations), 0)
+    return next((step for step in stepped if step.index >= begun), None)
+
+
+def _written(run: Run, writer: Operation | None, tensors: dict[int, Tensor]) -> Tensor | None:
+    """The tensor that an operation changed, by a name that a reader knows."""
+    if writer is None:
+        return None
+    holder = {value.id: value.tensor for value in run.values}
+    taken = {holder[value] for value in writer.inputs}
+    changed = [tensors[holder[value]] for value in writer.outputs if holder[value] in taken]
+    return next((tensor for tensor in changed if tensor.name is not None), None)

@@ -1,0 +1,381 @@
+"""Errors that torch raises in forward or backward, explained by their cause and its place.
+
+What the exception says is believed only where the record shows the call that torch refused, so that an exception of
+the user's own words, or one that the program has caught, draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Backward, Finding, Help, Label, Operation, Run, Span, Symptom, Tensor
+from gradscope.graph.naming import shape_text, short_name
+from gradscope.graph.paths import StepFlow, flows
+
+
+def refused_call(run: Run, *symptoms: Symptom) -> tuple[StepFlow, Operation] | None:
+    """The call with which the script crashed, if the crash is one of these: the latest operation, and it failed."""
+    if run.crash is None or run.crash.symptom not in symptoms:
+        return None
+    for flow in reversed(flows(run)):
+        if flow.operations:
+            last = flow.operations[-1]
+            return (flow, last) if last.failed else None
+    return None
+
+
+def refused_backward(run: Run, *symptoms: Symptom) -> Backward | None:
+    """The backward with which the script crashed, if the crash is one of these."""
+    if run.crash is None or run.crash.symptom not in symptoms:
+        return None
+    backwards = [backward for step in run.steps for backward in step.backwards]
+    return backwards[-1] if backwards and backwards[-1].failed else None
+
+
+def raised_at(run: Run, place: Span | None, what: str = "so torch raises") -> tuple[Label, ...]:
+    """The label at the line that raised, where that is another place."""
+    crash = run.crash
+    if crash is None or crash.span is None or crash.span == place:
+        return ()
+    return (Label(crash.span, f"{what} {crash.type} here"),)
+
+
+def leaf_inplace(run: Run) -> Iterator[Finding]:
+    """A leaf that requires grad, or a view of one, is changed in place while grad mode is on.
+
+    A leaf is where gradients arrive. Were it overwritten by the result of an operation, it would be a leaf no more, so
+    torch refuses. An update by hand belongs into `torch.no_grad()`; a result belongs into a new tensor.
+
+    Bad:
+
+        import torch
+
+        w = torch.zeros(3, requires_grad=True)
+        for _ in range(3):
+            loss = (w - 1).square().sum()
+            loss.backward()
+            w -= 0.1 * w.grad
+            w.grad = None
+
+    Good:
+
+        import torch
+
+        w = torch.zeros(3, requires_grad=True)
+        for _ in range(3):
+            loss = (w - 1).square().sum()
+            loss.backward()
+            with torch.no_grad():
+                w -= 0.1 * w.grad
+            w.grad = None
+    """
+    refused = refused_call(run, "leaf changed in place")
+    if refused is None:
+        return
+    flow, operation = refused
+    leaf, view = _leaf_behind(flow, operation)
+    span = operation.span
+    name = leaf.name if leaf is not None and leaf.name else None
+    said = f"`{name}`" if name else "a tensor"
+    if leaf is None:
+        message = f"`{short_name(operation.name)}` writes into a view that autograd cannot follow"
+        help_ = Help("write to a new tensor, or change the whole tensor before it is split into views")
+    elif leaf.leaf:
+        what = "a view of a leaf" if view else "a leaf"
+        message = f"{said} is {what} that requires grad: it cannot be changed in place with grad mode on"
+        help_ = Help("to update its values, write this line inside `with torch.no_grad():`")
+    else:
+        message = f"{said} is a non-leaf: what `{short_name(operation.name)}` writes here cannot be followed"
+        help_ = Help("write to a new tensor instead")
+    labels = raised_at(run, span)
+    if leaf is not None and leaf.made is not None and leaf.made != span:
+        labels += (Label(leaf.made, "the leaf is made here" if leaf.leaf else "made here"),)
+    yield Finding(
+        "leaf-inplace",
+        "error",
+        message,
+        span,
+        "changed in place, so torch raises here",
+        (name,) if name else (),
+        labels,
+        (),
+        (help_,),
+        (operation.id,),
+    )
+
+
+def _leaf_behind(flow: StepFlow, operation: Operation) -> tuple[Tensor | None, bool]:
+    """The leaf that an operation was to change, and whether through a view of it.
+
+    Its target comes first among what it takes, or, for `out=`, last; a view leads back to the leaf by its makers.
+    """
+    targets = [*operation.inputs[:1], *reversed(operation.inputs)]
+    for value in targets:
+        tensor = flow.tensor(value)
+        if tensor is not None and tensor.leaf and tensor.requires_grad:
+            return tensor, False
+    for value in targets:
+        seen: set[int] = set()
+        while value not in seen:
+            seen.add(value)
+            maker = flow.maker.get(value)
+            if maker is None or not maker.inputs:
+                break
+            value = maker.inputs[0]
+            tensor = flow.tensor(value)
+            if tensor is not None and tensor.leaf and tensor.requires_grad:
+                return tensor, True
+    return (flow.tensor(targets[0]), False) if targets else (None, False)
+
+
+def non_scalar_backward(run: Run) -> Iterator[Finding]:
+    """Backward starts from a tensor of several elements, and no gradient for them is given.
+
+    `backward()` begins with the gradient 1, which is defined for a single number only. Most often a reduction is
+    missing in the loss: `.mean()`, `.sum()`, or `reduction="none"` that was left in.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = nn.functional.mse_loss(net(torch.rand(8, 4)), torch.rand(8, 1), reduction="none")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = nn.functional.mse_loss(net(torch.rand(8, 4)), torch.rand(8, 1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    refused = refused_call(run, "no scalar", "gradient of another shape")
+    if refused is None or run.crash is None:
+        return
+    flow, operation = refused
+    roots = [tensor for value in operation.inputs if (tensor := flow.tensor(value)) is not None]
+    elements = [tensor for tensor in roots if any(size != 1 for size in tensor.shape)]
+    root = next(iter(elements or roots), None)
+    said = f"`{root.name}`" if root is not None and root.name else "this tensor"
+    labels: tuple[Label, ...] = ()
+    if root is not None and root.made is not None and root.made != operation.span:
+        labels = (Label(root.made, f"{said} of shape {shape_text(root.shape)} is made here"),)
+    if run.crash.symptom == "gradient of another shape":
+        shapes = [shape_text(tensor.shape) for tensor in roots]
+        message = f"backward of {said} is given a gradient of another shape than {shapes[0] if shapes else 'its own'}"
+        help_ = Help("give a gradient of the very shape of the tensor, such as `torch.ones_like(...)`")
+    elif root is not None and root.dtype.startswith("complex"):
+        message = f"backward starts from {said}, which is complex: only a real scalar has a gradient of its own"
+        help_ = Help("make a real loss of it, with `.abs()` or `.real`")
+    else:
+        shape = f", of shape {shape_text(root.shape)}" if root is not None else ""
+        message = f"backward starts from {said}{shape}: only a scalar has a gradient of its own"
+        help_ = Help("reduce the loss to one number first, with `.mean()` or `.sum()`")
+    yield Finding(
+        "non-scalar-backward",
+        "error",
+        message,
+        operation.span,
+        "torch raises here",
+        (root.name,) if root is not None and root.name else (),
+        labels,
+        (),
+        (help_,),
+    )
+
+
+def inference_tensor(run: Run) -> Iterator[Finding]:
+    """A tensor made in inference mode enters a computation that autograd records.
+
+    Inference mode drops all that autograd needs to keep track of a tensor, so that it can never be saved for backward.
+    `torch.no_grad()` turns gradients off as well, and what it gives may be used in training.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        backbone, head = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        for _ in range(3):
+            with torch.inference_mode():
+                features = backbone(torch.rand(8, 4))
+            loss = head(features).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        backbone, head = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        for _ in range(3):
+            with torch.no_grad():
+                features = backbone(torch.rand(8, 4))
+            loss = head(features).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    crash = run.crash
+    if crash is None or crash.symptom != "inference tensor":
+        return
+    met = refused_call(run, "inference tensor")
+    operations = [operation for step in run.steps for operation in step.operations]
+    made_in = _made_in_inference_mode(operations)
+    holder = {value.id: value.tensor for value in run.values}
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    if met is not None:
+        taken = [value for value in met[1].inputs if tensors[holder[value]].inference]
+    else:
+        # `nn.Parameter(t)` makes no record where torch refuses it: the tensor that was made last is meant.
+        taken = [value for op in operations for value in op.outputs if tensors[holder[value]].inference][-1:]
+    if not taken:
+        return
+    maker, switch = _origin(taken[0], operations, made_in)
+    tensor = tensors[holder[taken[0]]]
+    names = tuple(dict.fromkeys(name for value in taken if (name := tensors[holder[value]].name)))
+    said = f"`{names[0]}`" if names else "a tensor"
+    labels: tuple[Label, ...] = ()
+    span = _switch_span(run, switch) if switch is not None else None
+    made = (maker.span if maker is not None else None) or tensor.made
+    if span is not None and made is not None and made.line != span.line:
+        labels = (Label(made, "so an inference tensor is made here"),)
+    span = span or made or crash.span
+    where = "a computation that autograd records" if met is not None else "what is to require grad"
+    labels += raised_at(run, span, "autograd meets it: torch raises")
+    yield Finding(
+        "inference-tensor",
+        "error",
+        f"{said} was made in inference mode and enters {where}",
+        span,
+        "inference mode begins here" if switch is not None else "made here, in inference mode",
+        names,
+        labels,
+        (),
+        (Help("use `torch.no_grad()` here: it keeps no history either, and its results may be trained on"),),
+    )
+
+
+def _made_in_inference_mode(operations: list[Operation]) -> dict[int, Operation]:
+    """What turned inference mode on for each operation that ran in it, by the operation's id."""
+    found: dict[int, Operation] = {}
+    stack: list[Operation] = []
+    for operation in operations:
+        if operation.name.startswith("inference_mode("):
+            if operation.name.startswith("inference_mode(True)"):
+                stack.append(operation)
+            elif stack:
+                stack.pop()
+        elif stack:
+            found[operation.id] = stack[0]
+    return found
+
+
+def _origin(
+    value: int, operations: list[Operation], made_in: dict[int, Operation]
+) -> tuple[Operation | None, Operation | None]:
+    """The operation that made an inference tensor, behind views of it made later, and where the mode began."""
+    maker: Operation | None = None
+    for operation in reversed(operations):
+        if value in operation.outputs and value not in operation.inputs:
+            maker = operation
+            if operation.id in made_in:
+                return maker, made_in[operation.id]
+            if not operation.inputs:
+                break
+            value = operation.inputs[0]
+    return maker, None
+
+
+def _switch_span(run: Run, switch: Operation) -> Span | None:
+    """Where inference mode begins: of a decorated function, the decorator rather than all of its head."""
+    span = switch.span
+    if span is None or "decorator" not in switch.name:
+        return span
+    lines = run.sources.get(span.file, {})
+    number = span.line
+    while lines.get(number, "").lstrip().startswith("@"):
+        text = lines[number]
+        if "inference_mode" in text:
+            column = len(text) - len(text.lstrip()) + 1
+            return Span(span.file, number, column, number, len(text.rstrip()) + 1, span.function)
+        number += 1
+    return Span(span.file, span.line, function=span.function)
+
+
+def integer_requires_grad(run: Run) -> Iterator[Finding]:
+    """A tensor of integers or booleans is asked to require grad.
+
+    A gradient is a limit of ever smaller changes, which whole numbers do not have. `torch.arange(n)`,
+    `torch.tensor([1, 2])` and the indices of `max` are integers unless a floating point dtype is asked for.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        scale = nn.Parameter(torch.arange(3))
+        optimizer = torch.optim.SGD([scale], lr=0.1)
+        for _ in range(3):
+            loss = (scale - 1).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        scale = nn.Parameter(torch.arange(3.0))
+        optimizer = torch.optim.SGD([scale], lr=0.1)
+        for _ in range(3):
+            loss = (scale - 1).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    crash = run.crash
+    if crash is None or crash.symptom != "integer requires grad":
+        return
+    refused = refused_call(run, "integer requires grad")
+    flow, operation = refused if refused is not None else (None, None)
+    tensor = None
+    if flow is not None and operation is not None and operation.inputs:
+        tensor = flow.tensor(operation.inputs[0])
+    name = tensor.name if tensor is not None else None
+    said = f"`{name}`, of {tensor.dtype}," if tensor is not None and name else "a tensor of whole numbers"
+    labels: tuple[Label, ...] = ()
+    if (
+        tensor is not None
+        and tensor.made is not None
+        and crash.span is not None
+        and tensor.made.line != crash.span.line
+    ):
+        labels = (Label(tensor.made, f"made here, of {tensor.dtype}"),)
+    yield Finding(
+        "integer-requires-grad",
+        "error",
+        f"{said} cannot require grad: only floating point and complex tensors can",
+        crash.span,
+        "torch raises here",
+        (name,) if name else (),
+        labels,
+        (),
+        (Help("make the tensor with a floating point dtype, or convert it first, with `.float()`"),),
+    )
