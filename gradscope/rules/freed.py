@@ -224,11 +224,11 @@ def _kept_by(run: Run, tie: _Tie, carried: Tensor) -> Span | None:
         if isinstance(node, ast.Assign)
         for target in _targets(node)
     ]
-    if any(target in wanted and within(made, _span_of(user.file, node)) for target, node in assignments):
-        return came  # where it is made it gets its name
     for node in _statements(run, user.file):
         if _keeps(node, wanted, named):
             return _span_of(user.file, node)
+    if any(target in wanted and within(made, _span_of(user.file, node)) for target, node in assignments):
+        return came  # where it is made it gets its name
     if came is not None or (made.file, made.function) == (user.file, user.function):
         return came
     # Made in another function: a line that only calls that function gives the name.
@@ -255,11 +255,7 @@ def _operands(run: Run, span: Span) -> set[str]:
 def _keeps(node: ast.stmt, wanted: set[str], named: set[str]) -> bool:
     """Whether a statement puts one of these names away: `self.h = h`, `memory[i] = h`, `states.append(h)`."""
     if isinstance(node, ast.Assign):
-        places = [
-            target.value if isinstance(target, ast.Subscript) else target
-            for target in node.targets
-            if isinstance(target, (ast.Subscript, ast.Attribute))
-        ]
+        places = [target.value if isinstance(target, ast.Subscript) else target for target in node.targets]
         return ast.unparse(node.value) in named and any(ast.unparse(place) in wanted for place in places)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         call = node.value

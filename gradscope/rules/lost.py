@@ -278,6 +278,8 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
     """Summands of a scalar loss that depend on tensors in training yet have no history: they do nothing."""
     found: dict[tuple[str, Span | None], Lost] = {}
     for flow in steps:
+        if any(backward.failed for backward in flow.step.backwards):
+            continue  # what stopped it is to be mended first
         for root in flow.roots:
             for term in _dead_terms(flow, root):
                 loss = _cause_of_term(flow, term)
