@@ -30,13 +30,52 @@ def step(**facts: Any) -> Run:
 
 
 def test_columns_of_the_table() -> None:
-    """The table has name, shape, role, leaf, requires, received, median norm and movement, a row a tensor."""
+    """The table has name, shape, role, leaf, requires, received, median norm, movement and course, a row a tensor."""
     received = Received(20, 20)
     run = step(received=received, gradient_norms=(1.0, 0.5, 0.56), start=2.0, change=0.37)
     header, w, loss = table(run)
-    assert header == ["tensor", "shape", "role", "leaf", "requires", "got", "grad", "|grad|", "moved"]
-    assert w == ["w", "3x5", "parameter", "yes", "yes", "20/20", "5.6e-01", "18.5%"]
+    assert header == ["tensor", "shape", "role", "leaf", "requires", "got", "grad", "|grad|", "moved", "course"]
+    assert w == ["w", "3x5", "parameter", "yes", "yes", "20/20", "5.6e-01", "18.5%", "#:="]
     assert loss == ["loss", "scalar", "output", "no", "yes", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("norms", "ascii_marks", "unicode_marks"),
+    [
+        ((1.0,) * 12, "======", "\u2585" * 6),
+        ((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), "_.-=*#", "\u2581\u2582\u2584\u2585\u2587\u2588"),
+        ((1.0, 0.0, None), "= !", "\u2585 !"),
+        ((0.0, 0.0, 0.0), "", ""),
+        ((1.0, 2.0), None, None),
+    ],
+    ids=["flat", "growing", "zero_and_infinite", "zero", "too_short"],
+)
+def test_course_of_the_gradient(
+    norms: tuple[float | None, ...], ascii_marks: str | None, unicode_marks: str | None
+) -> None:
+    """Rows end with a chart of |grad|, in ASCII or in blocks; a course of two steps is none."""
+    run = step(received=Received(20, 20), gradient_norms=norms, start=2.0, change=0.37)
+    report = Report.of(run)
+    for marks, unicode in ((ascii_marks, False), (unicode_marks, True)):
+        lines = report.to_text(unicode=unicode).splitlines()
+        header, row = (next(line for line in lines if line.startswith(word)) for word in ("tensor ", "w "))
+        if marks is None:
+            assert not header.endswith("course")
+        else:
+            assert row[header.index("course") :] == marks
+
+
+def test_course_is_left_out_where_there_is_no_room() -> None:
+    """A table that is as wide as it may be has no charts, and stays within the width."""
+    book = Book()
+    norms = (0.5, 0.25, 0.125)
+    w = book.leaf(
+        "a_tensor_with_a_long_name", (1024, 1024, 128, 128), True, gradient_norms=norms, change=1.0, start=1e-9
+    )
+    book.step(book.op("sum", w, result="loss", shape=()), book.op("neg", w, result="other", shape=()))
+    lines = Report.of(book.run()).to_text().splitlines()
+    assert not any("course" in line for line in lines)
+    assert max(map(len, lines)) <= WIDTH
 
 
 def test_a_row_names_the_grad_fn() -> None:

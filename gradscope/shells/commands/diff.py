@@ -33,7 +33,7 @@ def command(before: Path, after: Path, format_: str, fail_on: str) -> int:
     """
     found = difference(_document(before), _document(after))
     if format_ == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1))
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
         click.echo(difference_text(found, str(before), str(after)), nl=False)
     if fail_on == "never":
