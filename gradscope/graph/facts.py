@@ -197,6 +197,35 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class Modes:
+    """How dropout or batch norm ran, while gradients were kept, for the steps of one optimizer.
+
+    `operation` ran in the module `module`. `training` counts the steps in which it ran in training mode, `evaluation`
+    those in which it ran in evaluation mode only. Where it is in evaluation mode, `switched` is the call that put the
+    module `by` there, of which `module` is a part.
+    """
+
+    module: str
+    operation: str
+    optimizer: int
+    training: int
+    evaluation: int
+    switched: Span | None = None
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """A value that an operation was about to squash with softmax or sigmoid, while it lay in [0, 1] already.
+
+    `summed` says that it sums to 1 along the dimension of the softmax.
+    """
+
+    value: int
+    summed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
 
@@ -241,6 +270,8 @@ class Run:
     optimizers: tuple[Optimizer, ...] = ()
     modules: tuple[Module, ...] = ()
     losses: tuple[Loss, ...] = ()
+    modes: tuple[Modes, ...] = ()
+    probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import linecache
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from gradscope.graph.facts import (
     Backward,
     Loss,
+    Modes,
     Module,
     Node,
     Operation,
     Optimizer,
+    Probabilities,
     Received,
     Span,
     Step,
@@ -67,6 +69,8 @@ class Frozen:
     optimizers: tuple[Optimizer, ...]
     modules: tuple[Module, ...]
     losses: tuple[Loss, ...]
+    modes: tuple[Modes, ...]
+    probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
 
 
@@ -250,6 +254,7 @@ class _Freezer:
 
     def freeze(self) -> Frozen:
         steps = tuple(map(self.step, self.records))
+        probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
@@ -262,7 +267,33 @@ class _Freezer:
             for mark in self.tape.marks.values()
             if mark.root is not None
         )
-        return Frozen(tensors, tuple(self.values.values()), steps, optimizers, modules, self.losses(), self.lines())
+        return Frozen(
+            tensors,
+            tuple(self.values.values()),
+            steps,
+            optimizers,
+            modules,
+            self.losses(),
+            tuple(self.modes()),
+            probabilities,
+            self.lines(),
+        )
+
+    def modes(self) -> Iterator[Modes]:
+        for mark in self.tape.marks.values():
+            if mark.modes is None or mark.root is None:
+                continue
+            site, by = mark.switched or (None, None)
+            for optimizer, (training, evaluation) in mark.modes.counts.items():
+                yield Modes(
+                    self.path(mark) or "",
+                    mark.modes.operation,
+                    optimizer,
+                    training,
+                    evaluation,
+                    self.span(site),
+                    self.path(by),
+                )
 
     def losses(self) -> tuple[Loss, ...]:
         kinds = {kind for kind, _ in self.tape.losses}

@@ -18,6 +18,7 @@ from gradscope.probes.callsites import CallSites
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
 from gradscope.probes.inference import watch_inference_mode
+from gradscope.probes.modes import watch_modes
 from gradscope.probes.modules import add_root, name_roots, watch_modules
 from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
@@ -77,6 +78,7 @@ class Observation:
         enter(swaps_allowed(self.tape))
         enter(watch_threads(self.tape))
         enter(watch_modules(self.tape))
+        enter(watch_modes(self.tape))
         enter(watch_functions(self.tape))
         enter(watch_inference_mode(self.tape))
         enter(watch_backward(self.tape))
@@ -156,6 +158,8 @@ class Observation:
             optimizers=frozen.optimizers,
             modules=frozen.modules,
             losses=frozen.losses,
+            modes=frozen.modes,
+            probabilities=frozen.probabilities,
             sources=frozen.sources,
             failures=tuple(tape.failures),
         )

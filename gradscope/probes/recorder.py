@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
+from gradscope.probes.inspections import LOOKS, Call
 from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
@@ -135,6 +136,9 @@ class Recorder(TorchFunctionMode):
                     for tensor in tensors(value):
                         taken.append(tensor)
                         inputs.append(tape.subject(tensor, site).held())
+            look = LOOKS.get(func)
+            if look is not None:
+                look(tape, Call(func, site, args, kwargs, inputs))
             if func is _set_grad_enabled:
                 func = switch_name("set_grad_enabled", bool(args[0]))
             return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number()

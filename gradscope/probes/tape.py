@@ -27,6 +27,7 @@ from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 
 if TYPE_CHECKING:
+    from gradscope.probes.inspections import ModeCourse
     from gradscope.probes.walker import Walk
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
@@ -83,7 +84,7 @@ class OptimizerMark:
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("path", "ref", "requires_grad", "root", "training", "type")
+    __slots__ = ("modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
@@ -92,6 +93,8 @@ class ModuleMark:
         self.training = module.training
         self.requires_grad: bool | None = None
         self.root: ModuleMark | None = None
+        self.modes: ModeCourse | None = None
+        self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
 
 
 # value: (serial, subject, history); operation: see `Recorder`
@@ -167,6 +170,9 @@ class Tape:
         self.step_count = 0
         self.backward_count = 0
         self.failures: dict[str, None] = {}
+        self.moded: list[ModuleMark] = []
+        self.looks: dict[tuple[Any, Site], int] = {}
+        self.probabilities: list[tuple[ValueRecord, bool]] = []
         self.active = True
         self.confirmed = False
         self.local = threading.local()

@@ -14,6 +14,7 @@ from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
+from gradscope.rules.semantics import double_softmax, eval_mode, loss_broadcast
 
 Rule = Callable[[Run], Iterable[Finding]]
 
@@ -28,6 +29,9 @@ RULES: tuple[Rule, ...] = (
     unregistered_parameter,
     frozen_parameter,
     non_leaf,
+    double_softmax,
+    loss_broadcast,
+    eval_mode,
 )
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}
