@@ -215,6 +215,32 @@ class Modes:
 
 
 @dataclass(frozen=True, slots=True)
+class Nonfinite:
+    """The first value or gradient that was not finite and did harm: a tensor that is trained became NaN or infinite.
+
+    `kind` tells whether the loss was not finite already or only gradients were. `operation`, of the step `step`, made
+    it so, or its backward did; `given` says that what it took was not finite before. `node` is the autograd node
+    without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
+    tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
+    where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which
+    the backward at `span` started.
+    """
+
+    kind: Literal["forward", "gradient"]
+    step: int
+    operation: Operation | None
+    node: str = ""
+    given: bool = False
+    custom: Span | None = None
+    operand: str = ""
+    low: float | None = None
+    high: float | None = None
+    tensors: tuple[int, ...] = ()
+    root: int | None = None
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Probabilities:
     """A value that an operation was about to squash with softmax or sigmoid, while it lay in [0, 1] already.
 
@@ -271,6 +297,7 @@ class Run:
     modules: tuple[Module, ...] = ()
     losses: tuple[Loss, ...] = ()
     modes: tuple[Modes, ...] = ()
+    nonfinite: Nonfinite | None = None
     probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()

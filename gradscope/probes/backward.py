@@ -11,6 +11,7 @@ import torch
 from torch.compiler import is_compiling
 
 from gradscope.probes.courses import norms
+from gradscope.probes.nonfinite import Watch, judge_pass, watch_pass
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import BackwardRecord, Subject, Tape
@@ -39,7 +40,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
                 result = original(t_outputs, *args, **kwargs)
             except BaseException:
                 if seen is not None:
-                    _failed(tape, seen[0])
+                    _failed(tape, seen[0], seen[2])
                 raise
             if seen is not None:
                 _after(tape, *seen, inputs, result)
@@ -50,7 +51,9 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
     return patched(torch.autograd, "_engine_run_backward", wrap)
 
 
-def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[BackwardRecord, _State] | None:
+def _before(
+    tape: Tape, kind: Literal["backward", "grad"], roots: Any
+) -> tuple[BackwardRecord, _State, Watch | None] | None:
     if tape.thread() in tape.backwards_running:
         return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -76,7 +79,7 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
                     stamp = (id(gradient), gradient._version) if gradient is not None else (0, 0)
                     state[subject.serial] = (subject, tensor, *stamp, tensor._version)
             tape.backwards_running.add(record.thread)
-            return record, state
+            return record, state, watch_pass(tape, record, root_tensors)
     except Exception as error:
         tape.fail("backward probe", error)
         return None
@@ -96,7 +99,7 @@ def _predict(tape: Tape, record: BackwardRecord) -> None:
             course.predicted = bool(course.predicted) or subject.serial in reached
 
 
-def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, result: Any) -> None:
+def _after(tape: Tape, record: BackwardRecord, state: _State, watch: Watch | None, inputs: Any, result: Any) -> None:
     tape.backwards_running.discard(record.thread)
     try:
         with unobserved():
@@ -117,12 +120,15 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
                         arrived.append((tape.subject(tensor), tensor, gradient))
             record.arrivals = tuple(subject for subject, _, _ in arrived)
             _count(tape, arrived)
+            judge_pass(tape, record, watch, [(subject, tape.course(subject).norm) for subject in record.arrivals])
             tape.end_backward(record)
     except Exception as error:
         tape.fail("backward probe", error)
 
 
-def _failed(tape: Tape, record: BackwardRecord) -> None:
+def _failed(tape: Tape, record: BackwardRecord, watch: Watch | None) -> None:
+    if watch is not None:
+        watch.remove()
     tape.backwards_running.discard(record.thread)
     record.failed = True
     tape.step.backwards.append(record)

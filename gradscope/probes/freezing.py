@@ -17,6 +17,7 @@ from gradscope.graph.facts import (
     Modes,
     Module,
     Node,
+    Nonfinite,
     Operation,
     Optimizer,
     Probabilities,
@@ -70,6 +71,7 @@ class Frozen:
     modules: tuple[Module, ...]
     losses: tuple[Loss, ...]
     modes: tuple[Modes, ...]
+    nonfinite: Nonfinite | None
     probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
 
@@ -254,6 +256,7 @@ class _Freezer:
 
     def freeze(self) -> Frozen:
         steps = tuple(map(self.step, self.records))
+        nonfinite = self.nonfinite()
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
@@ -275,8 +278,31 @@ class _Freezer:
             modules,
             self.losses(),
             tuple(self.modes()),
+            nonfinite,
             probabilities,
             self.lines(),
+        )
+
+    def nonfinite(self) -> Nonfinite | None:
+        event = self.tape.harmed
+        if event is None:
+            return None
+        for subject in event.leaves:
+            self.subjects.setdefault(subject.serial, subject)
+        backward, found = event.backward, event.evidence
+        return Nonfinite(
+            event.kind,
+            event.step,
+            self.operation(event.operation) if event.operation is not None else None,
+            event.node,
+            event.given,
+            self.span(event.custom),
+            found.name if found is not None else "",
+            _finite_or_none(found.low) if found is not None else None,
+            _finite_or_none(found.high) if found is not None else None,
+            tuple(subject.serial for subject in event.leaves),
+            self.value(backward.roots[0]) if backward is not None and backward.roots else None,
+            self.span(backward.site) if backward is not None else None,
         )
 
     def modes(self) -> Iterator[Modes]:

@@ -20,6 +20,7 @@ from gradscope.probes.functions import watch_functions
 from gradscope.probes.inference import watch_inference_mode
 from gradscope.probes.modes import watch_modes
 from gradscope.probes.modules import add_root, name_roots, watch_modules
+from gradscope.probes.nonfinite import explain_crash
 from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
 from gradscope.probes.quiet import unobserved
@@ -136,6 +137,8 @@ class Observation:
         with unobserved():
             try:
                 self._name_all()
+                if crash is not None:
+                    explain_crash(self.tape, crash.message)
                 if ended != "exception":
                     confirm_outputs(self.tape)
             except Exception as error:
@@ -159,6 +162,7 @@ class Observation:
             modules=frozen.modules,
             losses=frozen.losses,
             modes=frozen.modes,
+            nonfinite=frozen.nonfinite,
             probabilities=frozen.probabilities,
             sources=frozen.sources,
             failures=tuple(tape.failures),

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course, measure, norms
 from gradscope.probes.inspections import settle_modes
+from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
@@ -133,6 +134,7 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                 if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
                     subject.course.count()
             settle_modes(tape, mark.serial)
+            settle(tape)
             tape.step_count += 1
             tape.end_step(mark.serial)
     except Exception as error:

@@ -14,6 +14,7 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from gradscope.probes.inspections import LOOKS, Call
+from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
@@ -136,6 +137,8 @@ class Recorder(TorchFunctionMode):
                     for tensor in tensors(value):
                         taken.append(tensor)
                         inputs.append(tape.subject(tensor, site).held())
+            if func in SINGULAR:
+                tape.singular = True
             look = LOOKS.get(func)
             if look is not None:
                 look(tape, Call(func, site, args, kwargs, inputs))

@@ -28,6 +28,7 @@ from gradscope.probes.courses import Course, measure
 
 if TYPE_CHECKING:
     from gradscope.probes.inspections import ModeCourse
+    from gradscope.probes.nonfinite import Event
     from gradscope.probes.walker import Walk
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
@@ -170,6 +171,10 @@ class Tape:
         self.step_count = 0
         self.backward_count = 0
         self.failures: dict[str, None] = {}
+        self.singular = False  # an operation of this step has a derivative that may be infinite
+        self.packed = False  # saved tensors are unpacked by code of the program's
+        self.pending: Event | None = None
+        self.harmed: Event | None = None
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []

@@ -15,6 +15,7 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
 from gradscope.rules.semantics import double_softmax, eval_mode, loss_broadcast
+from gradscope.rules.values import nonfinite_forward, nonfinite_gradient
 
 Rule = Callable[[Run], Iterable[Finding]]
 
@@ -29,6 +30,8 @@ RULES: tuple[Rule, ...] = (
     unregistered_parameter,
     frozen_parameter,
     non_leaf,
+    nonfinite_forward,
+    nonfinite_gradient,
     double_softmax,
     loss_broadcast,
     eval_mode,
