@@ -241,6 +241,35 @@ class Nonfinite:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileNode:
+    """One node of a profile. `edges` are places of nodes, towards the leaves, None where no gradient is needed.
+
+    `arrived` is the largest 2-norm of the gradients that came in, `sent` those of what went out on each edge; None
+    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf.
+    """
+
+    name: str
+    sequence: int
+    edges: tuple[int | None, ...]
+    arrived: float | None
+    sent: tuple[float | None, ...]
+    operation: int | None = None
+    tensor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One pass of the engine in which the gradient was measured at every node; the roots come first.
+
+    `operations` are those of its step that made a node: the step itself may not be kept.
+    """
+
+    step: int
+    nodes: tuple[ProfileNode, ...]
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Probabilities:
     """A value that an operation was about to squash with softmax or sigmoid, while it lay in [0, 1] already.
 
@@ -298,6 +327,7 @@ class Run:
     losses: tuple[Loss, ...] = ()
     modes: tuple[Modes, ...] = ()
     nonfinite: Nonfinite | None = None
+    profiles: tuple[Profile, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import torch
 from torch.compiler import is_compiling
 
 from gradscope.probes.courses import norms
-from gradscope.probes.nonfinite import Watch, judge_pass, watch_pass
+from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import BackwardRecord, Subject, Tape
@@ -53,7 +53,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
 
 def _before(
     tape: Tape, kind: Literal["backward", "grad"], roots: Any
-) -> tuple[BackwardRecord, _State, Watch | None] | None:
+) -> tuple[BackwardRecord, _State, PassLook] | None:
     if tape.thread() in tape.backwards_running:
         return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -78,8 +78,9 @@ def _before(
                     gradient = tensor.grad
                     stamp = (id(gradient), gradient._version) if gradient is not None else (0, 0)
                     state[subject.serial] = (subject, tensor, *stamp, tensor._version)
+            look = look_at_pass(tape, record, root_tensors)
             tape.backwards_running.add(record.thread)
-            return record, state, watch_pass(tape, record, root_tensors)
+            return record, state, look
     except Exception as error:
         tape.fail("backward probe", error)
         return None
@@ -99,7 +100,7 @@ def _predict(tape: Tape, record: BackwardRecord) -> None:
             course.predicted = bool(course.predicted) or subject.serial in reached
 
 
-def _after(tape: Tape, record: BackwardRecord, state: _State, watch: Watch | None, inputs: Any, result: Any) -> None:
+def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, inputs: Any, result: Any) -> None:
     tape.backwards_running.discard(record.thread)
     try:
         with unobserved():
@@ -120,15 +121,14 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, watch: Watch | Non
                         arrived.append((tape.subject(tensor), tensor, gradient))
             record.arrivals = tuple(subject for subject, _, _ in arrived)
             _count(tape, arrived)
-            judge_pass(tape, record, watch, [(subject, tape.course(subject).norm) for subject in record.arrivals])
+            look.finish(tape)
             tape.end_backward(record)
     except Exception as error:
         tape.fail("backward probe", error)
 
 
-def _failed(tape: Tape, record: BackwardRecord, watch: Watch | None) -> None:
-    if watch is not None:
-        watch.remove()
+def _failed(tape: Tape, record: BackwardRecord, look: PassLook) -> None:
+    look.remove()
     tape.backwards_running.discard(record.thread)
     record.failed = True
     tape.step.backwards.append(record)

@@ -21,6 +21,8 @@ from gradscope.graph.facts import (
     Operation,
     Optimizer,
     Probabilities,
+    Profile,
+    ProfileNode,
     Received,
     Span,
     Step,
@@ -29,6 +31,7 @@ from gradscope.graph.facts import (
 )
 from gradscope.probes.callsites import Site
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import BackwardRecord, ModuleMark, OperationRecord, StepRecord, Subject, Tape, ValueRecord
 
@@ -72,6 +75,7 @@ class Frozen:
     losses: tuple[Loss, ...]
     modes: tuple[Modes, ...]
     nonfinite: Nonfinite | None
+    profiles: tuple[Profile, ...]
     probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
 
@@ -257,6 +261,7 @@ class _Freezer:
     def freeze(self) -> Frozen:
         steps = tuple(map(self.step, self.records))
         nonfinite = self.nonfinite()
+        profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
@@ -279,6 +284,7 @@ class _Freezer:
             self.losses(),
             tuple(self.modes()),
             nonfinite,
+            profiles,
             probabilities,
             self.lines(),
         )
@@ -304,6 +310,29 @@ class _Freezer:
             self.value(backward.roots[0]) if backward is not None and backward.roots else None,
             self.span(backward.site) if backward is not None else None,
         )
+
+    def profile(self, record: ProfileRecord) -> Profile:
+        makers = _Makers(record.operations)
+        known = {operation.serial: operation for operation in record.operations}
+        made = [makers.of(number) for number in record.sequences]
+        nodes = []
+        for place, name in enumerate(record.names):
+            leaf = record.leaves.get(place)
+            if leaf is not None:
+                self.subjects.setdefault(leaf.serial, leaf)
+            nodes.append(
+                ProfileNode(
+                    name,
+                    record.sequences[place] if leaf is None else 0,
+                    tuple(record.targets[place]),
+                    _finite_or_none(record.arrived[place]),
+                    tuple(map(_finite_or_none, record.sent[place])),
+                    made[place] if leaf is None else None,
+                    leaf.serial if leaf is not None else None,
+                )
+            )
+        used = sorted({number for number in made if number is not None})
+        return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
 
     def modes(self) -> Iterator[Modes]:
         for mark in self.tape.marks.values():

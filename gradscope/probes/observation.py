@@ -163,6 +163,7 @@ class Observation:
             losses=frozen.losses,
             modes=frozen.modes,
             nonfinite=frozen.nonfinite,
+            profiles=frozen.profiles,
             probabilities=frozen.probabilities,
             sources=frozen.sources,
             failures=tuple(tape.failures),

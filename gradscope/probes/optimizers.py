@@ -17,6 +17,7 @@ from gradscope.probes.courses import Course, measure, norms
 from gradscope.probes.inspections import settle_modes
 from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
+from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
 from gradscope.probes.tape import OptimizerMark, Tape
@@ -135,6 +136,7 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                     subject.course.count()
             settle_modes(tape, mark.serial)
             settle(tape)
+            suspect(tape, mark)
             tape.step_count += 1
             tape.end_step(mark.serial)
     except Exception as error:

@@ -29,6 +29,7 @@ from gradscope.probes.courses import Course, measure
 if TYPE_CHECKING:
     from gradscope.probes.inspections import ModeCourse
     from gradscope.probes.nonfinite import Event
+    from gradscope.probes.profiles import Profile
     from gradscope.probes.walker import Walk
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
@@ -175,6 +176,10 @@ class Tape:
         self.packed = False  # saved tensors are unpacked by code of the program's
         self.pending: Event | None = None
         self.harmed: Event | None = None
+        self.suspects: set[int] = set()
+        self.suspected: dict[int, int] = {}
+        self.patience = 0
+        self.profiles: list[Profile] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []

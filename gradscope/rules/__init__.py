@@ -15,7 +15,13 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
 from gradscope.rules.semantics import double_softmax, eval_mode, loss_broadcast
-from gradscope.rules.values import nonfinite_forward, nonfinite_gradient
+from gradscope.rules.values import (
+    exploding_gradient,
+    nonfinite_forward,
+    nonfinite_gradient,
+    vanishing_gradient,
+    zero_gradient,
+)
 
 Rule = Callable[[Run], Iterable[Finding]]
 
@@ -32,6 +38,9 @@ RULES: tuple[Rule, ...] = (
     non_leaf,
     nonfinite_forward,
     nonfinite_gradient,
+    zero_gradient,
+    vanishing_gradient,
+    exploding_gradient,
     double_softmax,
     loss_broadcast,
     eval_mode,
