@@ -17,7 +17,7 @@ from __future__ import annotations
 import dis
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +28,7 @@ from gradscope.probes.saved import Evidence, evidence
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
-    from gradscope.probes.tape import BackwardRecord, OperationRecord, Subject, Tape
+    from gradscope.probes.tape import BackwardRecord, OperationRecord, Subject, Tape, ValueRecord
 
 NODES = 10_000  # touched in one pass: so many fit into any stack (see `gradscope.probes.walker`)
 
@@ -60,7 +60,7 @@ _PLAIN = frozenset(
         "Unsqueeze", "Slice", "Select", "Index", "Cat", "Stack", "Split", "SplitWithSizes", "Unbind", "Clone", "Alias",
         "ToCopy", "Sum", "Mean", "Relu", "Threshold", "Tanh", "Sigmoid", "Gelu", "Silu", "Addmm", "Mm", "Bmm", "Mv",
         "Dot", "Convolution", "Embedding", "NllLoss", "LogSoftmax", "NativeDropout", "MaskedFill", "Where", "Clamp",
-        "AccumulateGrad", "Mul", "Abs", "MseLoss", "Repeat", "Copy", "MaxPool2DWithIndices", "AvgPool2D", "Gather",
+        "AccumulateGrad", "Abs", "MseLoss", "Repeat", "Copy", "MaxPool2DWithIndices", "AvgPool2D", "Gather",
         "UnsafeSplit", "AsStrided", "Detach", "Round", "Sign", "L1Loss", "SmoothL1Loss", "Linear",
     }
 )  # fmt: skip
@@ -214,18 +214,62 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
             if target is not None and target not in seen:
                 seen.add(target)
                 waiting.append(target)
-    order = sorted((node for node in known if plain_name(node) != "torch::autograd::AccumulateGrad"), key=_number)
-    made = [node for node in order if (found := known[node]) is not None and found.result is False]
-    culprit = next((node for node in made if (found := known[node]) is not None and found.inputs), None)
-    if culprit is None and made:
-        culprit = made[0]
-        event.given = True
-    if culprit is None:
-        culprit = next((node for node in order if plain_name(node) != "AccumulateGrad"), None)
-    if culprit is not None:
-        event.operation, event.node = maker_of(tape, culprit), plain_name(culprit)
-        event.evidence = known[culprit]
+    order = sorted((node for node in known if plain_name(node) != "AccumulateGrad"), key=_number)
+    for node in order:
+        found = known[node]
+        if found is None or (found.inputs and found.result is not False):
+            continue
+        producer = None if found.inputs else _producer(node, found)
+        if producer is not None and known.get(producer) is None:
+            node, found = producer, None  # nothing is saved of what it gave, so it shows in what was made of that
+        event.operation, event.node, event.evidence = maker_of(tape, node), plain_name(node), found
+        if found is not None and not found.inputs:
+            event.given = True
+            made = _made_without_history(tape, event.operation)
+            if made is not None:
+                event.operation, event.node, event.evidence, event.given = made, "", None, False
+        return event
+    if order:
+        event.operation, event.node = maker_of(tape, order[0]), plain_name(order[0])
     return event
+
+
+def _producer(node: Any, found: Evidence) -> Any:
+    """The node of the input that was not finite; None for data and leaves."""
+    places = [_EDGES.get((plain_name(node), name), _EDGES.get(("", name))) for name in found.spoilt]
+    targets = [
+        node.next_functions[place][0] for place in places if place is not None and place < len(node.next_functions)
+    ]
+    return next((target for target in targets if target is not None and plain_name(target) != "AccumulateGrad"), None)
+
+
+# Which edge the gradient of a saved input leaves by.
+_EDGES = {
+    ("", "self"): 0, ("", "input"): 0, ("", "other"): 1, ("", "weight"): 1, ("", "mat2"): 1, ("", "exponent"): 1,
+    ("", "mat1"): 1, ("", "target"): 1, ("", "batch1"): 1, ("", "batch2"): 2, ("Addmm", "mat2"): 2, ("", "x1"): 0,
+}  # fmt: skip
+
+
+def _made_without_history(tape: Tape, user: OperationRecord | None) -> OperationRecord | None:
+    """The operation that made the NaN which this one took, where autograd kept no history of it."""
+    if user is None:
+        return None
+    needed = {value[0] for value in user.inputs}
+    found = None
+    for operation in reversed([operation for operation in tape.step.operations if operation.serial < user.serial]):
+        if needed.isdisjoint(value[0] for value in operation.outputs):
+            continue
+        needed.update(value[0] for value in operation.inputs)
+        if any(map(_holds_nan, operation.outputs)) and not any(map(_holds_nan, operation.inputs)):
+            found = operation
+    return found
+
+
+def _holds_nan(value: ValueRecord) -> bool:
+    tensor = value[1].ref()
+    if tensor is None or value[1].value != value[0] or not tensor.is_floating_point():
+        return False
+    return bool(torch.isnan(tensor.detach()).any())
 
 
 def _number(node: Any) -> int:
@@ -279,10 +323,17 @@ def _last_user(tape: Tape, leaves: Sequence[Subject]) -> OperationRecord | None:
     return None
 
 
-def settle(tape: Tape) -> None:
-    """Decide whether what was not finite did any harm: a tensor of the program is not finite for it."""
+def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
+    """Decide whether what was not finite did any harm: a tensor is not finite for it, or was trained on such a loss.
+
+    `stepped` are the tensors of the optimizer that has just stepped.
+    """
     event = tape.pending
     if event is None:
+        return
+    arrivals = event.backward.arrivals if event.backward is not None else ()
+    if event.kind == "forward" and stepped and any(subject.serial in stepped for subject in arrivals):
+        tape.harmed, tape.pending = event, None
         return
     live = [tensor for subject in event.leaves if (tensor := subject.ref()) is not None]
     if not all(map(_is_all_finite, live)):

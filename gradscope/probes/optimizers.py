@@ -135,7 +135,7 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                 if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
                     subject.course.count()
             settle_modes(tape, mark.serial)
-            settle(tape)
+            settle(tape, mark.subjects)
             suspect(tape, mark)
             tape.step_count += 1
             tape.end_step(mark.serial)

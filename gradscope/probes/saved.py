@@ -13,7 +13,8 @@ import torch
 class Evidence:
     """What is known of one operation: whether its saved inputs, and its result, were finite; None where unknown.
 
-    `what` says in a word or two what made the result infinite, where that is plain: the smallest divisor.
+    `spoilt` names the saved inputs that were not. `low` and `high` are the range of the operand `name`, in which the
+    operation is singular.
     """
 
     inputs: bool
@@ -21,6 +22,7 @@ class Evidence:
     name: str = ""
     low: float | None = None
     high: float | None = None
+    spoilt: tuple[str, ...] = ()
 
 
 _RESULTS = frozenset(
@@ -51,14 +53,15 @@ def evidence(node: Any) -> Evidence | None:
         saved = _saved(node)
         inputs = {name: value for name, value in saved.items() if name not in _RESULTS}
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        finite = all(map(_finite, tensors.values()))
+        spoilt = tuple(name for name, value in tensors.items() if not _finite(value))
+        finite = not spoilt
         results = [value for name, value in saved.items() if name in _RESULTS and isinstance(value, torch.Tensor)]
         if results:
-            return Evidence(finite, all(map(_finite, results)), *_range(tensors))
+            return Evidence(finite, all(map(_finite, results)), *_range(tensors), spoilt)
         made = _again(kind, saved)
         if made is None:
-            return Evidence(finite, None) if tensors else None
-        return Evidence(finite, _finite(made), *_range(tensors))
+            return Evidence(finite, None, spoilt=spoilt) if tensors else None
+        return Evidence(finite, _finite(made), *_range(tensors), spoilt)
     except (RuntimeError, TypeError):
         return None
 

@@ -361,12 +361,12 @@ def exploding_gradient(run: Run) -> Iterator[Finding]:
 
         torch.manual_seed(0)
         w = nn.Parameter(3 * torch.randn(8, 8))
-        optimizer = torch.optim.SGD([w], lr=1e-9)
+        optimizer = torch.optim.Adam([w], lr=1e-3)
         for _ in range(5):
             h = torch.rand(16, 8)
             for _ in range(20):
                 h = h @ w
-            loss = h.square().mean().sqrt()
+            loss = h.abs().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -378,12 +378,12 @@ def exploding_gradient(run: Run) -> Iterator[Finding]:
 
         torch.manual_seed(0)
         w = nn.Parameter(torch.randn(8, 8))
-        optimizer = torch.optim.SGD([w], lr=1e-9)
+        optimizer = torch.optim.Adam([w], lr=1e-3)
         for _ in range(5):
             h = torch.rand(16, 8)
             for _ in range(20):
                 h = nn.functional.layer_norm(h @ w, (8,))
-            loss = h.square().mean().sqrt()
+            loss = h.abs().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
