@@ -270,6 +270,20 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchCheck:
+    """Whether the output of one sample depends on others, asked of a copy of a module.
+
+    `module` is its path, `size` the number of samples. `operation` mixes them, if one does. `normed` are the paths of
+    batch norms that were in training mode, where they mix samples by design; they were set aside for the check.
+    """
+
+    module: str
+    size: int
+    operation: Operation | None = None
+    normed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Probabilities:
     """A value that an operation was about to squash with softmax or sigmoid, while it lay in [0, 1] already.
 
@@ -328,6 +342,7 @@ class Run:
     modes: tuple[Modes, ...] = ()
     nonfinite: Nonfinite | None = None
     profiles: tuple[Profile, ...] = ()
+    batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()

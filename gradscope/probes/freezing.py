@@ -13,6 +13,7 @@ import torch
 
 from gradscope.graph.facts import (
     Backward,
+    BatchCheck,
     Loss,
     Modes,
     Module,
@@ -29,6 +30,7 @@ from gradscope.graph.facts import (
     Tensor,
     Value,
 )
+from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.profiles import Profile as ProfileRecord
@@ -76,6 +78,7 @@ class Frozen:
     modes: tuple[Modes, ...]
     nonfinite: Nonfinite | None
     profiles: tuple[Profile, ...]
+    batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
 
@@ -90,7 +93,8 @@ class _Freezer:
         self.grad_fns: dict[int, str] = {}
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
-        self.names = {**given, **source_names(tape, self.records)}
+        checked = [check.step for check in tape.checks]
+        self.names = {**given, **source_names(tape, [*self.records, *checked])}
         for name, tensor in names_in(namespace):
             subject = tape.seen(tensor)
             if subject is not None:
@@ -261,6 +265,7 @@ class _Freezer:
     def freeze(self) -> Frozen:
         steps = tuple(map(self.step, self.records))
         nonfinite = self.nonfinite()
+        batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
         self.find_grad_fns(steps)
@@ -285,6 +290,7 @@ class _Freezer:
             tuple(self.modes()),
             nonfinite,
             profiles,
+            batches,
             probabilities,
             self.lines(),
         )
@@ -333,6 +339,12 @@ class _Freezer:
             )
         used = sorted({number for number in made if number is not None})
         return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def batch(self, check: BatchCheckRecord) -> BatchCheck:
+        operation = self.operation(check.operation) if check.operation is not None else None
+        return BatchCheck(
+            self.path(check.mark) or "", check.size, operation, tuple(self.path(mark) or "" for mark in check.normed)
+        )
 
     def modes(self) -> Iterator[Modes]:
         for mark in self.tape.marks.values():

@@ -58,6 +58,8 @@ def _root_returned(tape: Tape, module: torch.nn.Module, mark: ModuleMark, args: 
                 inputs = tuple(_subjects(tape, (*args, *kwargs.values())))
                 outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
                 tape.step.calls.append(CallRecord(site, inputs, outputs))
+        if tape.check_calls is not None and torch.is_grad_enabled():
+            tape.check_calls(module, args, kwargs)
     except Exception as error:
         tape.fail("module probe", error)
 

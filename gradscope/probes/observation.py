@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.backward import watch_backward
+from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
@@ -47,7 +49,7 @@ class Observation:
     """Watches everything that torch does between `start` and `stop`.
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
-    `steps` ends the program after so many optimizer steps.
+    `steps` ends the program after so many optimizer steps. `checks` are those that are not always on: `batch`.
     """
 
     def __init__(
@@ -56,11 +58,14 @@ class Observation:
         own: tuple[str, ...] = (),
         steps: int | None = None,
         folder: str | None = None,
+        checks: Collection[str] = (),
     ) -> None:
         self.namespace = namespace
         self.tape = Tape(CallSites(folder, own))
         self.tape.name_all = self._name_all
         self.steps = steps
+        if "batch" in checks:
+            self.tape.check_calls = functools.partial(check_module, self.tape)
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0
@@ -164,6 +169,7 @@ class Observation:
             modes=frozen.modes,
             nonfinite=frozen.nonfinite,
             profiles=frozen.profiles,
+            batches=frozen.batches,
             probabilities=frozen.probabilities,
             sources=frozen.sources,
             failures=tuple(tape.failures),

@@ -9,7 +9,7 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def _syntax(error: SyntaxError, script: str) -> str:
     return f"{script} has a syntax error{where}: {error.msg}"
 
 
-def observe_program(program: Program, steps: int | None = None) -> Outcome:
+def observe_program(program: Program, steps: int | None = None, checks: Collection[str] = ()) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here."""
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
@@ -117,7 +117,7 @@ def observe_program(program: Program, steps: int | None = None) -> Outcome:
     )
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
-    observation = Observation(main.__dict__, program.own, steps)
+    observation = Observation(main.__dict__, program.own, steps, checks=checks)
     ended: Ending = "end"
     status: int = 0
     error: BaseException | None = None

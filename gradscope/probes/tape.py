@@ -27,6 +27,7 @@ from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 
 if TYPE_CHECKING:
+    from gradscope.probes.batches import BatchCheck
     from gradscope.probes.inspections import ModeCourse
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
@@ -180,6 +181,9 @@ class Tape:
         self.suspected: dict[int, int] = {}
         self.patience = 0
         self.profiles: list[Profile] = []
+        self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
+        self.checked: dict[int, ModuleMark] = {}
+        self.checks: list[BatchCheck] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []

@@ -14,7 +14,7 @@ from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
-from gradscope.rules.semantics import double_softmax, eval_mode, loss_broadcast
+from gradscope.rules.semantics import batch_leak, double_softmax, eval_mode, loss_broadcast
 from gradscope.rules.values import (
     exploding_gradient,
     nonfinite_forward,
@@ -44,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     double_softmax,
     loss_broadcast,
     eval_mode,
+    batch_leak,
 )
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}

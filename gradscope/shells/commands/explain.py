@@ -18,6 +18,13 @@ from gradscope.shells.commands.options import report_options
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, to be run as `python -m` does.")
 @click.option("--steps", type=click.IntRange(min=1), help="End the script after this many optimizer steps.")
 @click.option("--save", type=click.Path(path_type=Path), help="Keep the observed run, for `gradscope show`.")
+@click.option(
+    "--check",
+    "checks",
+    type=click.Choice(["batch"]),
+    multiple=True,
+    help="Also check whether one sample's output depends on others.",
+)
 @report_options
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -27,6 +34,7 @@ def command(
     module: bool,
     steps: int | None,
     save: Path | None,
+    checks: tuple[str, ...],
     delivery: Delivery,
 ) -> int:
     """Run SCRIPT with ARGS as Python would, and explain its gradients.
@@ -49,7 +57,7 @@ def command(
     program = program_of_module(script, args) if module else program_of_script(script, args)
     # Files are named from where the user stands, and the script may go elsewhere.
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
-    outcome = observe_program(program, steps)
+    outcome = observe_program(program, steps, checks)
     failed = 0
     try:
         if not stream.closed:
