@@ -119,12 +119,24 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
     return look
 
 
+def _masked(place: int) -> Look:
+    """Where everything is masked for some row of attention, its softmax is NaN, and so is the gradient."""
+
+    def look(tape: Tape, call: Call) -> None:
+        if call.argument(place, "attn_mask") is not None or call.kwargs.get("key_padding_mask") is not None:
+            tape.singular = True
+
+    return look
+
+
 LOOKS: dict[Any, Look] = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _mode(2, "training", True, 1)),
     **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _mode(2, "training", False, 1)),
     torch.dropout: _mode(2, "train", False, 1),
     F.batch_norm: _mode(5, "training", False, None),
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
+    F.scaled_dot_product_attention: _masked(3),
+    F.multi_head_attention_forward: _masked(17),
     F.cross_entropy: _squash(dim=1),
     **dict.fromkeys((F.softmax, torch.softmax, torch.Tensor.softmax), _squash(place=1)),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _squash(place=1)),

@@ -38,13 +38,13 @@ _NAMES = (
     "reciprocal", "norm", "std", "var", "var_mean", "std_mean", "exp", "exp2", "expm1", "sinh", "cosh", "acos", "asin",
     "acosh", "atanh", "arccos", "arcsin", "arctanh", "atan2", "arctan2", "hypot", "tan", "logsumexp", "logcumsumexp",
     "prod", "cumprod", "xlogy", "lgamma", "digamma", "erfinv", "cdist", "dist", "renorm", "inverse", "pinverse", "det",
-    "logdet", "slogdet", "svd", "cholesky", "sqrt_", "log_", "div_", "pow_", "exp_", "rsqrt_", "reciprocal_", "softmax",
-    "__truediv__", "__rtruediv__", "__pow__", "__rpow__", "__itruediv__", "__rdiv__", "__div__", "nan_to_num",
+    "logdet", "slogdet", "svd", "cholesky", "sqrt_", "log_", "div_", "pow_", "exp_", "rsqrt_", "reciprocal_",
+    "__truediv__", "__rtruediv__", "__pow__", "__rpow__", "__itruediv__", "__rdiv__", "__div__", "masked_fill",
+    "masked_fill_",
 )  # fmt: skip
 _IN_LAYERS = (
     "normalize", "pairwise_distance", "cosine_similarity", "ctc_loss", "gaussian_nll_loss", "poisson_nll_loss",
-    "kl_div", "layer_norm", "group_norm", "instance_norm", "batch_norm", "rms_norm", "multi_head_attention_forward",
-    "scaled_dot_product_attention", "lp_pool1d", "lp_pool2d", "triplet_margin_loss", "grid_sample",
+    "kl_div", "lp_pool1d", "lp_pool2d", "triplet_margin_loss", "grid_sample",
 )  # fmt: skip
 # Functions whose derivative is infinite or undefined somewhere.
 SINGULAR = frozenset(

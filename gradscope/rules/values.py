@@ -224,7 +224,10 @@ def zero_gradient(run: Run) -> Iterator[Finding]:
         if cause is not None and cause.operation is not None and cause.operation.span is not None:
             span = cause.operation.span
             groups.setdefault((span.file, span.line), []).append((tensor, cause.operation, cause.name))
+    flat = any(node not in _PRODUCTS for group in groups.values() for _, _, node in group)
     for group in groups.values():
+        if flat and all(node in _PRODUCTS for _, _, node in group):
+            continue  # a factor is 0 where something before it has made it so
         _, operation, node = max(group, key=lambda item: sum(item[1].span == other[1].span for other in group))
         names = tuple(dict.fromkeys(tensor.name or "" for tensor, _, _ in group))
         received = group[0][0].received
@@ -246,6 +249,7 @@ def zero_gradient(run: Run) -> Iterator[Finding]:
         )
 
 
+_PRODUCTS = frozenset({"Mul", "Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "Mv", "Dot"})
 _FACTOR = "why: what it is multiplied by is 0 throughout"
 _ZERO_WHY = {
     "Relu": "why: nothing that comes in is above 0, so the ReLU is dead",
@@ -257,7 +261,7 @@ _ZERO_WHY = {
     "Tanh": "why: `tanh` is saturated: it gives exactly 1 or -1, where its derivative rounds to 0",
     "Sigmoid": "why: `sigmoid` is saturated: it gives exactly 1 or 0, where its derivative rounds to 0",
     "Softmax": "why: `softmax` gives the same whatever comes in: over one element, or saturated",
-    **dict.fromkeys(("Mul", "Mm", "Addmm", "Bmm", "Convolution", "Mv", "Dot"), _FACTOR),
+    **dict.fromkeys(_PRODUCTS, _FACTOR),
 }
 _STRAIGHT = "to learn through it, keep its derivative at 1: `x + (y - x).detach()` where y is the result"
 _ZERO_HELP = {
@@ -266,7 +270,7 @@ _ZERO_HELP = {
     "Clamp": "start within the limits",
     **dict.fromkeys(("Tanh", "Sigmoid"), "scale what comes in: standardise the data, or start with smaller weights"),
     "Softmax": "take the softmax over the dimension of the classes",
-    **dict.fromkeys(("Mul", "Mm", "Addmm", "Bmm", "Convolution"), "do not start both factors of a product at 0"),
+    **dict.fromkeys(_PRODUCTS, "do not start both factors of a product at 0"),
 }
 
 
