@@ -90,8 +90,8 @@ def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
     if kind == "Mean" and saved.get("self_sym_numel") == 0:
         return torch.tensor(float("nan"))
     weight = saved.get("total_weight")
-    if kind.startswith("NllLoss") and isinstance(weight, torch.Tensor) and saved.get("reduction") == 1:
-        return 1 / weight
+    if kind.startswith("NllLoss") and isinstance(weight, torch.Tensor) and saved.get("reduction") == 1 and not weight:
+        return torch.tensor(float("nan"))
     factor, target = saved.get("mat2"), saved.get("target")
     if kind in ("Mm", "Bmm") and isinstance(own, torch.Tensor) and isinstance(factor, torch.Tensor):
         return torch.matmul(own, factor)

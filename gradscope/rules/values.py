@@ -46,7 +46,7 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     event = run.nonfinite
-    if event is None or event.kind != "forward" or event.operation is None:
+    if event is None or event.kind != "forward" or event.operation is None or _has_exploded(run, event):
         return
     name = short_name(event.operation.name)
     values = {value.id: value.tensor for value in run.values}
@@ -109,7 +109,7 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     event = run.nonfinite
-    if event is None or event.kind != "gradient":
+    if event is None or event.kind != "gradient" or _has_exploded(run, event):
         return
     tensors = {tensor.id: tensor for tensor in run.tensors}
     names = tuple(name for number in event.tensors if (name := tensors[number].name))
@@ -137,6 +137,11 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
         (f"not finite: {listed(names)}", *_facts(run, event)),
         (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP)),),
     )
+
+
+def _has_exploded(run: Run, event: Nonfinite) -> bool:
+    """Whether the gradients had exploded before: then this is what came of it."""
+    return any(profile.step < event.step for profile in run.profiles) and any(exploding_gradient(run))
 
 
 def _kind(event: Nonfinite) -> str:
@@ -320,8 +325,9 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
             if not way or any(stage.adds and stage.growth < -3 for stage in way):
                 continue  # what is left where a sum cancels is rounding noise
             worst = min(way, key=lambda stage: stage.growth)
-            if worst.name in ("Mul", "Div") and worst.growth < 0.6 * sum(min(0.0, stage.growth) for stage in way):
-                continue  # scaled down once, on purpose
+            once = worst.growth < 0.6 * sum(min(0.0, stage.growth) for stage in way)
+            if once and worst.name in _PRODUCTS | {"Div"}:
+                continue  # scaled down once, on purpose, or multiplied by what is small itself
             operation, growth, _ = min(repeated(way), key=lambda line: line[1], default=(None, 0.0, []))
             if operation is not None and operation.span is not None and growth < -3:
                 groups.setdefault((operation.span.file, operation.span.line), []).append((tensor, operation, way))
