@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Finding, Help, Label, Nonfinite, Operation, Run, Tensor
@@ -406,9 +407,10 @@ def exploding_gradient(run: Run) -> Iterator[Finding]:
         names = []
         for tensor in large:
             way = flow.way(tensor.id)
-            lines = [line for line in repeated(way) if sum(not stage.adds for stage in line[2]) >= 5]
-            total = sum(growth for _, growth, _ in lines)
-            operation = max(lines, key=lambda line: _multiplying(line[2]), default=(None, 0.0, []))[0]
+            chains = [(operation, _chain(stages)) for operation, _, stages in repeated(way)]
+            lines = [(operation, chain) for operation, chain in chains if _multiplying(chain)]
+            total = sum(stage.growth for _, chain in lines for stage in chain)
+            operation = max(lines, key=lambda line: _multiplying(line[1]), default=(None, []))[0]
             if operation is None or total < 2.5:
                 continue
             names.append(tensor.name or "")
@@ -466,6 +468,12 @@ def _last_norm(tensor: Tensor) -> float:
     """The median over the later half of the steps."""
     norms = [norm for norm in tensor.gradient_norms if norm is not None]
     return statistics.median(norms[len(norms) // 2 :]) if norms else 0.0
+
+
+def _chain(stages: list[Stage]) -> list[Stage]:
+    """The stages on a line that come again and again there: one large factor by itself is no chain."""
+    counts = Counter(stage.name for stage in stages)
+    return [stage for stage in stages if counts[stage.name] >= 5]
 
 
 def _multiplying(stages: list[Stage]) -> int:

@@ -93,7 +93,7 @@ def test_custom_function_divides_by_zero(workshop: Workshop) -> None:
 
 HARMLESS = {
     "causal mask": "s = last(net(x)) + torch.tensor([0, 0, -torch.inf])\nloss = s.softmax(1).square().sum()",
-    "missing data": "t = torch.randn(16, 3)\nt[0] = torch.nan\nk = ~t.isnan()\nloss = (last(net(x))[k] - t[k]).square().mean()",
+    "missing data": "t = torch.randn(16, 3) + y[:, None].log() * 0\nk = ~t.isnan()\nloss = (last(net(x)) - t)[k].abs().sum()",
     "cleaned": "loss = last(net(x)).abs().sqrt().sum() + (x[:, 0] * 0 * net[0].weight[0, 0]).sum()",
 }
 
@@ -124,7 +124,7 @@ ZERO = {
     "clamp": "h = net(x).clamp(min=5.0)  # here\nloss = F.cross_entropy(last(h), y)",
     "dead relu": "h = torch.relu(net(x) - 9)  # here\nloss = F.cross_entropy(last(h), y)",
     "saturated": "h = net(x * 1e6 + 1e7)  # here\nloss = F.cross_entropy(last(h), y)",
-    "softmax of one": "w = net(x).mean(1, keepdim=True).softmax(1)  # here\nloss = F.cross_entropy(last(w * x[:, [0]*6]), y)",
+    "softmax of one": "w = net(x)[:, :1].softmax(1)  # here\nloss = F.cross_entropy(last(w * x[:, [0] * 6]), y)",
     "factor": "loss = F.cross_entropy(last(net(x) * 0.0 + x[:, [0] * 6]), y)  # here",
 }
 
@@ -169,4 +169,5 @@ def test_exploding(workshop: Workshop) -> None:
         loss = last(h).abs().mean()
     """
     assert ("exploding-gradient", True) in found(workshop, chain)
-    assert found(workshop, "loss = 1e-6 * (last(net(x)) * 30 + 1e6 * x[:, :3]).square().sum()") == []
+    large = "optimizer.param_groups[0]['lr'] = 1e-9\nloss = (last(net(x)) * 30 + 1e3 * x[:, :3]).square().sum()"
+    assert found(workshop, large) == []
