@@ -93,7 +93,7 @@ def test_custom_function_divides_by_zero(workshop: Workshop) -> None:
 
 HARMLESS = {
     "causal mask": "s = last(net(x)) + torch.tensor([0, 0, -torch.inf])\nloss = s.softmax(1).square().sum()",
-    "missing data": "t = torch.randn(16, 3) + y[:, None].log() * 0\nk = ~t.isnan()\nloss = (last(net(x)) - t)[k].abs().sum()",
+    "missing data": "t = y[:, None].log() * 0\nk = ~t.isnan()\nloss = (last(net(x))[:, :1] - t)[k].abs().sum()",
     "cleaned": "loss = last(net(x)).abs().sqrt().sum() + (x[:, 0] * 0 * net[0].weight[0, 0]).sum()",
 }
 
