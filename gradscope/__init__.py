@@ -13,16 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GradscopeError", "Report", "__version__", "confirm", "explain", "observe", "render"]
+__all__ = ["GradscopeError", "Report", "__version__", "check_batch", "confirm", "explain", "observe", "render"]
 
 if TYPE_CHECKING:
     from gradscope.errors import GradscopeError
     from gradscope.reports.report import Report
-    from gradscope.shells.library import confirm, explain, observe, render
+    from gradscope.shells.library import check_batch, confirm, explain, observe, render
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("confirm", "explain", "observe", "render"):
+    if name in ("check_batch", "confirm", "explain", "observe", "render"):
         from gradscope.shells import library
 
         return getattr(library, name)

@@ -43,14 +43,14 @@ class Workshop:
         path.write_text(textwrap.dedent(source).lstrip("\n"), encoding="utf-8")
         return path
 
-    def observe(self, source: str, *args: str, steps: int | None = None) -> Outcome:
+    def observe(self, source: str, *args: str, steps: int | None = None, checks: Sequence[str] = ()) -> Outcome:
         """Run a program under observation."""
         self.write(source)
-        return observe_program(program_of_script("script.py", args), steps)
+        return observe_program(program_of_script("script.py", args), steps, checks)
 
-    def run(self, source: str, *args: str, steps: int | None = None) -> Run:
+    def run(self, source: str, *args: str, steps: int | None = None, checks: Sequence[str] = ()) -> Run:
         """The facts of a program that must end well, and with every part of ours at work."""
-        outcome = self.observe(source, *args, steps=steps)
+        outcome = self.observe(source, *args, steps=steps, checks=checks)
         if outcome.error is not None:
             raise outcome.error
         assert list(outcome.run.failures) == []

@@ -362,6 +362,104 @@ class CustomBackward:
 
 
 @dataclass(frozen=True, slots=True)
+class Modes:
+    """How dropout or batch norm ran, while gradients were kept, for the steps of one optimizer.
+
+    `operation` ran in the module `module`. `training` counts the steps in which it ran in training mode, `evaluation`
+    those in which it ran in evaluation mode only. Where it is in evaluation mode, `switched` is the call that put the
+    module `by` there, of which `module` is a part.
+    """
+
+    module: str
+    operation: str
+    optimizer: int
+    training: int
+    evaluation: int
+    switched: Span | None = None
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nonfinite:
+    """The first value or gradient that was not finite and did harm: a tensor that is trained became NaN or infinite.
+
+    `kind` tells whether the loss was not finite already or only gradients were. `operation`, of the step `step`, made
+    it so, or its backward did; `given` says that what it took was not finite before. `node` is the autograd node
+    without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
+    tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
+    where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which
+    the backward at `span` started.
+    """
+
+    kind: Literal["forward", "gradient"]
+    step: int
+    operation: Operation | None
+    node: str = ""
+    given: bool = False
+    custom: Span | None = None
+    operand: str = ""
+    low: float | None = None
+    high: float | None = None
+    tensors: tuple[int, ...] = ()
+    root: int | None = None
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileNode:
+    """One node of a profile. `edges` are places of nodes, towards the leaves, None where no gradient is needed.
+
+    `arrived` is the largest 2-norm of the gradients that came in, `sent` those of what went out on each edge; None
+    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf.
+    """
+
+    name: str
+    sequence: int
+    edges: tuple[int | None, ...]
+    arrived: float | None
+    sent: tuple[float | None, ...]
+    operation: int | None = None
+    tensor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One pass of the engine in which the gradient was measured at every node; the roots come first.
+
+    `operations` are those of its step that made a node: the step itself may not be kept.
+    """
+
+    step: int
+    nodes: tuple[ProfileNode, ...]
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCheck:
+    """Whether the output of one sample depends on others, asked of a copy of a module.
+
+    `module` is its path, `size` the number of samples. `operation` mixes them, if one does. `normed` are the paths of
+    batch norms that were in training mode, where they mix samples by design; they were set aside for the check.
+    """
+
+    module: str
+    size: int
+    operation: Operation | None = None
+    normed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """A value that an operation was about to squash with softmax or sigmoid, while it lay in [0, 1] already.
+
+    `summed` says that it sums to 1 along the dimension of the softmax.
+    """
+
+    value: int
+    summed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
 
@@ -409,6 +507,11 @@ class Run:
     discards: tuple[Discard, ...] = ()
     growths: tuple[Growth, ...] = ()
     functions: tuple[CustomBackward, ...] = ()
+    modes: tuple[Modes, ...] = ()
+    nonfinite: Nonfinite | None = None
+    profiles: tuple[Profile, ...] = ()
+    batches: tuple[BatchCheck, ...] = ()
+    probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"

@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 
 from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
 from gradscope.probes.courses import norms
+from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.refusals import refusal
@@ -46,7 +47,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
                 result = original(t_outputs, *args, **kwargs)
             except BaseException as error:
                 if seen is not None:
-                    _failed(tape, seen[0], t_outputs, error)
+                    _failed(tape, seen[0], seen[2], t_outputs, error)
                 raise
             if seen is not None:
                 _after(tape, *seen, inputs, result)
@@ -57,7 +58,9 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
     return patched(torch.autograd, "_engine_run_backward", wrap)
 
 
-def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[BackwardRecord, _State] | None:
+def _before(
+    tape: Tape, kind: Literal["backward", "grad"], roots: Any
+) -> tuple[BackwardRecord, _State, PassLook] | None:
     if tape.thread() in tape.backwards_running:
         return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -83,8 +86,9 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
                         continue
                     gradient = tensor.grad
                     state[subject.serial] = (subject, tensor, stamp_of(gradient), tensor._version)
+            look = look_at_pass(tape, record, root_tensors)
             tape.backwards_running.add(record.thread)
-            return record, state
+            return record, state, look
     except Exception as error:
         tape.fail("backward probe", error)
         return None
@@ -104,7 +108,7 @@ def _predict(tape: Tape, record: BackwardRecord) -> None:
             course.predicted = bool(course.predicted) or subject.serial in reached
 
 
-def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, result: Any) -> None:
+def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, inputs: Any, result: Any) -> None:
     tape.backwards_running.discard(record.thread)
     try:
         with unobserved():
@@ -134,12 +138,14 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, inputs: Any, resul
                     discards.serials.update(subject.serial for subject, _, _ in arrived)
             record.arrivals = tuple(subject for subject, _, _ in arrived)
             _count(tape, arrived)
+            look.finish(tape)
             tape.end_backward(record)
     except Exception as error:
         tape.fail("backward probe", error)
 
 
-def _failed(tape: Tape, record: BackwardRecord, roots: Any, error: BaseException) -> None:
+def _failed(tape: Tape, record: BackwardRecord, look: PassLook, roots: Any, error: BaseException) -> None:
+    look.remove()
     tape.backwards_running.discard(record.thread)
     record.failed = True
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import linecache
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -14,16 +14,22 @@ import torch
 
 from gradscope.graph.facts import (
     Backward,
+    BatchCheck,
     Call,
     CustomBackward,
     Discard,
     Growth,
     Ledger,
     Loss,
+    Modes,
     Module,
     Node,
+    Nonfinite,
     Operation,
     Optimizer,
+    Probabilities,
+    Profile,
+    ProfileNode,
     Received,
     Refused,
     Span,
@@ -31,10 +37,12 @@ from gradscope.graph.facts import (
     Tensor,
     Value,
 )
+from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
 from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import (
     INFERENCE,
@@ -90,6 +98,11 @@ class Frozen:
     discards: tuple[Discard, ...]
     growths: tuple[Growth, ...]
     functions: tuple[CustomBackward, ...]
+    modes: tuple[Modes, ...]
+    nonfinite: Nonfinite | None
+    profiles: tuple[Profile, ...]
+    batches: tuple[BatchCheck, ...]
+    probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
 
 
@@ -103,7 +116,8 @@ class _Freezer:
         self.grad_fns: dict[int, str] = {}
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
-        self.names = {**given, **source_names(tape, self.records)}
+        checked = [check.step for check in tape.checks]
+        self.names = {**given, **source_names(tape, [*self.records, *checked])}
         for name, tensor in names_in(namespace):
             subject = tape.seen(tensor)
             if subject is not None:
@@ -353,6 +367,10 @@ class _Freezer:
 
     def freeze(self) -> Frozen:
         steps = tuple(map(self.step, self.records))
+        nonfinite = self.nonfinite()
+        batches = tuple(map(self.batch, self.tape.checks))
+        profiles = tuple(map(self.profile, self.tape.profiles))
+        probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         discards, growths = self.discards(), self.growths()
@@ -363,10 +381,23 @@ class _Freezer:
             for mark in self.tape.marks.values()
             if mark.root is not None
         )
-        values = tuple(self.values.values())
         functions = tuple(custom_backwards(self.tape))
         return Frozen(
-            tensors, values, steps, optimizers, modules, self.losses(), discards, growths, functions, self.lines()
+            tensors=tensors,
+            values=tuple(self.values.values()),
+            steps=steps,
+            optimizers=optimizers,
+            modules=modules,
+            losses=self.losses(),
+            discards=discards,
+            growths=growths,
+            functions=functions,
+            modes=tuple(self.modes()),
+            nonfinite=nonfinite,
+            profiles=profiles,
+            batches=batches,
+            probabilities=probabilities,
+            sources=self.lines(),
         )
 
     def optimizer(self, mark: OptimizerMark) -> Optimizer:
@@ -401,6 +432,73 @@ class _Freezer:
                     Growth(record.kind, span, record.subject.serial, record.count, record.since, record.until, trained)
                 )
         return tuple(found)
+
+    def nonfinite(self) -> Nonfinite | None:
+        event = self.tape.harmed
+        if event is None:
+            return None
+        for subject in event.leaves:
+            self.subjects.setdefault(subject.serial, subject)
+        backward, found = event.backward, event.evidence
+        return Nonfinite(
+            event.kind,
+            event.step,
+            self.operation(event.operation) if event.operation is not None else None,
+            event.node,
+            event.given,
+            self.span(event.custom),
+            found.name if found is not None else "",
+            _finite_or_none(found.low) if found is not None else None,
+            _finite_or_none(found.high) if found is not None else None,
+            tuple(subject.serial for subject in event.leaves),
+            self.value(backward.roots[0]) if backward is not None and backward.roots else None,
+            self.span(backward.site) if backward is not None else None,
+        )
+
+    def profile(self, record: ProfileRecord) -> Profile:
+        makers = _Makers(record.operations)
+        known = {operation.serial: operation for operation in record.operations}
+        made = [makers.of(number) for number in record.sequences]
+        nodes = []
+        for place, name in enumerate(record.names):
+            leaf = record.leaves.get(place)
+            if leaf is not None:
+                self.subjects.setdefault(leaf.serial, leaf)
+            nodes.append(
+                ProfileNode(
+                    name,
+                    record.sequences[place] if leaf is None else 0,
+                    tuple(record.targets[place]),
+                    _finite_or_none(record.arrived[place]),
+                    tuple(map(_finite_or_none, record.sent[place])),
+                    made[place] if leaf is None else None,
+                    leaf.serial if leaf is not None else None,
+                )
+            )
+        used = sorted({number for number in made if number is not None})
+        return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def batch(self, check: BatchCheckRecord) -> BatchCheck:
+        operation = self.operation(check.operation) if check.operation is not None else None
+        return BatchCheck(
+            self.path(check.mark) or "", check.size, operation, tuple(self.path(mark) or "" for mark in check.normed)
+        )
+
+    def modes(self) -> Iterator[Modes]:
+        for mark in self.tape.marks.values():
+            if mark.modes is None or mark.root is None:
+                continue
+            site, by = mark.switched or (None, None)
+            for optimizer, (training, evaluation) in mark.modes.counts.items():
+                yield Modes(
+                    self.path(mark) or "",
+                    mark.modes.operation,
+                    optimizer,
+                    training,
+                    evaluation,
+                    self.span(site),
+                    self.path(by),
+                )
 
     def losses(self) -> tuple[Loss, ...]:
         kinds = {kind for kind, _ in self.tape.losses}

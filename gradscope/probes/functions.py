@@ -19,7 +19,7 @@ from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
 @contextmanager
 def watch_functions(tape: Tape) -> Iterator[None]:
-    """Record `Function.apply` and `nn.Parameter(tensor)` as the operations that they are."""
+    """Record `Function.apply` and `nn.Parameter(tensor)` as operations, and note who packs saved tensors."""
 
     def wrap_apply(original: Any) -> Any:
         apply = original.__func__
@@ -43,7 +43,16 @@ def watch_functions(tape: Tape) -> Iterator[None]:
 
         return staticmethod(wrapper)
 
+    def wrap_packing(original: Any) -> Any:
+        @functools.wraps(original)
+        def enter(self: Any) -> Any:
+            tape.packed = True
+            return original(self)
+
+        return enter
+
     with (
+        patched(torch.autograd.graph.saved_tensors_hooks, "__enter__", wrap_packing),
         patched(torch.autograd.Function, "apply", wrap_apply),
         patched(torch.nn.Parameter, "__new__", wrap_new),
     ):
@@ -63,6 +72,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
         tape.fail("function probe", error)
         return apply()
     local["function"] = number
+    tape.singular = True
     failed = True
     result: Any = None
     try:

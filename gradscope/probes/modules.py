@@ -67,6 +67,8 @@ def _root_returned(
                 outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
                 given = tuple(tape.subject(tensor) for tensor in tensors((result,)))
                 tape.step.calls.append(CallRecord(site, inputs, outputs, given))
+        if tape.check_calls is not None and torch.is_grad_enabled():
+            tape.check_calls(module, args, kwargs)
     except Exception as error:
         tape.fail("module probe", error)
 

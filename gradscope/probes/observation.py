@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.backward import watch_backward
+from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
 from gradscope.probes.custom import watch_custom_backwards
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
 from gradscope.probes.inference import watch_inference_mode
+from gradscope.probes.modes import watch_modes
 from gradscope.probes.modules import add_root, name_roots, watch_modules
+from gradscope.probes.nonfinite import explain_crash
 from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
 from gradscope.probes.quiet import unobserved
@@ -46,7 +50,8 @@ class Observation:
     """Watches everything that torch does between `start` and `stop`.
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
-    `steps` ends the program after so many optimizer steps; `watch` is called after each.
+    `steps` ends the program after so many optimizer steps; `watch` is called after each. `checks` are those that are
+    not always on: `batch`.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Observation:
         steps: int | None = None,
         folder: str | None = None,
         watch: Callable[[Observation], None] | None = None,
+        checks: Collection[str] = (),
     ) -> None:
         self.namespace = namespace
         self.tape = Tape(CallSites(folder, own))
@@ -63,6 +69,8 @@ class Observation:
         if watch is not None:
             self.tape.step_ended = lambda: watch(self)
         self.steps = steps
+        if "batch" in checks:
+            self.tape.check_calls = functools.partial(check_module, self.tape)
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0
@@ -81,6 +89,7 @@ class Observation:
         enter(swaps_allowed(self.tape))
         enter(watch_threads(self.tape))
         enter(watch_modules(self.tape))
+        enter(watch_modes(self.tape))
         enter(watch_functions(self.tape))
         enter(watch_custom_backwards(self.tape))
         enter(watch_inference_mode(self.tape))
@@ -145,6 +154,8 @@ class Observation:
         with unobserved():
             try:
                 self._name_all()
+                if crash is not None:
+                    explain_crash(self.tape, crash.message)
                 if confirm and ended != "exception":
                     confirm_outputs(self.tape)
             except Exception as error:
@@ -170,6 +181,11 @@ class Observation:
             discards=frozen.discards,
             growths=frozen.growths,
             functions=frozen.functions,
+            modes=frozen.modes,
+            nonfinite=frozen.nonfinite,
+            profiles=frozen.profiles,
+            batches=frozen.batches,
+            probabilities=frozen.probabilities,
             sources=frozen.sources,
             failures=tuple(tape.failures),
         )

@@ -15,8 +15,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from gradscope.probes.accounts import Account, Pass, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course, measure, norms
+from gradscope.probes.inspections import settle_modes
 from gradscope.probes.movement import Held, after_step, before_step, is_due
+from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
+from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
 from gradscope.probes.tape import OptimizerMark, Tape
@@ -235,6 +238,9 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             for subject in list(tape.leaves.values()):
                 if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
                     subject.course.count()
+            settle_modes(tape, mark.serial)
+            settle(tape, mark.subjects)
+            suspect(tape, mark)
             tape.step_count += 1
             tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:

@@ -14,6 +14,8 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from gradscope.probes import gradients
+from gradscope.probes.inspections import LOOKS, Call
+from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
 from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
@@ -146,6 +148,11 @@ class Recorder(TorchFunctionMode):
                         inputs.append(subject.held())
                         if subject.gradient_of:
                             of_gradient = True
+            if func in SINGULAR:
+                tape.singular = True
+            look = LOOKS.get(func)
+            if look is not None:
+                look(tape, Call(func, site, args, kwargs, inputs))
             if func is _set_grad_enabled:
                 func = switch_name("set_grad_enabled", bool(args[0]))
             nonzero: int | None = None

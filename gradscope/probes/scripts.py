@@ -9,7 +9,7 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +100,15 @@ def _syntax(error: SyntaxError, script: str) -> str:
 
 
 def observe_program(
-    program: Program, steps: int | None = None, watch: Callable[[Observation], None] | None = None
+    program: Program,
+    steps: int | None = None,
+    checks: Collection[str] = (),
+    watch: Callable[[Observation], None] | None = None,
 ) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here.
 
-    `steps` ends it after so many optimizer steps, `watch` is called after each.
+    `steps` ends it after so many optimizer steps, `checks` are those that are not always on (`batch`), and `watch` is
+    called after each step.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
@@ -122,7 +126,7 @@ def observe_program(
     )
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
-    observation = Observation(main.__dict__, program.own, steps, watch=watch)
+    observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch)
     ended: Ending = "end"
     status: int = 0
     error: BaseException | None = None

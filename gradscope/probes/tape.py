@@ -31,8 +31,12 @@ from gradscope.probes.growth import Growth
 if TYPE_CHECKING:
     from types import CodeType
 
+    from gradscope.probes.batches import BatchCheck
     from gradscope.probes.custom import CustomRecord
+    from gradscope.probes.inspections import ModeCourse
     from gradscope.probes.movement import Moment
+    from gradscope.probes.nonfinite import Event
+    from gradscope.probes.profiles import Profile
     from gradscope.probes.refusals import RefusalRecord
     from gradscope.probes.walker import Walk
 
@@ -112,7 +116,7 @@ class OptimizerMark:
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("path", "ref", "requires_grad", "root", "training", "type")
+    __slots__ = ("modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
@@ -121,6 +125,8 @@ class ModuleMark:
         self.training = module.training
         self.requires_grad: bool | None = None
         self.root: ModuleMark | None = None
+        self.modes: ModeCourse | None = None
+        self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
 
 
 # value: (serial, subject, history); operation: see `Recorder`
@@ -212,6 +218,20 @@ class Tape:
         self.step_count = 0
         self.backward_count = 0
         self.failures: dict[str, None] = {}
+        self.singular = False  # an operation of this step has a derivative that may be infinite
+        self.packed = False  # saved tensors are unpacked by code of the program's
+        self.pending: Event | None = None
+        self.harmed: Event | None = None
+        self.suspects: set[int] = set()
+        self.suspected: dict[int, int] = {}
+        self.patience = 0
+        self.profiles: list[Profile] = []
+        self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
+        self.checked: dict[int, ModuleMark] = {}
+        self.checks: list[BatchCheck] = []
+        self.moded: list[ModuleMark] = []
+        self.looks: dict[tuple[Any, Site], int] = {}
+        self.probabilities: list[tuple[ValueRecord, bool]] = []
         self.active = True
         self.confirmed = False
         self.local = threading.local()

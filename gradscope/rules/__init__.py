@@ -22,6 +22,14 @@ from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
+from gradscope.rules.semantics import batch_leak, double_softmax, eval_mode, loss_broadcast
+from gradscope.rules.values import (
+    exploding_gradient,
+    nonfinite_forward,
+    nonfinite_gradient,
+    vanishing_gradient,
+    zero_gradient,
+)
 
 Rule = Callable[[Run], Iterable[Finding]]
 
@@ -52,6 +60,15 @@ RULES: tuple[Rule, ...] = (
     frozen_but_updated,
     no_update,
     graph_growth,
+    nonfinite_forward,
+    nonfinite_gradient,
+    zero_gradient,
+    vanishing_gradient,
+    exploding_gradient,
+    double_softmax,
+    loss_broadcast,
+    eval_mode,
+    batch_leak,
 )
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}

@@ -1,4 +1,4 @@
-"""The library: `explain`, `render`, `confirm` and `observe`."""
+"""The library: `explain`, `check_batch`, `render`, `confirm` and `observe`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
+from gradscope.probes.batches import check_module
 from gradscope.probes.observation import Observation
 from gradscope.probes.snapshots import reachable, snapshot
 from gradscope.probes.walker import outputs_in
@@ -73,6 +74,31 @@ def _variables() -> Mapping[str, Any]:
     """The variables at the line that called the library."""
     frame = sys._getframe(2)
     return ChainMap(dict(frame.f_locals), frame.f_globals)
+
+
+def check_batch(model: torch.nn.Module, inputs: Any) -> Report:
+    """Check whether the output of one sample depends on other samples of a batch.
+
+    `inputs` is what the model is called with: a tensor, a tuple or list of arguments, or a dict of keyword arguments;
+    the first dimension of the first tensor counts the samples, of which there must be at least two. A copy of the model
+    is called; the model, its gradients and random numbers stay as they are. Batch norm in training mode mixes samples
+    by design: it is told apart, and set aside to look for other reasons.
+
+    Raises TypeError if `model` is no module, and NothingToExplain if `inputs` holds no batch.
+    """
+    _check(model, None)
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    observation = Observation(_variables())
+    observation.add_model(model)
+    observation.start()
+    try:
+        checked = check_module(observation.tape, model, args, kwargs)
+    finally:
+        observation.stop()
+    if not checked:
+        raise NothingToExplain("there is no batch in these inputs: the first tensor needs at least two samples")
+    return Report.of(observation.run())
 
 
 def render(

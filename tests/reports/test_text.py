@@ -35,7 +35,7 @@ def test_columns_of_the_table() -> None:
     run = step(received=received, gradient_norms=(1.0, 0.5, 0.56), start=2.0, change=0.37)
     header, w, loss = table(run)
     assert header == ["tensor", "shape", "role", "leaf", "requires", "got", "grad", "|grad|", "moved", "course"]
-    assert w == ["w", "3x5", "parameter", "yes", "yes", "20/20", "5.6e-01", "18.5%", "#:="]
+    assert w == ["w", "3x5", "parameter", "yes", "yes", "20/20", "5.6e-01", "18.5%", "+::"]
     assert loss == ["loss", "scalar", "output", "no", "yes", "-", "-", "-"]
 
 

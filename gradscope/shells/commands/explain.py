@@ -18,6 +18,13 @@ from gradscope.shells.commands.options import report_options
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, to be run as `python -m` does.")
 @click.option("--steps", type=click.IntRange(min=1), help="End the script after this many optimizer steps.")
 @click.option("--save", type=click.Path(path_type=Path), help="Keep the observed run, for `gradscope show`.")
+@click.option(
+    "--check",
+    "checks",
+    type=click.Choice(["batch"]),
+    multiple=True,
+    help="Also check whether one sample's output depends on others.",
+)
 @report_options
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -27,6 +34,7 @@ def command(
     module: bool,
     steps: int | None,
     save: Path | None,
+    checks: tuple[str, ...],
     delivery: Delivery,
 ) -> int:
     """Run SCRIPT with ARGS as Python would, and explain its gradients.
@@ -52,7 +60,7 @@ def command(
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
     live = Live(sys.stderr or open(os.devnull, "w", encoding="utf-8"), delivery.select, delivery.ignore)  # noqa: SIM115
     try:
-        outcome = observe_program(program, steps, live.step)
+        outcome = observe_program(program, steps, checks, live.step)
     finally:
         live.end()
     failed = 0

@@ -1,0 +1,136 @@
+"""Questions asked of a profile: where on its way from the loss a gradient became zero, or shrank, or grew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradscope.graph.facts import Operation, Profile
+
+# Their derivative is 1 or 0, or a sum of such: what they send is nothing only if parts of it cancel.
+_LINEAR = frozenset(
+    {
+        "Add", "Sub", "Rsub", "Neg", "Sum", "Mean", "Expand", "View", "UnsafeView", "Reshape", "T", "Transpose",
+        "Permute", "Squeeze", "Unsqueeze", "Clone", "Cat", "Stack", "Split", "SplitWithSizes", "Unbind", "Slice",
+        "Select", "Index", "Repeat", "ToCopy", "Alias", "AsStrided", "Im2Col", "Col2Im", "ConstantPadNd", "Unfold",
+        "ReplicationPad2D", "ReflectionPad2D", "Copy", "UnsafeSplit", "Roll", "Flip", "Gather", "Diagonal",
+    }
+)  # fmt: skip
+# The edge of an addend in operations that multiply as well: its gradient is a sum of what comes in.
+_ADDENDS = {
+    "Addmm": 0, "Addmv": 0, "Baddbmm": 0, "Addbmm": 0, "Convolution": 2, "NativeLayerNorm": 2, "NativeBatchNorm": 2,
+    "CudnnBatchNorm": 2, "NativeGroupNorm": 2, "MkldnnConvolution": 2, "Linear": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One node on the way of a gradient: what came in, and what went on towards the leaf (2-norms)."""
+
+    name: str
+    operation: Operation | None
+    arrived: float
+    sent: float
+    adds: bool
+
+    @property
+    def growth(self) -> float:
+        """In powers of ten; negative where the gradient shrinks."""
+        return math.log10(self.sent / self.arrived)
+
+
+class ProfileFlow:
+    """The way of the gradient through the pass that was profiled."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.operations = {operation.id: operation for operation in profile.operations}
+        self.leaves = {node.tensor: place for place, node in enumerate(profile.nodes) if node.tensor is not None}
+        self.senders: dict[int, list[tuple[int, int]]] = {}
+        for place, node in enumerate(profile.nodes):
+            for edge, target in enumerate(node.edges):
+                if target is not None:
+                    self.senders.setdefault(target, []).append((place, edge))
+
+    def zeroed(self, tensor: int) -> list[Stage]:
+        """Where the gradient of a leaf became exactly zero: the stages that take some and send none.
+
+        Empty where that is no one's doing: contributions cancel, or nothing is known.
+        """
+        found: list[Stage] = []
+        waiting = [self.leaves[tensor]] if tensor in self.leaves else []
+        seen = set(waiting)
+        only_sums = True
+        while waiting:
+            place = waiting.pop(0)
+            for sender, edge in self.senders.get(place, ()):
+                node = self.profile.nodes[sender]
+                name = plain(node.name)
+                if node.sent[edge]:
+                    return []
+                if node.arrived:
+                    if self._adds(name, edge) or (only_sums and name in ("Mul", "Div")):
+                        return []  # parts cancel; or a leaf is only made to take part, as in `0 * w.sum()`
+                    found.append(Stage(name, self._operation(sender), node.arrived, 0.0, False))
+                elif sender not in seen:
+                    seen.add(sender)
+                    waiting.append(sender)
+                only_sums = only_sums and name in _LINEAR
+        return found
+
+    def way(self, tensor: int) -> list[Stage]:
+        """The way by which most of a leaf's gradient came, from the loss on."""
+        place = self.leaves.get(tensor)
+        stages: list[Stage] = []
+        seen: set[int] = set()
+        while place is not None and place not in seen:
+            seen.add(place)
+            best = max(
+                (
+                    (self.profile.nodes[sender].sent[edge] or 0.0, sender, edge)
+                    for sender, edge in self.senders.get(place, ())
+                ),
+                default=None,
+            )
+            if best is None or not best[0]:
+                break
+            sent, sender, edge = best
+            node = self.profile.nodes[sender]
+            if not node.arrived:
+                break
+            name = plain(node.name)
+            stages.append(Stage(name, self._operation(sender), node.arrived, sent, self._adds(name, edge)))
+            place = sender
+        return stages[::-1]
+
+    def _operation(self, place: int) -> Operation | None:
+        return self.operations.get(self.profile.nodes[place].operation or -1)
+
+    @staticmethod
+    def _adds(name: str, edge: int) -> bool:
+        return name in _LINEAR or _ADDENDS.get(name) == edge
+
+
+def plain(name: str) -> str:
+    """`Sqrt` for SqrtBackward0."""
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def repeated(stages: list[Stage]) -> Iterator[tuple[Operation, float, list[Stage]]]:
+    """The lines that a way passes, with the growth on each in powers of ten and the stages there.
+
+    Only what multiplies by values counts as a cause: lines that merely add or rearrange are told with the line before.
+    """
+    lines: dict[tuple[str, int], list[Stage]] = {}
+    latest: tuple[str, int] | None = None
+    for stage in stages:
+        span = stage.operation.span if stage.operation is not None else None
+        if span is not None and not stage.adds:
+            latest = span.file, span.line
+        if latest is not None:
+            lines.setdefault(latest, []).append(stage)
+    for group in lines.values():
+        causes = [stage.operation for stage in group if stage.operation is not None and not stage.adds]
+        if causes:
+            yield causes[-1], sum(stage.growth for stage in group), group

@@ -1,0 +1,46 @@
+"""Who put a module into evaluation mode, and where."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+
+from gradscope.probes.callsites import Site
+from gradscope.probes.patches import patched
+from gradscope.probes.quiet import unasked
+from gradscope.probes.tape import ModuleMark, Tape
+
+
+def watch_modes(tape: Tape) -> AbstractContextManager[None]:
+    """See every `train()` and `eval()`: `eval` calls `train(False)`, which calls itself for each child."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def train(self: torch.nn.Module, mode: bool = True) -> Any:
+            if is_compiling() or not tape.active:
+                return original(self, mode)
+            local = tape.local.__dict__
+            outer: tuple[Site | None, ModuleMark] | None = local.get("switching")
+            try:
+                with unasked():
+                    mark, site = tape.mark(self), tape.sites.here()
+                    # A call from another line than the outer one's is no part of its descent: a module that keeps
+                    # its batch norm in evaluation mode overrides `train` to do so.
+                    if outer is None or outer[0] != site:
+                        local["switching"] = (site, mark)
+                    mark.switched = None if mode else local["switching"]
+            except Exception as error:
+                tape.fail("mode probe", error)
+            try:
+                return original(self, mode)
+            finally:
+                local["switching"] = outer
+
+        return train
+
+    return patched(torch.nn.Module, "train", wrap)

@@ -1,0 +1,375 @@
+"""The first pass of the engine in which the loss or a gradient was not finite, and the operation that made it so.
+
+Whether a loss and the gradients are finite is known of every pass already: both are read for the report. Two things are
+added, and neither waits for the device while all is well:
+
+1. Where the loss is not finite, the graph behind it is alive and has not been run yet. What its nodes saved tells
+   which operation made something infinite of finite inputs.
+2. After a pass, what the nodes saved is gone. So where a step has called a function that has a singular derivative
+   somewhere (`sqrt`, `log`, division, a custom Function, ...), hooks on the nodes of such functions add up what comes
+   in and what goes out. The sums are read only if a gradient turns out not to be finite.
+
+An infinite gradient that does no harm, because a scaler skips the step, is forgotten again.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from gradscope.probes.quiet import unobserved
+from gradscope.probes.saved import Evidence, evidence
+
+if TYPE_CHECKING:
+    from gradscope.probes.callsites import Site
+    from gradscope.probes.tape import BackwardRecord, OperationRecord, Subject, Tape, ValueRecord
+
+NODES = 10_000  # touched in one pass: so many fit into any stack (see `gradscope.probes.walker`)
+
+_TENSOR, _F = torch.Tensor, torch.nn.functional
+_NAMES = (
+    "sqrt", "rsqrt", "pow", "float_power", "log", "log2", "log10", "log1p", "logit", "div", "divide", "true_divide",
+    "reciprocal", "norm", "std", "var", "var_mean", "std_mean", "exp", "exp2", "expm1", "sinh", "cosh", "acos", "asin",
+    "acosh", "atanh", "arccos", "arcsin", "arctanh", "atan2", "arctan2", "hypot", "tan", "logsumexp", "logcumsumexp",
+    "prod", "cumprod", "xlogy", "lgamma", "digamma", "erfinv", "cdist", "dist", "renorm", "inverse", "pinverse", "det",
+    "logdet", "slogdet", "svd", "cholesky", "sqrt_", "log_", "div_", "pow_", "exp_", "rsqrt_", "reciprocal_",
+    "__truediv__", "__rtruediv__", "__pow__", "__rpow__", "__itruediv__", "__rdiv__", "__div__", "masked_fill",
+    "masked_fill_",
+)  # fmt: skip
+_IN_LAYERS = (
+    "normalize", "pairwise_distance", "cosine_similarity", "ctc_loss", "gaussian_nll_loss", "poisson_nll_loss",
+    "kl_div", "lp_pool1d", "lp_pool2d", "triplet_margin_loss", "grid_sample",
+)  # fmt: skip
+# Functions whose derivative is infinite or undefined somewhere.
+SINGULAR = frozenset(
+    {getattr(owner, name) for owner in (_TENSOR, torch) for name in _NAMES if hasattr(owner, name)}
+    | {getattr(_F, name) for name in _IN_LAYERS if hasattr(_F, name)}
+    | {value for value in vars(torch.linalg).values() if callable(value)}
+    | {value for value in vars(torch.special).values() if callable(value)}
+)
+# Nodes that only hand on, add or multiply by what is finite.
+_PLAIN = frozenset(
+    {
+        "Add", "Sub", "Rsub", "Neg", "T", "Transpose", "Permute", "View", "UnsafeView", "Reshape", "Expand", "Squeeze",
+        "Unsqueeze", "Slice", "Select", "Index", "Cat", "Stack", "Split", "SplitWithSizes", "Unbind", "Clone", "Alias",
+        "ToCopy", "Sum", "Mean", "Relu", "Threshold", "Tanh", "Sigmoid", "Gelu", "Silu", "Addmm", "Mm", "Bmm", "Mv",
+        "Dot", "Convolution", "Embedding", "NllLoss", "LogSoftmax", "NativeDropout", "MaskedFill", "Where", "Clamp",
+        "AccumulateGrad", "Abs", "MseLoss", "Repeat", "Copy", "MaxPool2DWithIndices", "AvgPool2D", "Gather",
+        "UnsafeSplit", "AsStrided", "Detach", "Round", "Sign", "L1Loss", "SmoothL1Loss", "Linear",
+    }
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Event:
+    """Something that was not finite. `leaves` are those whose gradients are not, `value` what is known of the cause."""
+
+    kind: Literal["forward", "gradient"]
+    step: int
+    backward: BackwardRecord | None
+    operation: OperationRecord | None
+    node: str = ""
+    evidence: Evidence | None = None
+    given: bool = False
+    custom: Site | None = None
+    leaves: tuple[Subject, ...] = ()
+
+
+@dataclass(slots=True)
+class Watch:
+    """The hooks of one pass, and what they have added up: sequence number, name, sums of what came in and went out."""
+
+    hooks: list[Any] = field(default_factory=list)
+    sums: list[tuple[int, str, Site | None, list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
+
+    def remove(self) -> None:
+        """Take the hooks out again."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+
+
+def graph_behind(roots: Iterable[torch.Tensor], limit: int = NODES) -> list[Any]:
+    """The nodes behind some roots, in breadth; a graph beyond the limit is not told to its end."""
+    nodes = list(dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None))
+    seen = set(nodes)
+    for node in nodes:
+        for target, _ in node.next_functions:
+            if target is not None and target not in seen:
+                if len(nodes) >= limit:
+                    return nodes
+                seen.add(target)
+                nodes.append(target)
+    return nodes
+
+
+def plain_name(node: Any) -> str:
+    """`Sqrt` for a node of the type SqrtBackward0."""
+    return str(node.name()).rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+
+
+def maker_of(tape: Tape, node: Any) -> OperationRecord | None:
+    """The innermost operation of the running step that made a node."""
+    number, thread = node._sequence_nr(), tape.thread()
+    found = None
+    for operation in tape.step.operations:
+        first, last = operation.nodes
+        if first <= number < last and operation.thread == thread:
+            inner = found is None or last - first <= found.nodes[1] - found.nodes[0]
+            found = operation if inner and operation.within is None else found
+    return found
+
+
+# --- before a pass ---------------------------------------------------------------------------------------------------
+
+
+def watch_pass(tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor]) -> Watch | None:
+    """Look for the cause where the loss is not finite; else hook the nodes at which a gradient may become so."""
+    settle(tape)
+    if tape.harmed is not None:
+        return None
+    if any(_is_scalar(root) and not math.isfinite(float(root)) for root in roots):
+        if tape.pending is None:
+            tape.pending = explain_value(tape, record, roots)
+        return None
+    if not tape.singular:
+        return None
+    tape.singular = False
+    watch = Watch()
+    for node in graph_behind(roots):
+        custom = _backward_of(node) if isinstance(node, torch._C._FunctionBase) else None
+        if custom is not None or plain_name(node) not in _PLAIN:
+            watch.hooks.append(node.register_hook(_adder(watch, node._sequence_nr(), plain_name(node), custom)))
+    return watch
+
+
+def _backward_of(node: Any) -> Site | None:
+    """The place in the backward of a custom Function that can make something infinite: a division, or its end."""
+    try:
+        code = inspect.unwrap(type(node)._forward_cls.backward).__code__
+    except AttributeError:
+        return None
+    steps = list(dis.get_instructions(code))
+    for is_it in (_divides, _is_singular, lambda step: step.opname.startswith("RETURN")):
+        found = [step for step in steps if is_it(step)]
+        if found:
+            return code, found[-1].offset
+    return None
+
+
+def _divides(step: dis.Instruction) -> bool:
+    return step.opname == "BINARY_OP" and step.argrepr in ("/", "/=")
+
+
+def _is_singular(step: dis.Instruction) -> bool:
+    return (step.opname == "BINARY_OP" and step.argrepr in ("**", "**=")) or step.argval in _NAMES
+
+
+def _adder(watch: Watch, number: int, name: str, custom: Site | None) -> Callable[..., None]:
+    def add(sent: Any, arrived: Any) -> None:
+        try:
+            with unobserved():
+                watch.sums.append((number, name, custom, _sums(arrived), _sums(sent)))
+        except Exception:
+            watch.remove()
+
+    return add
+
+
+def _sums(gradients: Any) -> list[torch.Tensor]:
+    """Sums tell whether all is finite. Half precision is added up in float32, lest the sum overflows."""
+    return [
+        gradient.sum(dtype=torch.float32) if gradient.dtype in (torch.float16, torch.bfloat16) else gradient.sum()
+        for gradient in gradients
+        if isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided
+    ]
+
+
+def _is_scalar(root: torch.Tensor) -> bool:
+    return root.numel() == 1 and root.is_floating_point() and not root.is_meta
+
+
+def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[torch.Tensor]) -> Event:
+    """Find the operation that made these values infinite or NaN.
+
+    The way back from the root goes over nodes whose results may not have been finite; of those that are known to have
+    made something infinite, the first one in time is the cause.
+    """
+    event = Event("forward", tape.step.index, record, None)
+    known: dict[Any, Evidence | None] = {}
+    waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen = set(waiting)
+    while waiting and len(seen) < NODES:
+        node = waiting.pop()
+        known[node] = found = None if tape.packed else evidence(node)
+        if found is not None and found.result is True:
+            continue
+        for target, _ in node.next_functions:
+            if target is not None and target not in seen:
+                seen.add(target)
+                waiting.append(target)
+    order = sorted((node for node in known if plain_name(node) != "AccumulateGrad"), key=_number)
+    for node in order:
+        found = known[node]
+        if found is None or (found.inputs and found.result is not False):
+            continue
+        producer = None if found.inputs else _producer(node, found)
+        if producer is not None and known.get(producer) is None:
+            node, found = producer, None  # nothing is saved of what it gave, so it shows in what was made of that
+        event.operation, event.node, event.evidence = maker_of(tape, node), plain_name(node), found
+        if found is not None and not found.inputs:
+            event.given = True
+            made = _made_without_history(tape, event.operation)
+            if made is not None:
+                event.operation, event.node, event.evidence, event.given = made, "", None, False
+        return event
+    if order:
+        event.operation, event.node = maker_of(tape, order[0]), plain_name(order[0])
+    return event
+
+
+def _producer(node: Any, found: Evidence) -> Any:
+    """The node of the input that was not finite; None for data and leaves."""
+    places = [_EDGES.get((plain_name(node), name), _EDGES.get(("", name))) for name in found.spoilt]
+    targets = [
+        node.next_functions[place][0] for place in places if place is not None and place < len(node.next_functions)
+    ]
+    return next((target for target in targets if target is not None and plain_name(target) != "AccumulateGrad"), None)
+
+
+# Which edge the gradient of a saved input leaves by.
+_EDGES = {
+    ("", "self"): 0, ("", "input"): 0, ("", "other"): 1, ("", "weight"): 1, ("", "mat2"): 1, ("", "exponent"): 1,
+    ("", "mat1"): 1, ("", "target"): 1, ("", "batch1"): 1, ("", "batch2"): 2, ("Addmm", "mat2"): 2, ("", "x1"): 0,
+}  # fmt: skip
+
+
+def _made_without_history(tape: Tape, user: OperationRecord | None) -> OperationRecord | None:
+    """The operation that made the NaN which this one took, where autograd kept no history of it."""
+    if user is None:
+        return None
+    needed = {value[0] for value in user.inputs}
+    found = None
+    for operation in reversed([operation for operation in tape.step.operations if operation.serial < user.serial]):
+        if needed.isdisjoint(value[0] for value in operation.outputs):
+            continue
+        needed.update(value[0] for value in operation.inputs)
+        if any(map(_holds_nan, operation.outputs)) and not any(map(_holds_nan, operation.inputs)):
+            found = operation
+    return found
+
+
+def _holds_nan(value: ValueRecord) -> bool:
+    tensor = value[1].ref()
+    if tensor is None or value[1].value != value[0] or not tensor.is_floating_point():
+        return False
+    return bool(torch.isnan(tensor.detach()).any())
+
+
+def _number(node: Any) -> int:
+    return int(node._sequence_nr())
+
+
+# --- after a pass ----------------------------------------------------------------------------------------------------
+
+
+def judge_pass(
+    tape: Tape, record: BackwardRecord, watch: Watch | None, arrived: Sequence[tuple[Subject, float | None]]
+) -> None:
+    """The pass is over: if a gradient came out infinite or NaN, find the node that made it of finite ones."""
+    if watch is not None:
+        watch.remove()
+    if tape.harmed is not None:
+        return
+    spoilt = tuple(subject for subject, norm in arrived if norm is not None and not math.isfinite(norm))
+    if tape.pending is not None:
+        tape.pending.leaves = tape.pending.leaves or spoilt
+    elif spoilt:
+        event = Event("gradient", tape.step.index, record, None, leaves=spoilt)
+        for number, name, custom, came, went in watch.sums if watch is not None else ():
+            if all(map(_is_finite, came)) and not all(map(_is_finite, went)):
+                event.operation, event.node, event.custom = _made(tape, number), name, custom
+                break
+        if event.operation is None:
+            event.operation = _last_user(tape, spoilt)
+        tape.pending = event
+    if tape.pending is not None and not tape.optimizers:
+        tape.harmed, tape.pending = tape.pending, None
+
+
+def _is_finite(total: torch.Tensor) -> bool:
+    return bool(torch.isfinite(total))
+
+
+def _made(tape: Tape, number: int) -> OperationRecord | None:
+    thread = tape.thread()
+    found = [op for op in tape.step.operations if op.nodes[0] <= number < op.nodes[1] and op.thread == thread]
+    outer = [operation for operation in found if operation.within is None] or found
+    return min(outer, key=lambda operation: operation.nodes[1] - operation.nodes[0], default=None)
+
+
+def _last_user(tape: Tape, leaves: Sequence[Subject]) -> OperationRecord | None:
+    """The operation nearest to the loss that uses one of these leaves: the cause lies there or behind it."""
+    wanted = {subject.serial for subject in leaves}
+    for operation in reversed(tape.step.operations):
+        if any(value[1].serial in wanted for value in operation.inputs) and any(v[2] for v in operation.outputs):
+            return operation
+    return None
+
+
+def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
+    """Decide whether what was not finite did any harm: a tensor is not finite for it, or was trained on such a loss.
+
+    `stepped` are the tensors of the optimizer that has just stepped.
+    """
+    event = tape.pending
+    if event is None:
+        return
+    arrivals = event.backward.arrivals if event.backward is not None else ()
+    if event.kind == "forward" and stepped and any(subject.serial in stepped for subject in arrivals):
+        tape.harmed, tape.pending = event, None
+        return
+    live = [tensor for subject in event.leaves if (tensor := subject.ref()) is not None]
+    if not all(map(_is_all_finite, live)):
+        tape.harmed = event
+    waiting = event.step == tape.step.index and any(
+        tensor.grad is not None and not _is_all_finite(tensor.grad) for tensor in live
+    )
+    if not waiting:
+        tape.pending = None
+
+
+def _is_all_finite(tensor: torch.Tensor) -> bool:
+    plain = tensor.detach()
+    return bool(torch.isfinite(plain.coalesce().values() if plain.is_sparse else plain).all())
+
+
+def explain_crash(tape: Tape, message: str) -> None:
+    """The program has ended with an exception: a NaN that torch has refused, if its words say so."""
+    if tape.harmed is None and tape.pending is not None:
+        tape.harmed, tape.pending = tape.pending, None
+    if tape.harmed is not None or not _speaks_of_values(message):
+        return
+    for operation in tape.step.operations:
+        for _, subject, history in operation.outputs:
+            tensor = subject.ref()
+            if tensor is not None and tensor.is_floating_point() and bool(torch.isnan(tensor.detach()).any()):
+                event = explain_value(tape, None, [tensor]) if history else None
+                if event is None or event.operation is None:
+                    event = Event("forward", tape.step.index, None, operation)
+                tape.harmed = event
+                return
+
+
+_WORDS = ("nan", "inf,", "infs", " inf ", "finite", "invalid values", "converge", "infinity")
+
+
+def _speaks_of_values(message: str) -> bool:
+    text = message.lower()
+    return any(word in text for word in _WORDS)

@@ -1,0 +1,116 @@
+"""What the saved tensors of an autograd node tell about the values that it was computed from and gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one operation: whether its saved inputs, and its result, were finite; None where unknown.
+
+    `spoilt` names the saved inputs that were not. `low` and `high` are the range of the operand `name`, in which the
+    operation is singular.
+    """
+
+    inputs: bool
+    result: bool | None
+    name: str = ""
+    low: float | None = None
+    high: float | None = None
+    spoilt: tuple[str, ...] = ()
+
+
+_RESULTS = frozenset(
+    {"result", "result0", "output", "inverse", "eigenvalues", "S", "L", "LU", "logdet", "log_sumexp", "R", "Q"}
+)
+_AGAIN: dict[str, Callable[..., torch.Tensor]] = {
+    "Log": torch.log,
+    "Log2": torch.log2,
+    "Log10": torch.log10,
+    "Log1P": torch.log1p,
+    "Acos": torch.acos,
+    "Asin": torch.asin,
+    "Acosh": torch.acosh,
+    "Atanh": torch.atanh,
+    "Lgamma": torch.lgamma,
+    "Erfinv": torch.erfinv,
+    "Digamma": torch.digamma,
+    "Sinh": torch.sinh,
+    "Cosh": torch.cosh,
+    "Logit": torch.logit,
+}
+
+
+def evidence(node: Any) -> Evidence | None:
+    """Read what a node saved; None where that tells nothing, or cannot be read any more."""
+    try:
+        kind = str(node.name()).rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+        saved = _saved(node)
+        inputs = {name: value for name, value in saved.items() if name not in _RESULTS}
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        spoilt = tuple(name for name, value in tensors.items() if not _finite(value))
+        finite = not spoilt
+        results = [value for name, value in saved.items() if name in _RESULTS and isinstance(value, torch.Tensor)]
+        if results:
+            return Evidence(finite, all(map(_finite, results)), *_range(tensors), spoilt)
+        made = _again(kind, saved)
+        if made is None:
+            return Evidence(finite, None, spoilt=spoilt) if tensors else None
+        return Evidence(finite, _finite(made), *_range(tensors), spoilt)
+    except (RuntimeError, TypeError):
+        return None
+
+
+def _saved(node: Any) -> dict[str, Any]:
+    kind = type(node)
+    return {name.removeprefix("_saved_"): getattr(node, name) for name in dir(kind) if name.startswith("_saved_")}
+
+
+def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
+    """The result once more, of operations that save what they were computed from."""
+    own, other = saved.get("self"), saved.get("other")
+    if kind in _AGAIN and isinstance(own, torch.Tensor):
+        return _AGAIN[kind](own)
+    if kind == "Div" and isinstance(other, torch.Tensor):
+        return (own if isinstance(own, torch.Tensor) else torch.ones_like(other)) / other
+    if kind == "Mul" and isinstance(own, torch.Tensor) and isinstance(other, torch.Tensor):
+        return own * other
+    if kind == "Pow" and isinstance(own, torch.Tensor) and isinstance(saved.get("exponent"), (int, float)):
+        return own.pow(saved["exponent"])
+    if kind in ("Xlogy", "Atan2", "Hypot") and isinstance(own, torch.Tensor) and isinstance(other, torch.Tensor):
+        return {"Xlogy": torch.xlogy, "Atan2": torch.atan2, "Hypot": torch.hypot}[kind](own, other)
+    if kind in ("Var", "Std") and isinstance(own, torch.Tensor):
+        dim = saved.get("dim")
+        return torch.var(own, dim=list(dim) if dim else None, correction=saved.get("correction"))
+    if kind == "Mean" and saved.get("self_sym_numel") == 0:
+        return torch.tensor(float("nan"))
+    weight = saved.get("total_weight")
+    if kind.startswith("NllLoss") and isinstance(weight, torch.Tensor) and saved.get("reduction") == 1 and not weight:
+        return torch.tensor(float("nan"))
+    factor, target = saved.get("mat2"), saved.get("target")
+    if kind in ("Mm", "Bmm") and isinstance(own, torch.Tensor) and isinstance(factor, torch.Tensor):
+        return torch.matmul(own, factor)
+    if kind == "MseLoss" and isinstance(own, torch.Tensor) and isinstance(target, torch.Tensor):
+        return (own - target).square()
+    return None
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    return bool(torch.isfinite(tensor.detach()).all())
+
+
+def _range(tensors: dict[str, torch.Tensor]) -> tuple[str, float | None, float | None]:
+    """The range of what an operation is singular in: the divisor, or its one input."""
+    name = "other" if "other" in tensors else "self"
+    value = tensors.get(name)
+    if value is None or not value.is_floating_point() or not value.numel():
+        return "", None, None
+    low, high = torch.aminmax(value.detach())
+    return name, float(low), float(high)

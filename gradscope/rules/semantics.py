@@ -1,0 +1,501 @@
+"""Semantics: what a program computes is not what its author will have meant."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+
+from gradscope.graph.facts import Finding, Help, Label, Modes, Operation, Run, Span, Tensor
+from gradscope.graph.naming import expression, shape_text, short_name
+from gradscope.graph.paths import StepFlow, flows
+from gradscope.rules.wording import steps_text
+
+
+def double_softmax(run: Run) -> Iterator[Finding]:
+    """A loss applies softmax or sigmoid to what are probabilities already.
+
+    `cross_entropy` and `binary_cross_entropy_with_logits` take logits. Of probabilities, which lie between 0 and 1,
+    they make a distribution that is almost flat: gradients become small, and the loss cannot come near 0.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(net(torch.rand(8, 4)), torch.randint(0, 3, (8,)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(net(torch.rand(8, 4)), torch.randint(0, 3, (8,)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    found = {reading.value: reading.summed for reading in run.probabilities}
+    told: set[Span | None] = set()
+    for flow in flows(run):
+        for operation in flow.operations:
+            name = short_name(operation.name)
+            value = next((value for value in operation.inputs if value in found), None)
+            if value is None or name not in _SQUASHING or operation.span in told or not flow.history[value]:
+                continue
+            first = _squashed_before(flow, value, found[value])
+            if first is None or not _is_loss(flow, operation):
+                continue
+            told.add(operation.span)
+            yield _twice(flow, operation, first, value)
+
+
+_SOFTMAX = frozenset({"softmax", "log_softmax", "gumbel_softmax"})
+_SQUASHING = {
+    "cross_entropy": "softmax",
+    "softmax": "softmax",
+    "log_softmax": "softmax",
+    "binary_cross_entropy_with_logits": "sigmoid",
+    "multilabel_soft_margin_loss": "sigmoid",
+    "sigmoid": "sigmoid",
+    "logsigmoid": "sigmoid",
+}
+_LOSSES = frozenset({"cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"})
+_LIKELIHOODS = frozenset({"nll_loss", "binary_cross_entropy", "kl_div", "log", "log2", "log10"})
+# These leave each element what it is, or nearly so.
+_KEEPING = frozenset(
+    {
+        "view", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "T", "mT", "contiguous",
+        "getitem", "select", "index_select", "gather", "masked_select", "narrow", "chunk", "split", "unbind", "cat",
+        "stack", "to", "float", "double", "half", "bfloat16", "type", "clone", "clamp", "clip", "clamp_min",
+        "clamp_max", "expand", "expand_as", "view_as", "reshape_as", "type_as", "movedim", "swapaxes", "unflatten",
+        "dropout", "identity", "requires_grad_", "add", "sub", "where", "masked_fill", "nan_to_num",
+    }
+)  # fmt: skip
+
+
+def _squashed_before(flow: StepFlow, value: int, summed: bool) -> Operation | None:
+    """The softmax or sigmoid that made a value a probability.
+
+    What sums to 1 comes from a softmax wherever it lies behind (a mixture, a vote, a product with a one-hot table);
+    what only lies in [0, 1], from one whose results were kept as they were.
+    """
+    firsts = _SOFTMAX if summed else _SOFTMAX | {"sigmoid"}
+    waiting, seen = [value], {value}
+    while waiting:
+        operation = flow.maker.get(waiting.pop(0))
+        if operation is None:
+            continue
+        made = short_name(operation.name)
+        if made in firsts and made != "log_softmax":
+            return operation
+        if not summed and made not in _KEEPING:
+            continue
+        fresh = [source for source in operation.inputs if flow.history[source] and source not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return None
+
+
+def _is_loss(flow: StepFlow, operation: Operation) -> bool:
+    """Whether what an operation squashes is the prediction of a loss, rather than a gate or weights of attention."""
+    name = short_name(operation.name)
+    if name in _LOSSES:
+        return not flow.behind_roots.isdisjoint(operation.outputs)
+    if name in ("log_softmax", "logsigmoid"):
+        return not flow.behind_roots.isdisjoint(operation.outputs)
+    values = set(operation.outputs)
+    for later in flow.operations:
+        if later.id > operation.id and not values.isdisjoint(later.inputs):
+            if short_name(later.name) in _LIKELIHOODS:
+                return not flow.behind_roots.isdisjoint(later.outputs)
+            if short_name(later.name) in _KEEPING:
+                values.update(later.outputs)
+    return False
+
+
+def _twice(flow: StepFlow, operation: Operation, first: Operation, value: int) -> Finding:
+    again, before = short_name(operation.name), short_name(first.name)
+    tensor = flow.tensor(value)
+    name = tensor.name if tensor is not None else None
+    squash = _SQUASHING[again]
+    what = f"`{name}` are" if name else "these are"
+    labels: tuple[Label, ...] = ()
+    if first.span is not None and first.span != operation.span:
+        labels = (Label(first.span, f"`{before}` makes them probabilities here"),)
+    applies = f"`{again}` applies {squash} to" if again != squash else f"`{again}` is applied again to"
+    instead = {
+        "softmax": "give the loss logits: leave out the first softmax, or take `nll_loss` of the logarithm",
+        "sigmoid": "give the loss logits: leave out the first sigmoid, or take `binary_cross_entropy`",
+    }[squash]
+    return Finding(
+        "double-softmax",
+        "warning",
+        f"{applies} what `{before}` has made probabilities",
+        operation.span,
+        f"{what} probabilities already, and logits are expected",
+        (name,) if name else (),
+        labels,
+        ("note: of numbers between 0 and 1 it makes an almost flat distribution, with small gradients",),
+        (Help(instead),),
+    )
+
+
+def loss_broadcast(run: Run) -> Iterator[Finding]:
+    """Prediction and target of different shapes are broadcast against each other in a loss.
+
+    Of shapes (n, 1) and (n,) torch makes (n, n): every prediction is compared with every target. The loss still falls,
+    to what predicting the mean of all targets gives.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.rand(8, 4)
+            target = x.sum(dim=1)
+            loss = (net(x) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.rand(8, 4)
+            target = x.sum(dim=1, keepdim=True)
+            loss = (net(x) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    told: set[Span | None] = set()
+    for flow in flows(run):
+        for operation in flow.operations:
+            name = short_name(operation.name)
+            if name not in _DIFFERENCES | _PRODUCTS | _COMPARING or operation.span in told:
+                continue
+            pair = _broadcast_pair(flow, operation)
+            if pair is not None and _ends_in_loss(flow, operation):
+                told.add(operation.span)
+                yield _broadcast(operation, *pair)
+
+
+_DIFFERENCES = frozenset({"sub", "rsub", "add", "radd", "subtract"})
+_PRODUCTS = frozenset({"mul", "rmul", "multiply", "div", "truediv"})
+_COMPARING = frozenset(
+    {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "poisson_nll_loss", "soft_margin_loss"}
+)
+# Element by element, or a reduction: no layer lies between such operations and the loss.
+_ELEMENTWISE = frozenset(
+    {
+        "sub", "rsub", "add", "radd", "iadd", "isub", "mul", "rmul", "imul", "div", "truediv", "itruediv", "neg", "pow",
+        "square", "abs", "sqrt", "log", "log1p", "exp", "expm1", "cosh", "clamp", "clip", "clamp_min", "clamp_max",
+        "relu", "softplus", "logsigmoid", "where", "maximum", "minimum", "max", "min", "mean", "sum", "nanmean",
+        "nansum", "logsumexp", "norm", "vector_norm", "subtract", "multiply", "masked_select", "getitem", "rpow",
+        "flatten", "view", "reshape", "squeeze", "stack", "cat", "to", "float", "masked_fill", "logcosh",
+    }
+)  # fmt: skip
+_RESHAPING = frozenset(
+    {
+        "unsqueeze", "getitem", "view", "reshape", "expand", "expand_as", "unflatten", "mean", "sum", "max", "min",
+        "amax", "amin", "logsumexp", "gather", "select", "norm", "std", "var", "median", "quantile", "unsqueeze_",
+    }
+)  # fmt: skip
+_CASTS = frozenset({"to", "float", "double", "half", "type", "detach", "clone", "neg", "contiguous"})
+
+
+def _broadcast_pair(flow: StepFlow, operation: Operation) -> tuple[Tensor, Tensor] | None:
+    """The operands of an operation, of which one is predicted, if nobody will have meant to broadcast them."""
+    if len(operation.inputs) < 2:
+        return None
+    values = operation.inputs[:2]
+    a, b = (flow.tensor(value) for value in values)
+    name = short_name(operation.name)
+    if a is None or b is None or a.shape == b.shape or _size(a.shape) < 2 or _size(b.shape) < 2:
+        return None
+    if flow.history[values[0]] == flow.history[values[1]] or not (a.dtype.startswith("float") or name in _COMPARING):
+        return None
+    wide_a, wide_b = _is_widened(a.shape, b.shape), _is_widened(b.shape, a.shape)
+    crossed = wide_a and wide_b and len(a.shape) != len(b.shape) and _size(a.shape) == _size(b.shape)
+    if _is_reshaped_within(flow, operation):
+        return None
+    if crossed:
+        return a, b
+    if name in _PRODUCTS:
+        return None
+    widened = [value for value, wide in zip(values, (wide_a, wide_b), strict=True) if wide]
+    on_purpose = [value for value in widened if _is_reshaped(flow, value)]
+    if name in _COMPARING:
+        made = next((flow.tensor(value) for value in operation.outputs), None)
+        whole = made is not None and made.shape == ()
+        return (a, b) if len(on_purpose) < len(widened) or (whole and len(widened) == 1) else None
+    # One prediction for each sample against several targets: a target for each sample against several predictions,
+    # as of quantiles or of a mixture, is meant.
+    one_sided = len(a.shape) == len(b.shape) and len(widened) == 1 and flow.history[widened[0]] and not on_purpose
+    leaf = one_sided and (tensor := flow.tensor(widened[0])) is not None and tensor.leaf
+    return (a, b) if one_sided and not leaf and a.shape[0] == b.shape[0] > 1 else None
+
+
+def _size(shape: Iterable[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _is_widened(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether broadcasting makes more elements of a tensor of this shape."""
+    rank = max(len(shape), len(other))
+    mine = (1,) * (rank - len(shape)) + shape
+    theirs = (1,) * (rank - len(other)) + other
+    return any(size == 1 < against for size, against in zip(mine, theirs, strict=True))
+
+
+def _is_reshaped(flow: StepFlow, value: int) -> bool:
+    """Whether the shape of a value was made on purpose just before, rather than by a layer or the data."""
+    operation = flow.maker.get(value)
+    while operation is not None and short_name(operation.name) in _CASTS and operation.inputs:
+        operation = flow.maker.get(operation.inputs[0])
+    return operation is not None and short_name(operation.name) in _RESHAPING
+
+
+def _is_reshaped_within(flow: StepFlow, operation: Operation) -> bool:
+    """Whether the very expression gives an operand new dimensions: `x[:, None] - y`, `a.unsqueeze(1) - b`."""
+    node = expression(operation.span, flow.run.sources) if operation.span is not None else None
+    for part in ast.walk(node) if node is not None else ():
+        if isinstance(part, ast.Attribute) and part.attr in ("unsqueeze", "view", "reshape", "expand", "newaxis"):
+            return True
+        if isinstance(part, ast.Subscript) and any(
+            isinstance(item, ast.Constant) and item.value is None for item in ast.walk(part.slice)
+        ):
+            return True
+    return False
+
+
+def _ends_in_loss(flow: StepFlow, operation: Operation) -> bool:
+    """Whether nothing but arithmetic on elements and reductions lies between an operation and a loss."""
+    roots = frozenset(flow.roots)
+    reached = set(operation.outputs)
+    for later in flow.operations:
+        follows = later.id > operation.id and not reached.isdisjoint(later.inputs)
+        if follows and short_name(later.name) in _ELEMENTWISE:
+            reached.update(later.outputs)
+    return not roots.isdisjoint(reached)
+
+
+def _broadcast(operation: Operation, a: Tensor, b: Tensor) -> Finding:
+    rank = max(len(a.shape), len(b.shape))
+    whole = tuple(
+        max(one, other)
+        for one, other in zip(
+            (1,) * (rank - len(a.shape)) + a.shape, (1,) * (rank - len(b.shape)) + b.shape, strict=True
+        )
+    )
+    names = tuple(dict.fromkeys(tensor.name for tensor in (a, b) if tensor.name))
+    first, second = (f"`{tensor.name}` of shape {shape_text(tensor.shape)}" if tensor.name else f"a tensor of shape "
+                     f"{shape_text(tensor.shape)}" for tensor in (a, b))  # fmt: skip
+    labels = tuple(
+        Label(tensor.made, f"made here with shape {shape_text(tensor.shape)}")
+        for tensor in (a, b)
+        if tensor.made is not None and tensor.made != operation.span and not tensor.leaf
+    )
+    return Finding(
+        "loss-broadcast",
+        "warning",
+        f"the loss compares shapes {shape_text(a.shape)} and {shape_text(b.shape)}: they become {shape_text(whole)}",
+        operation.span,
+        f"{first} meets {second}",
+        names,
+        labels,
+        (f"note: {_size(whole):,} differences are made of {_size(a.shape):,} and {_size(b.shape):,} numbers",),
+        (Help("give both the same shape before: `squeeze(-1)` one, or `unsqueeze(-1)` the other"),),
+    )
+
+
+def eval_mode(run: Run) -> Iterator[Finding]:
+    """A module is trained while its dropout or batch norm is in evaluation mode.
+
+    `eval()` stays in force until `train()` is called. Called for a validation or for sampling and never taken back, the
+    training goes on without dropout, and with the statistics of batch norm as they are.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for epoch in range(3):
+            for _ in range(3):
+                loss = net(torch.rand(8, 4)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad():
+                print(net(torch.rand(8, 4)).mean())
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for epoch in range(3):
+            net.train()
+            for _ in range(3):
+                loss = net(torch.rand(8, 4)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad():
+                print(net(torch.rand(8, 4)).mean())
+    """
+    groups: dict[Span, list[Modes]] = {}
+    for modes in run.modes:
+        if modes.switched is not None and modes.evaluation >= 2 and _is_training(run, modes):
+            groups.setdefault(modes.switched, []).append(modes)
+    for span, group in groups.items():
+        worst = max(group, key=lambda modes: modes.evaluation)
+        names = tuple(dict.fromkeys(modes.module for modes in group))
+        kinds = sorted({short_name(modes.operation).replace("_", " ") for modes in group})
+        optimizer = next(optimizer for optimizer in run.optimizers if optimizer.id == worst.optimizer)
+        steps = worst.evaluation + worst.training
+        yield Finding(
+            "eval-mode",
+            "warning",
+            f"`{worst.by}` was in evaluation mode in {worst.evaluation:,} of {steps_text(run, steps)} that train it",
+            span,
+            "this puts it into evaluation mode, and no `train()` follows",
+            (worst.by or "", *names),
+            (),
+            (
+                f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
+                f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
+            ),
+            (Help(f"call `{(worst.by or 'model')}.train()` before the training goes on"),),
+        )
+
+
+def _is_training(run: Run, modes: Modes) -> bool:
+    """Whether the module that was put into evaluation mode is one that the optimizer trains for the most part.
+
+    A frozen backbone is kept in evaluation mode on purpose, and so is a layer that was put there by itself.
+    """
+    by = modes.by or ""
+    inside = [
+        tensor
+        for tensor in run.tensors
+        if tensor.registered == "parameter"
+        and tensor.module is not None
+        and f"{_full_name(tensor)}.".startswith(f"{by}.")
+    ]
+    trained = [
+        tensor
+        for tensor in inside
+        if tensor.requires_grad and tensor.optimizer == modes.optimizer and tensor.received and tensor.received.steps
+    ]
+    alone = by == modes.module and modes.operation == "batch_norm"
+    return len(trained) * 2 > len(inside) and not alone
+
+
+def _full_name(tensor: Tensor) -> str:
+    name, label = tensor.name or "", tensor.module or ""
+    return name if name.startswith(f"{label}.") else f"{label}.{name}"
+
+
+def batch_leak(run: Run) -> Iterator[Finding]:
+    """The output of one sample depends on other samples of the batch.
+
+    A `view` where a `transpose` is needed, a recurrent layer or an attention without `batch_first=True`, a softmax or a
+    mean over the wrong dimension mix samples without any error. Run with `--check batch` to ask: it costs one more call
+    of each module, on a copy. Batch norm in training mode mixes samples by design, which is told as such.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.GRU(4, 5)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            outputs, _ = net(torch.rand(8, 6, 4))
+            loss = outputs[:, -1].square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.GRU(4, 5, batch_first=True)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            outputs, _ = net(torch.rand(8, 6, 4))
+            loss = outputs[:, -1].square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    holders = {value.id: value.tensor for value in run.values}
+    for check in run.batches:
+        operation = check.operation
+        if operation is not None:
+            name = short_name(operation.name)
+            involved = [tensors[holders[value]] for value in (*operation.inputs[:1], *operation.outputs[:1])]
+            taken, given = involved[0], involved[-1]
+            known = "batch_norm" in name
+            yield Finding(
+                "batch-leak",
+                "info" if known else "warning",
+                f"the output of one sample of `{check.module}` depends on others: `{name}` mixes them",
+                operation.span,
+                f"from {shape_text(taken.shape)} to {shape_text(given.shape)}: what belongs to one of {check.size} "
+                "samples gets into others",
+                tuple(dict.fromkeys(tensor.name for tensor in involved if tensor.name)),
+                (),
+                ("found by the gradient of one sample's output, which reaches the inputs of others",),
+                (Help(_MIXING_HELP.get(name, "keep the dimension of the samples apart in this operation")),),
+            )
+        if check.normed:
+            yield Finding(
+                "batch-leak",
+                "info",
+                f"the outputs of `{check.module}` depend on the whole batch through batch norm in training mode",
+                None,
+                "",
+                (),
+                (),
+                (f"batch norm: {', '.join(check.normed[:6])}{' ...' if len(check.normed) > 6 else ''}",),
+                (Help("this is how batch norm works; where samples must be apart, use group norm or layer norm"),),
+            )
+
+
+_RECURRENT_HELP = "give it (time, sample, feature), or make it with `batch_first=True`"
+_MIXING_HELP = {
+    **dict.fromkeys(("view", "reshape"), "to swap dimensions, use `transpose` or `permute`: `view` re-cuts the memory"),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "multi_head_attention_forward"), _RECURRENT_HELP),
+    **dict.fromkeys(("softmax", "mean", "sum", "std", "var", "normalize"), "work along another dimension"),
+}

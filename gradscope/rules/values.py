@@ -1,0 +1,511 @@
+"""Values: gradients that are zero, not finite, vanishing or exploding."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Finding, Help, Label, Nonfinite, Operation, Run, Tensor
+from gradscope.graph.naming import short_name
+from gradscope.graph.profiles import ProfileFlow, Stage, repeated
+from gradscope.rules.wording import listed, steps_text, who
+
+
+def nonfinite_forward(run: Run) -> Iterator[Finding]:
+    """An operation made NaN or infinity out of finite numbers on the way to the loss.
+
+    The gradients of such a loss are NaN, and after one step of the optimizer so is everything that it trains. What
+    comes later (losses, errors about NaN) are symptoms: what counts is the first operation.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            probability = torch.sigmoid(net(torch.rand(8, 4)) - 1000)
+            loss = -torch.log(probability).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = -nn.functional.logsigmoid(net(torch.rand(8, 4)) - 1000).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    event = run.nonfinite
+    if event is None or event.kind != "forward" or event.operation is None or _has_exploded(run, event):
+        return
+    name = short_name(event.operation.name)
+    values = {value.id: value.tensor for value in run.values}
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    made = [tensors[values[value]].name for value in event.operation.outputs if value in values]
+    names = tuple(name for name in made if name)
+    taken = [tensors[values[value]] for value in event.operation.inputs if value in values]
+    if event.given:
+        message = f"`{name}` took what is not finite in step {event.step}: so the loss is not finite"
+        caret = "what comes in here is NaN or infinite already"
+    else:
+        message = f"`{name}` made NaN or infinity of finite numbers in step {event.step}"
+        caret = "finite numbers go in, and what comes out is not finite"
+    yield Finding(
+        "nonfinite-forward",
+        "error",
+        message,
+        event.operation.span,
+        caret,
+        names or tuple(tensor.name for tensor in taken if tensor.name),
+        _labels(event, "so the loss is not finite here"),
+        tuple(_facts(run, event)),
+        (Help(_FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
+    )
+
+
+def nonfinite_gradient(run: Run) -> Iterator[Finding]:
+    """The backward of an operation made NaN or infinity out of finite gradients.
+
+    The loss is finite and its gradients are not: the derivative is infinite somewhere (`sqrt` at 0), and 0 times
+    infinity is NaN. `torch.where` does not help where the branch that is not taken has such a derivative: it sends
+    back a zero that meets it.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            spread = (net(torch.rand(8, 4)) * 0).square().sum(dim=1).sqrt()
+            loss = spread.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            spread = (net(torch.rand(8, 4)).square().sum(dim=1) + 1e-6).sqrt()
+            loss = spread.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    event = run.nonfinite
+    if event is None or event.kind != "gradient" or _has_exploded(run, event):
+        return
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    names = tuple(name for number in event.tensors if (name := tensors[number].name))
+    operation = event.operation
+    name = short_name(operation.name) if operation is not None else "backward"
+    span = operation.span if operation is not None else event.span
+    sure = bool(event.node)
+    subject = who(names, run).subject if names else "a tensor"
+    labels: tuple[Label, ...] = ()
+    if event.custom is not None:
+        labels = (Label(span, f"`{name}` is applied here"),) if span is not None else ()
+        caret = "finite gradients come in here, and what goes out is not finite"
+    elif sure:
+        caret = "finite gradients come back to here, and what goes on is not finite"
+    else:
+        caret = "the gradients of what is used here are not finite"
+    yield Finding(
+        "nonfinite-gradient",
+        "error",
+        f"the backward of `{name}` made NaN or infinity in step {event.step}: {subject} got it",
+        event.custom or span,
+        caret,
+        names,
+        (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
+        (f"not finite: {listed(names)}", *_facts(run, event)),
+        (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP)),),
+    )
+
+
+def _has_exploded(run: Run, event: Nonfinite) -> bool:
+    """Whether the gradients had exploded before: then this is what came of it."""
+    return any(profile.step < event.step for profile in run.profiles) and any(exploding_gradient(run))
+
+
+def _kind(event: Nonfinite) -> str:
+    return "custom" if event.custom is not None else event.node
+
+
+_ANY_HELP = "keep what goes in here in the range in which the result is finite"
+_FORWARD_HELP = {
+    "Log": "take the logarithm of what cannot be 0: `logsigmoid`, `log_softmax`, or `clamp` before",
+    "Exp": "keep the argument small: `clamp` it, or scale the data",
+    "Div": "keep the divisor away from 0: `clamp` it, or add a small constant",
+    "Softmax": "mask with a large negative number rather than -inf, or leave out rows in which everything is masked",
+    "Mean": "take no mean of nothing: leave the step out where nothing is selected",
+}
+_ANY_BACKWARD_HELP = "keep what goes in here away from where its derivative is infinite"
+_BACKWARD_HELP = {
+    "Sqrt": "add a small constant before the square root: its derivative at 0 is infinite",
+    "Pow": "add a small constant before the power: below 1 its derivative at 0 is infinite",
+    "Exp": "`clamp` the argument before `exp`, also where `torch.where` leaves the result out",
+    "Div": "keep the divisor away from 0 before the division, also where `torch.where` leaves the result out",
+    "Log": "keep the argument away from 0 before the logarithm, also where `torch.where` leaves the result out",
+    "custom": "keep its divisors away from 0, for example with `clamp`",
+}
+
+
+def _labels(event: Nonfinite, message: str) -> tuple[Label, ...]:
+    return (Label(event.span, message),) if event.span is not None else ()
+
+
+def _facts(run: Run, event: Nonfinite) -> Iterator[str]:
+    if event.operand:
+        what = "its divisor" if event.operand == "other" else "its argument"
+        low = "-inf or NaN" if event.low is None else f"{event.low:.3g}"
+        high = "inf or NaN" if event.high is None else f"{event.high:.3g}"
+        yield f"{what} lies between {low} and {high}"
+    if run.step_count > event.step:
+        yield f"note: all {run.step_count - event.step:,} steps after it are spoilt"
+
+
+def zero_gradient(run: Run) -> Iterator[Finding]:
+    """A gradient arrives in every step, and is exactly zero.
+
+    Something on the way has a derivative of zero: `round`, `sign`, a `clamp` whose limit is passed, a ReLU that is
+    never active, a saturated `tanh`, a factor of 0. The tensor gets its gradient and never learns.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        encoder, decoder = nn.Linear(4, 3), nn.Linear(3, 4)
+        optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+        for _ in range(5):
+            x = torch.rand(8, 4)
+            code = torch.round(encoder(x))
+            loss = (decoder(code) - x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        encoder, decoder = nn.Linear(4, 3), nn.Linear(3, 4)
+        optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+        for _ in range(5):
+            x = torch.rand(8, 4)
+            code = encoder(x)
+            code = code + (torch.round(code) - code).detach()
+            loss = (decoder(code) - x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    found = [ProfileFlow(profile) for profile in run.profiles]
+    groups: dict[object, list[tuple[Tensor, Operation, str]]] = {}
+    for tensor in _trained(run):
+        received = tensor.received
+        if received is None or received.steps < 3 or received.zero < received.steps:
+            continue
+        causes = next((causes for flow in found if (causes := flow.zeroed(tensor.id))), [])
+        cause = next((stage for stage in causes if stage.operation is not None and stage.operation.span), None)
+        if cause is not None and cause.operation is not None and cause.operation.span is not None:
+            span = cause.operation.span
+            groups.setdefault((span.file, span.line), []).append((tensor, cause.operation, cause.name))
+    flat = any(node not in _PRODUCTS for group in groups.values() for _, _, node in group)
+    for group in groups.values():
+        if flat and all(node in _PRODUCTS for _, _, node in group):
+            continue  # a factor is 0 where something before it has made it so
+        _, operation, node = max(group, key=lambda item: sum(item[1].span == other[1].span for other in group))
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor, _, _ in group))
+        received = group[0][0].received
+        steps = steps_text(run, received.steps if received is not None else None)
+        name = short_name(operation.name)
+        yield Finding(
+            "zero-gradient",
+            "warning",
+            f"{who(names, run).subject} {who(names, run).learns}: every gradient is exactly 0, in {steps}",
+            operation.span,
+            f"`{name}` takes a gradient here and sends back 0",
+            names,
+            (),
+            (
+                f"all 0: {listed(names)}",
+                _ZERO_WHY.get(node, f"why: the derivative of `{name}` is 0 for all that came in"),
+            ),
+            (Help(_ZERO_HELP.get(node, "start where this has a derivative that is not 0, or leave it out")),),
+        )
+
+
+_PRODUCTS = frozenset({"Mul", "Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "Mv", "Dot"})
+_FACTOR = "why: what it is multiplied by is 0 throughout"
+_ZERO_WHY = {
+    "Relu": "why: nothing that comes in is above 0, so the ReLU is dead",
+    "Round": "why: `round` is flat: its derivative is 0 everywhere",
+    "Floor": "why: `floor` is flat: its derivative is 0 everywhere",
+    "Ceil": "why: `ceil` is flat: its derivative is 0 everywhere",
+    "Sign": "why: `sign` is flat: its derivative is 0 everywhere",
+    "Clamp": "why: all that comes in lies beyond the limits, where `clamp` is flat",
+    "Tanh": "why: `tanh` is saturated: it gives exactly 1 or -1, where its derivative rounds to 0",
+    "Sigmoid": "why: `sigmoid` is saturated: it gives exactly 1 or 0, where its derivative rounds to 0",
+    "Softmax": "why: `softmax` gives the same whatever comes in: over one element, or saturated",
+    **dict.fromkeys(_PRODUCTS, _FACTOR),
+}
+_STRAIGHT = "to learn through it, keep its derivative at 1: `x + (y - x).detach()` where y is the result"
+_ZERO_HELP = {
+    "Relu": "use `leaky_relu`, a smaller learning rate, or another start",
+    **dict.fromkeys(("Round", "Floor", "Ceil", "Sign"), _STRAIGHT),
+    "Clamp": "start within the limits",
+    **dict.fromkeys(("Tanh", "Sigmoid"), "scale what comes in: standardise the data, or start with smaller weights"),
+    "Softmax": "take the softmax over the dimension of the classes",
+    **dict.fromkeys(_PRODUCTS, "do not start both factors of a product at 0"),
+}
+
+
+def vanishing_gradient(run: Run) -> Iterator[Finding]:
+    """The gradient becomes smaller by many orders of magnitude on its way back.
+
+    A chain of layers or of time steps multiplies the gradient by their derivatives, one after the other. Where each is
+    below 1, what comes to the far end is too small to learn from.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        layers = [module for _ in range(12) for module in (nn.Linear(8, 8), nn.Sigmoid())]
+        net = nn.Sequential(*layers, nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            x = torch.rand(16, 8)
+            loss = (net(x) - x.sum(dim=1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        layers = [module for _ in range(12) for module in (nn.Linear(8, 8), nn.ReLU(), nn.LayerNorm(8))]
+        net = nn.Sequential(*layers, nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(5):
+            x = torch.rand(16, 8)
+            loss = (net(x) - x.sum(dim=1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    for flow in (ProfileFlow(profile) for profile in run.profiles):
+        sizes = {tensor.id: size for tensor in _trained(run) if tensor.id in flow.leaves and (size := _size(tensor))}
+        largest = max(sizes.values(), default=0.0)
+        tensors = [tensor for tensor in _trained(run) if 0 < sizes.get(tensor.id, 0) < _VANISHED * largest]
+        groups: dict[object, list[tuple[Tensor, Operation, list[Stage]]]] = {}
+        for tensor in tensors:
+            way = flow.way(tensor.id)
+            if not way or any(stage.adds and stage.growth < -3 for stage in way):
+                continue  # what is left where a sum cancels is rounding noise
+            worst = min(way, key=lambda stage: stage.growth)
+            once = worst.growth < 0.6 * sum(min(0.0, stage.growth) for stage in way)
+            if once and worst.name in _PRODUCTS | {"Div"}:
+                continue  # scaled down once, on purpose, or multiplied by what is small itself
+            operation, growth, _ = min(repeated(way), key=lambda line: line[1], default=(None, 0.0, []))
+            if operation is not None and operation.span is not None and growth < -3:
+                groups.setdefault((operation.span.file, operation.span.line), []).append((tensor, operation, way))
+        for group in groups.values():
+            tensor, operation, way = min(group, key=lambda item: sizes[item[0].id])
+            names = tuple(tensor.name or "" for tensor, _, _ in group)
+            times = sum(stage.operation is not None and stage.operation.span == operation.span for stage in way)
+            yield Finding(
+                "vanishing-gradient",
+                "warning",
+                f"the gradient vanishes on its way to `{tensor.name}`: it is {largest / sizes[tensor.id]:.0e} times "
+                "smaller than others",
+                operation.span,
+                f"it becomes smaller here, {times} times in a row" if times > 1 else "it becomes smaller here",
+                names,
+                (),
+                (*_profile(run, flow), f"note: on the way: {_course(way)}"),
+                (Help(_VANISHING_HELP),),
+            )
+        if groups:
+            return
+
+
+_VANISHED = 1e-5
+_VANISHING_HELP = (
+    "shorten the way: residual connections, a gated or leaky state, normalisation, or activations such as ReLU whose "
+    "derivative is 1"
+)
+
+
+def exploding_gradient(run: Run) -> Iterator[Finding]:
+    """The gradient becomes larger by many orders of magnitude, on its way back or from step to step.
+
+    A chain of layers or of time steps whose derivatives are above 1 multiplies the gradient at each. A learning rate
+    that is too large does so from step to step.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        w = nn.Parameter(3 * torch.randn(8, 8))
+        optimizer = torch.optim.Adam([w], lr=1e-3)
+        for _ in range(5):
+            h = torch.rand(16, 8)
+            for _ in range(20):
+                h = h @ w
+            loss = h.abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        w = nn.Parameter(torch.randn(8, 8))
+        optimizer = torch.optim.Adam([w], lr=1e-3)
+        for _ in range(5):
+            h = torch.rand(16, 8)
+            for _ in range(20):
+                h = nn.functional.layer_norm(h @ w, (8,))
+            loss = h.abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    large = [tensor for tensor in _trained(run) if _last_norm(tensor) > _EXPLODED]
+    if not large:
+        return
+    for flow in (ProfileFlow(profile) for profile in run.profiles):
+        best: tuple[float, Operation, list[Stage], Tensor] | None = None
+        names = []
+        for tensor in large:
+            way = flow.way(tensor.id)
+            chains = [(operation, _chain(stages)) for operation, _, stages in repeated(way)]
+            lines = [(operation, chain) for operation, chain in chains if _multiplying(chain)]
+            total = sum(stage.growth for _, chain in lines for stage in chain)
+            operation = max(lines, key=lambda line: _multiplying(line[1]), default=(None, []))[0]
+            if operation is None or total < 2.5:
+                continue
+            names.append(tensor.name or "")
+            if best is None or total > best[0]:
+                best = total, operation, way, tensor
+        if best is not None:
+            total, operation, way, tensor = best
+            times = sum(stage.operation is not None and stage.operation.span == operation.span for stage in way)
+            yield Finding(
+                "exploding-gradient",
+                "warning",
+                f"the gradient explodes on its way to `{tensor.name}`: |grad| is {_last_norm(tensor):.1e}",
+                operation.span,
+                f"it becomes larger here, {times} times in a row",
+                tuple(names),
+                (),
+                (*_profile(run, flow), f"note: on the way: {_course(way)}"),
+                (Help("keep the factor of each step at 1 or below: normalise it, or start with smaller weights"),),
+            )
+            return
+    yield from _diverging(run, large)
+
+
+_EXPLODED = 1e3
+
+
+def _diverging(run: Run, large: list[Tensor]) -> Iterator[Finding]:
+    """The gradient grows from step to step: the updates lead away from where they should."""
+    for optimizer in run.optimizers:
+        grown = [tensor for tensor in large if tensor.optimizer == optimizer.id and _growth(tensor) > 1e4]
+        if grown and optimizer.made is not None:
+            names = tuple(tensor.name or "" for tensor in grown)
+            worst = max(grown, key=_growth)
+            norms = [norm for norm in worst.gradient_norms if norm is not None]
+            course = " -> ".join(f"{norms[len(norms) * part // 4]:.1e}" for part in range(4))
+            yield Finding(
+                "exploding-gradient",
+                "warning",
+                f"the gradients explode from step to step: |grad| of `{worst.name}` grew {_growth(worst):.0e} times",
+                optimizer.made,
+                "each step of this optimizer makes the next gradient larger",
+                names,
+                (),
+                (f"|grad| of {worst.name} over the steps: {course} -> {norms[-1]:.1e}",),
+                (Help("use a smaller learning rate, or clip the gradients before the step"),),
+            )
+
+
+def _growth(tensor: Tensor) -> float:
+    norms = [norm for norm in tensor.gradient_norms if norm]
+    return _last_norm(tensor) / statistics.median(norms[: max(1, len(norms) // 4)]) if norms else 0.0
+
+
+def _last_norm(tensor: Tensor) -> float:
+    """The median over the later half of the steps."""
+    norms = [norm for norm in tensor.gradient_norms if norm is not None]
+    return statistics.median(norms[len(norms) // 2 :]) if norms else 0.0
+
+
+def _chain(stages: list[Stage]) -> list[Stage]:
+    """The stages on a line that come again and again there: one large factor by itself is no chain."""
+    counts = Counter(stage.name for stage in stages)
+    return [stage for stage in stages if counts[stage.name] >= 5]
+
+
+def _multiplying(stages: list[Stage]) -> int:
+    return sum(not stage.adds for stage in stages)
+
+
+def _trained(run: Run) -> list[Tensor]:
+    """The tensors that somebody relies on: an optimizer that steps holds them."""
+    stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
+    return [
+        tensor
+        for tensor in run.tensors
+        if tensor.optimizer in stepped and tensor.leaf and tensor.requires_grad and tensor.name is not None
+    ]
+
+
+def _size(tensor: Tensor) -> float:
+    """The median over the steps of the root mean square of a gradient's elements."""
+    norms = [norm for norm in tensor.gradient_norms if norm is not None]
+    return statistics.median(norms) / math.sqrt(math.prod(tensor.shape) or 1) if norms else 0.0
+
+
+def _profile(run: Run, flow: ProfileFlow) -> Iterator[str]:
+    """|grad| of the tensors in the order in which the gradient comes to them."""
+    rows = [(flow.leaves[tensor.id], tensor) for tensor in _trained(run) if tensor.id in flow.leaves]
+    shown = [f"{tensor.name} {_last_norm(tensor):.1e}" for _, tensor in sorted(rows, key=lambda row: row[0])]
+    if len(shown) > 8:
+        shown = [*shown[:4], "...", *shown[-4:]]
+    yield f"|grad| from the loss on: {', '.join(shown)}"
+
+
+def _course(way: list[Stage]) -> str:
+    """The size of the gradient at some places of its way."""
+    picked = [way[len(way) * part // 6] for part in range(6)] if len(way) > 6 else way
+    return " -> ".join([f"{stage.arrived:.0e}" for stage in picked] + [f"{way[-1].sent:.0e}"])

@@ -1,0 +1,173 @@
+"""Gradients and losses that are not finite, exactly zero, vanishing or exploding."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+
+import pytest
+
+from gradscope.graph.storage import decode, encode
+from gradscope.reports.report import Report
+from tests.workshop import Workshop
+
+PROGRAM = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+torch.manual_seed(0)
+net, last = nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3)
+{before}
+optimizer = torch.optim.SGD([*net.parameters(), *last.parameters()], lr=0.01)
+for step in range(8):
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+{body}
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def found(workshop: Workshop, body: str, before: str = "") -> list[tuple[str, bool]]:
+    """The rules that a loop with this body draws, with whether each points at the line marked `# here`."""
+    source = PROGRAM.format(
+        body=textwrap.indent(textwrap.dedent(body).strip(), "    "), before=textwrap.dedent(before).strip()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = workshop.observe(source)
+    assert list(outcome.run.failures) == []
+    lines = (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()
+    findings = Report.of(decode(encode(outcome.run))).findings
+    return [(f.rule, f.span is not None and "# here" in lines[f.span.line - 1]) for f in findings]
+
+
+PLAIN = "loss = F.cross_entropy(last(net(x)), y)"
+FORWARD = {
+    "log": "p = last(net(x)).softmax(1) * 0\nloss = -torch.log(p)[:, 0].mean()  # here",
+    "overflow": "z = last(net(x)) * 1000\nloss = torch.exp(z).mean()  # here",
+    "masked row": "s = last(net(x)).masked_fill(y[:, None] > 0, -torch.inf)\nloss = s.softmax(1)[:, 0].mean()  # here",
+    "mean of nothing": "each = last(net(x)).sum(1)\nloss = each[y > 5].mean() + each.square().mean()  # here",
+    "of data": "x = (x - x) / (x - x)  # here\nloss = F.cross_entropy(last(net(x)), y)",
+    "late": f"{PLAIN}\nif step == 5:\n    loss = loss / (loss - loss)  # here",
+    "refused": "p = last(net(x))\np = p / (p - p)  # here\nloss = torch.distributions.Categorical(p).logits.sum()",
+}
+
+
+@pytest.mark.parametrize("body", FORWARD.values(), ids=FORWARD)
+def test_loss_is_not_finite(workshop: Workshop, body: str) -> None:
+    """The first operation that makes NaN or infinity is told, and nothing that follows from it."""
+    assert found(workshop, body)[:1] == [("nonfinite-forward", True)]
+
+
+BACKWARD = {
+    "sqrt": "h = net(x)\nloss = (h - h).square().sum(1).sqrt().mean() + last(h).square().mean()  # here",
+    "where": "h = last(net(x))\nloss = torch.where(h > 99, torch.exp(h * 999), h).square().mean()  # here",
+    "division": "h = last(net(x))\nz = h - h\nloss = torch.where(z > 0, h / z, h).square().mean()  # here",
+    "late": f"{PLAIN}\nif step == 5:\n    loss = loss + (loss - loss) ** 0.5  # here",
+}
+
+
+@pytest.mark.parametrize("body", BACKWARD.values(), ids=BACKWARD)
+def test_only_gradients_are_not_finite(workshop: Workshop, body: str) -> None:
+    """The operation whose backward makes NaN of finite gradients is told at its forward line."""
+    assert found(workshop, body)[:1] == [("nonfinite-gradient", True)]
+
+
+def test_custom_function_divides_by_zero(workshop: Workshop) -> None:
+    """Of a custom Function it is the division in its backward."""
+    before = """
+        class Unit(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, grad):
+                size = grad.norm()
+                return grad / size  # here
+    """
+    assert found(workshop, "loss = (Unit.apply(last(net(x))) * 0).sum()", before)[:1] == [("nonfinite-gradient", True)]
+
+
+HARMLESS = {
+    "causal mask": "s = last(net(x)) + torch.tensor([0, 0, -torch.inf])\nloss = s.softmax(1).square().sum()",
+    "missing data": "t = y[:, None].log() * 0\nk = ~t.isnan()\nloss = (last(net(x))[:, :1] - t)[k].abs().sum()",
+    "cleaned": "loss = last(net(x)).abs().sqrt().sum() + (x[:, 0] * 0 * net[0].weight[0, 0]).sum()",
+}
+
+
+@pytest.mark.parametrize("body", HARMLESS.values(), ids=HARMLESS)
+def test_infinite_on_purpose(workshop: Workshop, body: str) -> None:
+    """Masks of -inf and NaN that is left out do no harm."""
+    assert found(workshop, body) == []
+
+
+def test_skipped_steps(workshop: Workshop) -> None:
+    """Infinite gradients that are thrown away, as a scaler does, do no harm."""
+    body = f"""
+        {PLAIN}
+        (loss * (1e38 if step < 3 else 1.0) * (1e38 if step < 3 else 1.0)).backward()
+        if not torch.isfinite(last.weight.grad).all():
+            optimizer.zero_grad()
+            continue
+        optimizer.zero_grad()
+        loss = F.cross_entropy(last(net(x)), y)
+    """
+    assert found(workshop, body) == []
+
+
+ZERO = {
+    "round": "loss = F.cross_entropy(last(net(x).round()), y)  # here",
+    "sign": "h = net(x).sign()  # here\nloss = F.cross_entropy(last(h), y)",
+    "clamp": "h = net(x).clamp(min=5.0)  # here\nloss = F.cross_entropy(last(h), y)",
+    "dead relu": "h = torch.relu(net(x) - 9)  # here\nloss = F.cross_entropy(last(h), y)",
+    "saturated": "h = net(x * 1e6 + 1e7)  # here\nloss = F.cross_entropy(last(h), y)",
+    "softmax of one": "w = net(x)[:, :1].softmax(1)  # here\nloss = F.cross_entropy(last(w * x[:, [0] * 6]), y)",
+    "factor": "loss = F.cross_entropy(last(net(x) * 0.0 + x[:, [0] * 6]), y)  # here",
+}
+
+
+@pytest.mark.parametrize("body", ZERO.values(), ids=ZERO)
+def test_gradient_is_exactly_zero(workshop: Workshop, body: str) -> None:
+    """The operation that takes a gradient and sends back zero is told, once."""
+    assert found(workshop, body) == [("zero-gradient", True)]
+
+
+NOT_DEAD = {
+    "constant cancels": "h = last(net(x))\nloss = (h[:8] - h[8:]).square().mean()",
+    "critic": "loss = last(net(x)).mean() - last(net(x + 1)).mean()",
+    "zero at first": "if step == 0:\n    nn.init.zeros_(last.weight)\nloss = F.cross_entropy(last(net(x)), y)",
+    "sometimes": "loss = F.relu(last(net(x)) - (9 if step % 2 else 0)).mean()",
+    "takes part": "loss = last(net(x)).square().mean() + 0.0 * sum(p.sum() for p in spare.parameters())",
+}
+
+
+@pytest.mark.parametrize("body", NOT_DEAD.values(), ids=NOT_DEAD)
+def test_zero_that_is_right(workshop: Workshop, body: str) -> None:
+    """Zero by invariance, in the first step, in some steps, or of a tensor that only takes part, is no finding."""
+    before = "spare = nn.Linear(2, 2)\nnet.append(nn.Identity())" if "spare" in body else ""
+    assert found(workshop, body, before) == []
+
+
+def test_vanishing(workshop: Workshop) -> None:
+    """A long chain of small derivatives is told with the course of the gradient; a small weight of a term is not."""
+    chain = "h = net(x)\nfor _ in range(40):\n    h = torch.tanh(0.3 * h)  # here\nloss = F.cross_entropy(last(h), y)"
+    assert found(workshop, chain) == [("vanishing-gradient", True)]
+    scaled = "h = net(x)\nloss = F.cross_entropy(last(h.detach()), y) + 1e-9 * h.square().mean()"
+    assert found(workshop, scaled) == []
+
+
+def test_exploding(workshop: Workshop) -> None:
+    """A chain of factors above 1 is told at its line; the large gradients of a large loss are not."""
+    chain = """
+        optimizer.param_groups[0]["lr"] = 1e-30
+        h = net(x)
+        for _ in range(30):
+            h = h * (2 + x[:, :1].abs())  # here
+        loss = last(h).abs().mean()
+    """
+    assert ("exploding-gradient", True) in found(workshop, chain)
+    large = "optimizer.param_groups[0]['lr'] = 1e-9\nloss = (last(net(x)) * 30 + 1e3 * x[:, :3]).square().sum()"
+    assert found(workshop, large) == []
