@@ -35,10 +35,10 @@ def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
 
 
 def gets_gradients(tensor: Tensor) -> bool:
-    """Whether gradients arrive again and again at a parameter that no optimizer holds and nobody uses them of."""
+    """Whether gradients other than zero arrive again and again at what no optimizer holds, and nobody uses them."""
     ledger = tensor.ledger or _NONE
     learning = tensor.leaf and tensor.requires_grad and tensor.optimizer is None and tensor.name is not None
-    return learning and ledger.passes >= 2 and not ledger.by_hand
+    return learning and ledger.passes >= 2 and not ledger.by_hand and any(norm != 0 for norm in tensor.gradient_norms)
 
 
 def path_of(tensor: Tensor) -> str:
