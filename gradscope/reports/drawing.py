@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from gradscope.errors import GradscopeError
+from gradscope.graph.facts import Finding, Run
+from gradscope.reports.dot import Style, to_dot
+from gradscope.reports.folding import Wish
 
 _TEXT = (".dot", ".gv")
 _PICTURES = (".svg", ".png", ".pdf")
@@ -28,6 +31,33 @@ _ATTEMPTS: tuple[tuple[float, str, tuple[str, ...]], ...] = (
 
 class DrawingError(GradscopeError):
     """A picture could not be drawn or written; its message is one line and says what to do."""
+
+
+class TooSlow(DrawingError):
+    """The layout took more than its time."""
+
+
+def draw_run(
+    run: Run,
+    path: Path,
+    findings: Sequence[Finding] = (),
+    style: Style = "gradscope",
+    *,
+    depth: int | None = None,
+    opened: Sequence[str] = (),
+    seconds: float = 20.0,
+) -> None:
+    """Draw a run, folded further where its layout takes too long. Raises `DrawingError`."""
+    check_drawable(path)
+    wish = Wish(depth, (opened,) if isinstance(opened, str) else tuple(opened))
+    for limit, share in ((300, 0.6), (60, 0.4)):
+        try:
+            draw(to_dot(run, style, findings, wish, limit), path, seconds * share)
+        except TooSlow:
+            if style == "torchviz" or limit == 60:
+                raise
+        else:
+            return
 
 
 def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
@@ -92,11 +122,18 @@ def _laid_out(dot: str, path: Path, seconds: float) -> bytes:
         for share, engine, settings in _ATTEMPTS:
             command = [engine, form, str(target), *settings]
             if _finished(command, dot, environment, share * seconds, path):
-                return target.read_bytes()
-    raise DrawingError(
+                drawn = target.read_bytes()
+                return _with_dark_colours(drawn) if form == "svg" else drawn
+    raise TooSlow(
         f"cannot draw {_shown(path)}: its layout takes more than {seconds:g} seconds; "
         "write a .dot file instead and lay it out with Graphviz"
     )
+
+
+def _with_dark_colours(svg: bytes) -> bytes:
+    """The SVG with other colours for readers who prefer dark pages; boxes are told apart by their class."""
+    head, tag, rest = svg.partition(b'<g id="graph0"')
+    return head + b"<style>" + (_HERE / "dark.css").read_bytes() + b"</style>\n" + tag + rest if tag else svg
 
 
 def _finished(command: list[str], dot: str, environment: dict[str, str], seconds: float, path: Path) -> bool:

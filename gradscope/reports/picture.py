@@ -6,7 +6,9 @@ recorded operations shows the autograd nodes that were walked instead.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+import statistics
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,17 +17,47 @@ from gradscope.graph.naming import shape_text, short_name
 from gradscope.graph.roles import Role, roles
 from gradscope.reports.flow import Flow
 
-Kind = Literal["operation"] | Role
+Kind = Literal["operation", "group"] | Role
+Arrival = Literal["some", "zero", "nonfinite", "none"]
 
 _NAMED_RESULTS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Gradient:
+    """The gradients of a tensor, or of several: the least and the largest median |grad|, and whether any arrived.
+
+    `arrival` is the worst of them: `nonfinite`, `none`, `zero` (all that arrived were zero), `some`.
+    """
+
+    least: float | None
+    largest: float | None
+    arrival: Arrival
+    steps: int = 0
+
+    @classmethod
+    def over(cls, several: Iterable[Gradient | None]) -> Gradient | None:
+        """What holds of several tensors together; None where none of them was judged."""
+        found = [one for one in several if one is not None]
+        if not found:
+            return None
+        least = [one.least for one in found if one.least is not None]
+        largest = [one.largest for one in found if one.largest is not None]
+        worst = max((one.arrival for one in found), key=_WORSE.index)
+        return cls(min(least, default=None), max(largest, default=None), worst, max(one.steps for one in found))
+
+
+_WORSE: tuple[Arrival, ...] = ("some", "zero", "none", "nonfinite")
+
+
+@dataclass(frozen=True, slots=True)
 class Vertex:
-    """One box of the picture: an operation, a tensor, or (`count` above 1) a group of either.
+    """One box of the picture: an operation, a tensor, or a closed group of them.
 
     `details` are small lines under the title. `frozen` marks a parameter that asks for no gradient, `cut_off` what lies
-    behind a cut: no gradient comes back to it.
+    behind a cut: no gradient comes back to it. `count` above 1 says that so many alike are drawn as one. `gradient`
+    is that of a leaf which somebody trains, `saved` the bytes kept for backward where they were read, `elements` how
+    many numbers a tensor holds. `cluster` is the id of the open group around the box, `module` the path of its module.
     """
 
     id: str
@@ -37,6 +69,10 @@ class Vertex:
     frozen: bool = False
     count: int = 1
     cut_off: bool = False
+    gradient: Gradient | None = None
+    saved: int | None = None
+    elements: int = 0
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +89,28 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """An open group, drawn as a frame around its boxes and further frames; `parent` is the frame around it.
+
+    `path` is that of the group, or of the first of `count` groups that are alike.
+    """
+
+    id: str
+    path: str
+    title: str
+    detail: str = ""
+    parent: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """All that is drawn, with one line about it where there is something to say."""
 
     vertices: tuple[Vertex, ...]
     edges: tuple[Edge, ...]
     note: str | None = None
+    clusters: tuple[Cluster, ...] = ()
 
 
 def picture(run: Run, cuts: Collection[int] = ()) -> Picture:
@@ -129,7 +181,11 @@ def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
     flow = Flow(run, step, losing)
     role = roles(run)
     operations, ends = [*flow.operations(), *exits], frozenset(flow.ends)
-    vertices = [_operation(flow, op, ends) for op in operations]
+    saved: dict[int | None, int] = {}
+    for node in (node for backward in step.backwards for node in backward.nodes):
+        if node.saved is not None:
+            saved[node.operation] = saved.get(node.operation, 0) + node.saved
+    vertices = [replace(_operation(flow, op, ends), saved=saved.get(op.id)) for op in operations]
     edges: dict[tuple[str, str], bool] = {}
     tensors: dict[int, None] = {}
 
@@ -156,7 +212,14 @@ def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
                 connect(tail, f"o{op.id}", flow.history(value))
     for value in flow.ends:
         source(value)
-    vertices.extend(_tensor(flow.tensors[number], role) for number in tensors)
+    users: dict[str, list[str | None]] = {}
+    modules = {f"o{op.id}": op.module or None for op in operations}
+    for tail, head in edges:
+        if head in modules:
+            users.setdefault(tail, []).append(modules[head])
+    for number in tensors:
+        vertex = _tensor(flow.tensors[number], role)
+        vertices.append(replace(vertex, module=_home(flow.tensors[number], users.get(vertex.id, ()), flow)))
     lines = {f"o{op.id}": op.span for op in operations if op.id in cuts}
     drawn = [
         replace(edge, kind="cut", span=lines[edge.head]) if edge.head in lines and edge.kind == "gradient" else edge
@@ -210,19 +273,69 @@ def _tensor(tensor: Tensor, role: dict[int, Role]) -> Vertex:
     shape = shape_text(tensor.shape)
     title, details = (tensor.name, (shape,)) if tensor.name else (shape, ())
     frozen = kind == "parameter" and not tensor.requires_grad
-    module = (tensor.module or None) if tensor.registered else None
-    return Vertex(f"t{tensor.id}", kind, title, details, module, frozen=frozen)
+    return Vertex(
+        f"t{tensor.id}",
+        kind,
+        title,
+        details,
+        span=tensor.made,
+        frozen=frozen,
+        gradient=None if frozen else gradient_of(tensor),
+        elements=math.prod(tensor.shape),
+    )
+
+
+def gradient_of(tensor: Tensor) -> Gradient | None:
+    """What was confirmed of a tensor's gradient; None where nobody waited for one."""
+    received = tensor.received
+    if received is None or not received.of:
+        return None
+    norms = [norm for norm in tensor.gradient_norms if norm is not None]
+    median = statistics.median(norms) if norms else None
+    arrival: Arrival = "some"
+    if not received.steps:
+        arrival = "none"
+    elif received.nonfinite:
+        arrival = "nonfinite"
+    elif received.zero == received.steps:
+        arrival = "zero"
+    return Gradient(median, median, arrival, received.of)
+
+
+def _home(tensor: Tensor, users: Iterable[str | None], flow: Flow) -> str | None:
+    """The module in whose frame a tensor stands.
+
+    What a module holds stands where it is used, which is not where it is registered when one module reads the weights
+    of another. What was made inside of a module, such as a mask, stands where it was made.
+    """
+    if tensor.registered:
+        return common_module(users)
+    return flow.made_in(tensor)
+
+
+def common_module(modules: Iterable[str | None]) -> str | None:
+    """The innermost module that holds all of these paths; None where one of them is outside of all modules."""
+    common: list[str] | None = None
+    for module in modules:
+        parts = module.split(".") if module else []
+        if common is None:
+            common = parts
+        length = next((i for i, (a, b) in enumerate(zip(common, parts, strict=False)) if a != b), len(parts))
+        common = common[:length]
+    return ".".join(common or ()) or None
 
 
 def _gradient_flow(run: Run, backward: Backward) -> Picture:
     role = roles(run)
     tensors = {tensor.id: tensor for tensor in run.tensors}
     made_by = {op.id: op for step in run.steps for op in step.operations}
+    modules = _modules_of_nodes(run, backward, tensors, made_by)
     names: dict[int, str] = {}
     vertices: dict[str, Vertex] = {}
-    for node in backward.nodes:
+    # The walk goes against the data: read backwards, boxes come in the order in which they ran.
+    for node in sorted(backward.nodes, key=lambda node: (node.sequence or 0, -node.id)):
         leaf = tensors.get(node.tensor) if node.tensor is not None else None
-        vertex = _tensor(leaf, role) if leaf else _node(node, made_by)
+        vertex = replace(_tensor(leaf, role) if leaf else _node(node, made_by), module=modules.get(node.id))
         names[node.id] = vertex.id
         vertices.setdefault(vertex.id, vertex)
     edges = {
@@ -239,5 +352,58 @@ def _gradient_flow(run: Run, backward: Backward) -> Picture:
 
 def _node(node: Node, made_by: dict[int, Operation]) -> Vertex:
     op = made_by.get(node.operation) if node.operation is not None else None
-    module, span = (op.module or None, op.span) if op else (None, None)
-    return Vertex(f"n{node.id}", "operation", node.name, (), module, span)
+    return Vertex(f"n{node.id}", "operation", node.name, (), span=op.span if op else None, saved=node.saved)
+
+
+def _modules_of_nodes(
+    run: Run, backward: Backward, tensors: Mapping[int, Tensor], made_by: Mapping[int, Operation]
+) -> dict[int, str | None]:
+    """The module of each node: of its operation or, where none was recorded, as far as the parameters tell.
+
+    A node that takes a parameter runs in the module that holds it. In the order of the run, what lies between two
+    such nodes belongs to the module around both.
+    """
+    types = {module.path: module.type for module in run.modules}
+    known: dict[int, str | None] = {}
+    for node in backward.nodes:
+        leaf = tensors.get(node.tensor) if node.tensor is not None else None
+        if leaf is not None and leaf.registered and leaf.name:
+            known[node.id] = _owner(leaf, types)
+        elif node.operation is not None and node.operation in made_by:
+            known[node.id] = made_by[node.operation].module or None
+    for node in backward.nodes:
+        held = [known[below] for below, _ in node.edges if below in known and backward.nodes[below].tensor is not None]
+        if held and node.id not in known:
+            known[node.id] = common_module(held)
+    order = sorted((n for n in backward.nodes if n.sequence is not None), key=lambda node: node.sequence or 0)
+    inner = [node.id for node in order if node.tensor is None]
+    waiting: list[int] = []
+    before: str | None = None
+    for number in inner:
+        if number not in known:
+            waiting.append(number)
+            continue
+        for between in waiting:
+            known[between] = _between(before, known[number], types)
+        before, waiting = known[number], []
+    return known
+
+
+_CONTAINERS = ("ModuleList", "ModuleDict", "Sequential")  # that compute nothing themselves
+
+
+def _between(before: str | None, after: str | None, types: Mapping[str, str]) -> str | None:
+    """The module around what runs between two others: in a list of blocks, the block that was running."""
+    common = common_module((before, after))
+    if before is None or common is None or types.get(common) not in _CONTAINERS:
+        return common
+    inner = ".".join(before.split(".")[: common.count(".") + 2])
+    return inner if inner != before else common
+
+
+def _owner(tensor: Tensor, paths: Collection[str]) -> str | None:
+    """The path of the module that holds a registered tensor: its name may begin with the root's variable or not."""
+    inside = (tensor.name or "").rpartition(".")[0]
+    root = tensor.module or ""
+    whole = ".".join(filter(None, (root, inside)))
+    return (whole if whole in paths or inside not in paths else inside) or None

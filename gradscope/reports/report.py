@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +15,9 @@ from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
+
+if TYPE_CHECKING:
+    from gradscope.reports.dot import Style
 
 _ORDER: tuple[Severity, ...] = ("info", "warning", "error")
 
@@ -75,12 +78,18 @@ class Report:
         """The report as text."""
         return text(self.run, self.findings, self.document, every_row=every_row, colour=colour)
 
-    def render(self, path: str | Path, style: Literal["gradscope", "torchviz"] = "gradscope") -> None:
+    def render(
+        self,
+        path: str | Path,
+        style: Style = "gradscope",
+        *,
+        depth: int | None = None,
+        open: Sequence[str] = (),  # noqa: A002 - the word of the command line
+    ) -> None:
         """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`; see `gradscope.render`."""
-        from gradscope.reports.dot import to_dot
-        from gradscope.reports.drawing import draw
+        from gradscope.reports.drawing import draw_run
 
-        draw(to_dot(self.run, style, self.findings), Path(path))
+        draw_run(self.run, Path(path), self.findings, style, depth=depth, opened=open)
 
     def __str__(self) -> str:
         return self.to_text()

@@ -28,6 +28,16 @@ _OPTIONS = (
         "--graph", type=click.Path(path_type=Path), help="Also draw the graph: .png .svg .pdf .dot by its ending."
     ),
     click.option(
+        "--depth", type=click.IntRange(min=1), help="How deep groups are open in the graph  [default: as fits a page]."
+    ),
+    click.option(
+        "--open",
+        "opened",
+        multiple=True,
+        metavar="PATH",
+        help="Open this group of the graph too: a module's path, * for any; can be repeated.",
+    ),
+    click.option(
         "--style", type=click.Choice(["gradscope", "torchviz"]), default="gradscope", help="How the graph is drawn."
     ),
     click.option("--all", "every_row", is_flag=True, help="Show every tensor, also in a table of over 20 rows."),
