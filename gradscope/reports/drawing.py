@@ -20,6 +20,7 @@ from gradscope.reports.folding import Wish
 
 _TEXT = (".dot", ".gv")
 _PICTURES = (".svg", ".png", ".pdf")
+_PAGES = (".html",)
 _HERE = Path(__file__).resolve().parent
 
 # The careful layout first; then, with what is left of the time, one that gives up on beauty.
@@ -60,6 +61,13 @@ def draw_run(
             return
 
 
+def write_page(page: str, path: Path) -> None:
+    """Write an HTML page, whole or not at all. Raises `DrawingError`."""
+    check_drawable(path)
+    with _replacing(path) as beside:
+        beside.write_text(page, encoding="utf-8", newline="\n")
+
+
 def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
     """Write DOT text as `.dot`, `.gv`, `.svg`, `.png` or `.pdf`, by the ending of `path`.
 
@@ -76,8 +84,8 @@ def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
 
 def check_drawable(path: Path) -> None:
     """Raise `DrawingError` where no picture could be written to `path`, before any work is done."""
-    if path.suffix.lower() not in _TEXT + _PICTURES:
-        *others, last = _PICTURES + _TEXT
+    if path.suffix.lower() not in _TEXT + _PICTURES + _PAGES:
+        *others, last = _PICTURES + _TEXT + _PAGES
         endings = f"{', '.join(others)} or {last}"
         raise DrawingError(f"cannot draw {_shown(path)}: the name must end in {endings}")
     reason = None

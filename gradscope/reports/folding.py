@@ -20,6 +20,7 @@ WHOLE = 40  # boxes that are all shown
 COMFORTABLE = 30  # boxes on a page, when some have to be closed
 _LIMIT = 300  # boxes that are laid out in any case
 _EDGES_PER_BOX = 6
+_LEVELS = ("whole", "module", "function")  # what opens with the depth; other groups open by name alone
 _CUTS = 8  # that are opened for
 _STRENGTH = {"data": 0, "gradient": 1, "cut": 2}  # of two arrows between the same boxes, the stronger is drawn
 
@@ -44,7 +45,7 @@ def fold(picture: Picture, run: Run, wish: Wish | None = None, limit: int = _LIM
     asked = _asked(whole, wish.open)
     shown = _around_cuts(whole, picture)
     deepest = _depth(whole)
-    if wish.depth is None and _fits(picture, min(WHOLE, limit)):
+    if wish.depth is None and is_small(picture) and _fits(picture, limit):
         return picture
     first = deepest if wish.depth is None else min(wish.depth, deepest)
     most = min(COMFORTABLE, limit) if wish.depth is None else limit
@@ -64,6 +65,11 @@ def fold(picture: Picture, run: Run, wish: Wish | None = None, limit: int = _LIM
 def tree(picture: Picture, run: Run) -> Group:
     """The groups of a run's picture."""
     return grouped(picture, {module.path: module.type for module in run.modules}, run.script)
+
+
+def is_small(picture: Picture) -> bool:
+    """Whether a picture is shown whole, with no group closed."""
+    return _fits(picture, WHOLE)
 
 
 def opened_by_default(whole: Group, picture: Picture) -> tuple[int, frozenset[int]]:
@@ -90,7 +96,7 @@ class _Opening:
     def opens(self, group: Group, depth: int) -> bool:
         if group.number in self.asked or group.number in self.shown:
             return True
-        return depth < self.depth and group.sort in ("whole", "module", "function", "part")
+        return depth < self.depth and group.sort in _LEVELS
 
     def rows(self, children: Sequence[Member]) -> Iterator[range]:
         """The places of children that are drawn over each other."""
@@ -152,7 +158,8 @@ def _depth(whole: Group) -> int:
     while waiting:
         group, depth = waiting.pop()
         deepest = max(deepest, depth)
-        waiting += [(child, depth + 1) for child in group.children if isinstance(child, Group)]
+        inner = (child for child in group.children if isinstance(child, Group))
+        waiting += [(child, depth + 1) for child in inner if child.sort in _LEVELS]
     return deepest
 
 

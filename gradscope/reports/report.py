@@ -78,6 +78,12 @@ class Report:
         """The report as text."""
         return text(self.run, self.findings, self.document, every_row=every_row, colour=colour)
 
+    def to_html(self) -> str:
+        """The report as one HTML page: findings, table, charts and the graph, to be opened without any network."""
+        from gradscope.reports.html import to_html
+
+        return to_html(self.run, self.findings, self.document)
+
     def render(
         self,
         path: str | Path,
@@ -86,9 +92,12 @@ class Report:
         depth: int | None = None,
         open: Sequence[str] = (),  # noqa: A002 - the word of the command line
     ) -> None:
-        """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`; see `gradscope.render`."""
-        from gradscope.reports.drawing import draw_run
+        """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`, or write the page as `.html`; see `gradscope.render`."""
+        from gradscope.reports.drawing import draw_run, write_page
 
+        if Path(path).suffix.lower() == ".html":
+            write_page(self.to_html(), Path(path))
+            return
         draw_run(self.run, Path(path), self.findings, style, depth=depth, opened=open)
 
     def __str__(self) -> str:

@@ -82,7 +82,7 @@ def render(
     depth: int | None = None,
     open: Sequence[str] = (),  # noqa: A002 - the word of the command line
 ) -> None:
-    """Draw a graph to a `.png`, `.svg`, `.pdf` or `.dot` file.
+    """Draw a graph to a `.png`, `.svg`, `.pdf` or `.dot` file, or write the report with its graph as `.html`.
 
     `what` is an output as `explain` takes it, a `Report` or a `Run`. Modules and functions are groups; `depth` says
     down to which level they are open (1: all closed), by default as far as fits a page. `open` are paths of further

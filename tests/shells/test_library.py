@@ -151,8 +151,8 @@ def test_render_opens_groups(tmp_path: Path) -> None:
     gradscope.render(report, tmp_path / "open.dot", depth=1, open=["model.1*"])
     closed, opened = ((tmp_path / f"{name}.dot").read_text() for name in ("closed", "open"))
     assert "model: Sequential" in closed
-    assert "1.weight" not in closed
-    assert "1.weight" in opened
+    assert "1.0.weight" not in closed
+    assert "1.0.weight" in opened
 
 
 def test_render_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
