@@ -182,13 +182,13 @@ def _part(members: list[Member], group: Group, start: int) -> Member:
     if len(members) == 1:
         return members[0]
     path = f"{group.path}[{start}:{start + len(members)}]"
-    return Group("part", path, f"{_title(members[0])} .. {_title(members[-1])}", children=members)
+    return Group("part", path, f"{_ends(members[0])[0]} .. {_ends(members[-1])[1]}", children=members)
 
 
-def _title(member: Member) -> str:
-    if isinstance(member, Group) and member.sort == "part":
-        return member.title.partition(" .. ")[0]
-    return member.title
+def _ends(member: Member) -> tuple[str, str]:
+    """The titles of the first and the last member of a part."""
+    first, _, last = member.title.partition(" .. ")
+    return (first, last) if isinstance(member, Group) and member.sort == "part" else (member.title, member.title)
 
 
 def _mark_alike(whole: Group, edges: Iterable[Edge]) -> None:

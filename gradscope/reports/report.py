@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +19,8 @@ from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from gradscope.reports.dot import Style
 
 _ORDER: tuple[Severity, ...] = ("info", "warning", "error")
@@ -52,9 +56,9 @@ class Report:
         return self.document.tensors
 
     @property
-    def graph(self) -> GraphSize:
-        """How large the graph is."""
-        return self.document.graph
+    def graph(self) -> Graph:
+        """The graph: how large it is, and in a notebook its picture."""
+        return Graph(self)
 
     @property
     def ok(self) -> bool:
@@ -100,5 +104,74 @@ class Report:
             return
         draw_run(self.run, Path(path), self.findings, style, depth=depth, opened=open)
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw how |grad| of each parameter went over the steps, with matplotlib; see `gradscope.reports.plot`."""
+        from gradscope.reports.plot import plot
+
+        return plot(self.document, ax)
+
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return framed(self.to_html())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text(), "text/html": self._repr_html_()}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of a report. In a notebook it shows itself as a picture.
+
+    `operations` and `edges` count those of the latest step that was kept, `parameters` those of the run.
+    """
+
+    report: Report
+
+    @property
+    def size(self) -> GraphSize:
+        """How large the graph is."""
+        return self.report.document.graph
+
+    @property
+    def operations(self) -> int:
+        """Operations of the latest step that was kept."""
+        return self.size.operations
+
+    @property
+    def edges(self) -> int:
+        """Data edges between these operations."""
+        return self.size.edges
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the run."""
+        return self.size.parameters
+
+    def to_svg(self, *, depth: int | None = None, open: Sequence[str] = ()) -> str:  # noqa: A002
+        """The picture as SVG, opened as `Report.render` does. Raises DrawingError."""
+        with tempfile.TemporaryDirectory(prefix="gradscope-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "graph.svg")
+            self.report.render(path, depth=depth, open=open)
+            return path.read_text(encoding="utf-8")
+
+    def __repr__(self) -> str:
+        size = self.size
+        return f"Graph(operations={size.operations}, edges={size.edges}, parameters={size.parameters})"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        bundle = {"text/plain": repr(self)}
+        try:
+            bundle["image/svg+xml"] = self.to_svg()
+        except GradscopeError as error:
+            bundle["text/plain"] += f"\n{error}"
+        return bundle
+
+
+def framed(page: str) -> str:
+    """A page as a part of another one, apart from its styles and scripts."""
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts" title="gradscope report" width="100%" '
+        'height="720" style="border: 1px solid #8088a0; border-radius: 6px"></iframe>'
+    )

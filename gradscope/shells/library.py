@@ -152,6 +152,11 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
             raise RuntimeError("nothing was observed yet: enter the `with` block first")
         return Report.of(self._observation.run())
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        if self._observation is None:
+            return {"text/plain": repr(self)}
+        return self.report()._repr_mimebundle_()
+
 
 def confirm(
     step: Callable[[], Any],

@@ -56,8 +56,20 @@ function placeOf(data, box) {
 function groupTitle(group, count) {
   if (count > 1) return group.type ? `${count} x ${group.type}` : `${count} alike`;
   if (group.sort === "line") return `${group.boxes.length.toLocaleString("en")} x ${group.title}`;
+  if (group.sort === "part") return partTitle(group);
   if (group.sort === "module" && group.type) return `${group.title}: ${group.type}`;
   return group.title;
+}
+
+// Of a part of things that are called alike, their numbers tell more.
+function partTitle(group) {
+  const [first, last] = group.title.split(" .. ");
+  if (first !== last) return group.title;
+  let whole = group;
+  while (whole.sort === "part") whole = whole.parent;
+  const start = whole.boxes.indexOf(group.boxes[0]) + 1;
+  const count = (number) => number.toLocaleString("en");
+  return `${first} ${count(start)} .. ${count(start + group.boxes.length - 1)}`;
 }
 
 function groupWords(graph, node) {

@@ -106,7 +106,7 @@ function describe(node) {
   } else {
     const box = node.box, kind = data.kinds[data.boxes.kind[box]];
     say("kind", (data.boxes.flags[box] & 1 ? "frozen " : "") + kind);
-    if (node.boxes.length > 1) say("stands for", `${node.boxes.length} alike, the first is ${text("title", box)}`);
+    if (node.boxes.length > 1) say("stands for", eachOf(node.boxes));
     const details = text("details", box).split("\n").filter(Boolean);
     if (details.length) say(kind === "operation" ? "gives" : "shape", details.join("; "));
     if (text("module", box)) say("module", text("module", box));
@@ -128,6 +128,18 @@ function describe(node) {
   detail.replaceChildren(...parts);
 }
 
+// The boxes that are drawn over each other, one by one.
+function eachOf(boxes) {
+  const list = make("ul");
+  for (const box of boxes.slice(0, MOST_HITS)) {
+    const title = data.texts[data.boxes.title[box]], module = data.texts[data.boxes.module[box]];
+    const named = data.kinds[data.boxes.kind[box]] === "operation" && module ? `${module}: ${title}` : title;
+    list.append(make("li", {}, named, " ", make("small", {}, data.texts[data.boxes.gradient[box]])));
+  }
+  if (boxes.length > MOST_HITS) list.append(make("li", {}, `and ${boxes.length - MOST_HITS} more`));
+  return make("details", {}, make("summary", {}, `${boxes.length} alike`), list);
+}
+
 function code(file, line) {
   const known = data.sources[file] && data.sources[file][line];
   const parts = [make("span", {}, `${file}:${line}`)];
@@ -141,16 +153,36 @@ function apartButton(groups) {
   return button;
 }
 
+function frameOf(number, frame = seen.root) {
+  if (frame.frame && frame.frame.number === number) return frame;
+  for (const child of frame.children) {
+    const found = child.children ? frameOf(number, child) : null;
+    if (found) return found;
+  }
+  return null;
+}
+
+// What was clicked stays under the pointer, whatever grows or shrinks around it.
+function keep(before, after) {
+  const width = svg.getBoundingClientRect().width;
+  const wide = Math.max(before.w, after.w) * camera.zoom > width;
+  camera.x += (wide ? before.x - after.x : before.x + before.w / 2 - after.x - after.w / 2) * camera.zoom;
+  camera.y += (before.y - after.y) * camera.zoom;
+  move();
+}
+
 function openNode(node) {
   const number = node.group.number;
-  if (change((next) => { next.opened.add(number); next.closed.delete(number); }, `opened ${node.words.title}`)) {
-    const frame = svg.querySelector(`[data-frame="${number}"]`);
-    if (frame) frame.focus({ preventScroll: true });
-  }
+  const opened = change((next) => { next.opened.add(number); next.closed.delete(number); }, `opened ${node.words.title}`);
+  const frame = opened ? frameOf(number) : null;
+  if (!frame) return;
+  keep(node, frame);
+  frame.element.focus({ preventScroll: true });
 }
 
 function closeFrame(number) {
   const group = graph.groups[number];
+  const before = frameOf(number);
   change((next) => {
     next.opened.delete(number);
     next.closed.add(number);
@@ -158,7 +190,10 @@ function closeFrame(number) {
     next.apart.delete(number);
   }, `closed ${group.title}`);
   const node = seen.nodes.find((one) => one.group && one.group.number === number);
-  if (node) { describe(node); node.element.focus({ preventScroll: true }); }
+  if (!node) return;
+  keep(before, node);
+  describe(node);
+  node.element.focus({ preventScroll: true });
 }
 
 function activate(target) {
@@ -341,7 +376,13 @@ function drawLegend() {
   line("gradient", "carries a gradient, thicker where |grad| is larger");
   line("data", "carries none");
   if (data.arrows.some((kind, i) => i % 4 === 2 && kind === 2)) line("cut", "the gradient is lost here");
-  for (const [name, words] of [["parameter frozen", "frozen"], ["operation cutoff", "behind a cut"], ["parameter trouble", "gradient missing, zero or not finite"]]) {
+  const marks = [
+    ["parameter frozen", "frozen", data.boxes.flags.some((flags) => flags & 1)],
+    ["operation cutoff", "behind a cut", data.boxes.flags.some((flags) => flags & 2)],
+    ["parameter trouble", "gradient missing, zero or not finite", data.boxes.worst.some((worst) => worst > 0)],
+  ];
+  for (const [name, words, occurs] of marks) {
+    if (!occurs) continue;
     const picture = small();
     picture.append(element("g", { class: `node ${name}` }, outline(name.split(" ")[0], 2, 4, 28, 12)));
     entry(picture, words);
