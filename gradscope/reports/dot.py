@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradscope.graph.facts import Finding, Run
+from gradscope.reports.boxes import Cluster, Edge, Gradient, Kind, Picture, Vertex
 from gradscope.reports.folding import Wish, fold
 from gradscope.reports.labels import gradient_words, place_words, saved_words
-from gradscope.reports.picture import Cluster, Edge, Gradient, Kind, Picture, Vertex, picture
+from gradscope.reports.picture import picture
 from gradscope.reports.torchviz import to_torchviz
 
 Style = Literal["gradscope", "torchviz"]

@@ -168,7 +168,9 @@ def _finished(command: list[str], dot: str, environment: dict[str, str], seconds
     if "No module named 'pygraphviz'" in said:
         reason = "pygraphviz is missing; install pygraphviz 2 or newer, or write a .dot file instead"
     else:
-        last = said.strip().splitlines()[-1:] or [f"Graphviz ended with code {done.returncode}"]
+        # Fontconfig has something to say about the settings of many machines, whatever the trouble is.
+        lines = [line for line in said.splitlines() if line.strip() and not line.startswith("Fontconfig")]
+        last = lines[-1:] or [f"it ended with code {done.returncode}"]
         reason = f"Graphviz failed ({last[0].strip()}); write a .dot file instead"
     raise DrawingError(f"cannot draw {_shown(path)}: {reason}")
 

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from gradscope.graph.facts import Run
 from gradscope.graph.naming import amount
+from gradscope.reports.boxes import Cluster, Edge, Gradient, Picture, Vertex
 from gradscope.reports.groups import Group, Member, grouped, same_row
-from gradscope.reports.picture import Cluster, Edge, Gradient, Picture, Vertex
 
 WHOLE = 40  # boxes that are all shown
 COMFORTABLE = 30  # boxes on a page, when some have to be closed

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradscope.graph.facts import Finding, Run
+from gradscope.reports.boxes import Picture, Vertex
 from gradscope.reports.document import Document
 from gradscope.reports.folding import is_small, opened_by_default, tree
 from gradscope.reports.groups import Group
 from gradscope.reports.labels import gradient_words, saved_words
-from gradscope.reports.picture import Picture, Vertex, picture
+from gradscope.reports.picture import picture
 
 KINDS = ("operation", "group", "parameter", "buffer", "constant", "input", "intermediate", "output")
 _PLACES = 50  # of one finding that are shown in the graph

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
-from gradscope.reports.picture import Edge, Picture, Vertex
+from gradscope.reports.boxes import Edge, Picture, Vertex
 
 _OFTEN = 3  # operations of one name at one line that make a group
 _MANY = 6  # tensors of one role

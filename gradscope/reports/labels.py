@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from gradscope.graph.facts import Span
-from gradscope.reports.picture import Gradient
+from gradscope.reports.boxes import Gradient
 
 
 def place_words(span: Span, script: str | None) -> str:

@@ -27,6 +27,7 @@ def plot(report: Document, ax: Axes | None = None) -> Axes:
     try:
         from matplotlib import pyplot
         from matplotlib.colors import LogNorm
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise PlotError("matplotlib is not installed: install torch-gradscope[plot], or matplotlib") from None
     rows = [row for row in report.tensors if row.role in ("parameter", "input") and row.grad_norm]
@@ -40,9 +41,13 @@ def plot(report: Document, ax: Axes | None = None) -> Axes:
     values = [
         [*(_shade(norm, least) for norm in row.grad_norm), *[math.nan] * (steps - len(row.grad_norm))] for row in rows
     ]
-    image = ax.imshow(values or [[math.nan]], aspect="auto", norm=scale, cmap="cividis", interpolation="nearest")
+    edges = (0.5, steps + 0.5, max(1, len(rows)) - 0.5, -0.5)
+    image = ax.imshow(
+        values or [[math.nan]], extent=edges, aspect="auto", norm=scale, cmap="cividis", interpolation="nearest"
+    )
     ax.figure.colorbar(image, ax=ax, label="|grad|")
     ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _name_rows(ax, rows)
     return ax
 

@@ -51,6 +51,12 @@ def test_svg_holds_the_words_as_text(tmp_path: Path) -> None:
     assert texts[0].get("font-family", "").endswith("sans-serif")
 
 
+def test_a_label_that_begins_with_an_empty_line_is_drawn(tmp_path: Path) -> None:
+    """An unnamed tensor in torchviz's style, its name's line empty and its shape below, crashes no Graphviz."""
+    draw('digraph { a [label="\\n (3)"]; b [label="\n (3)"]; a -> b }', tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes().startswith(STARTS[".png"])
+
+
 def test_dot_is_written_as_it_is(tmp_path: Path) -> None:
     """A `.dot` file holds the DOT text itself, even where Graphviz could not read it."""
     draw("digraph { \N{GREEK SMALL LETTER ALPHA} ?", tmp_path / "graph.dot")
