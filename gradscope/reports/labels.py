@@ -10,7 +10,7 @@ from gradscope.reports.boxes import Gradient
 
 def place_words(span: Span, script: str | None) -> str:
     """`line 12` of the script, `model.py:12` of another file."""
-    if script is None or span.file == script:
+    if span.file == script:
         return f"line {span.line}"
     return f"{PurePath(span.file).name}:{span.line}"
 
