@@ -65,7 +65,7 @@ def _before(tape: Tape, kind: Literal["backward", "grad"], roots: Any) -> tuple[
                 tape.differentiated(root, kind)
             if _is_due(tape.backward_count):
                 tape.name_all()
-                record.walk = walk(root_tensors, tape.subject, WALK_LIMIT, sequences=True)
+                record.walk = walk(root_tensors, tape.subject, WALK_LIMIT, sequences=True, saved=True)
                 _predict(tape, record)
             state: _State = {}
             if kind == "backward":

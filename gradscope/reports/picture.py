@@ -51,10 +51,7 @@ def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
     flow = Flow(run, step, losing)
     role = roles(run)
     operations, ends = [*flow.operations(), *exits], frozenset(flow.ends)
-    saved: dict[int | None, int] = {}
-    for node in (node for backward in step.backwards for node in backward.nodes):
-        if node.saved is not None:
-            saved[node.operation] = saved.get(node.operation, 0) + node.saved
+    saved = _saved(run, step)
     vertices = [replace(_operation(flow, op, ends), saved=saved.get(op.id)) for op in operations]
     edges: dict[tuple[str, str], bool] = {}
     tensors: dict[int, None] = {}
@@ -99,6 +96,26 @@ def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
     behind = {vertex.id for vertex in greyed if vertex.cut_off}
     drawn = [replace(edge, kind="data") if edge.head in behind and edge.kind == "gradient" else edge for edge in drawn]
     return Picture(tuple(greyed), tuple(drawn))
+
+
+def _saved(run: Run, step: Step) -> dict[int, int]:
+    """The bytes that each operation of a step keeps for backward, as far as they were read.
+
+    Graphs are walked ever more rarely in a long run: then the latest walked step of the same operations tells.
+    """
+    names = [op.name for op in step.operations]
+    for other in (step, *reversed(run.steps)):
+        nodes = [node for backward in other.backwards for node in backward.nodes if node.saved is not None]
+        if not nodes or [op.name for op in other.operations] != names:
+            continue
+        same = {there.id: here.id for there, here in zip(other.operations, step.operations, strict=True)}
+        found: dict[int, int] = {}
+        for node in nodes:
+            here = same.get(node.operation) if node.operation is not None else None
+            if here is not None:
+                found[here] = found.get(here, 0) + (node.saved or 0)
+        return found
+    return {}
 
 
 def _greyed(vertices: list[Vertex], edges: list[Edge]) -> Iterator[Vertex]:
