@@ -43,6 +43,10 @@ def fold(picture: Picture, run: Run, wish: Wish | None = None, limit: int = _LIM
     wish = wish or Wish()
     whole = tree(picture, run)
     asked = _asked(whole, wish.open)
+    for pattern in wish.open:
+        if not _asked(whole, (pattern,)):
+            said = f"no group is called {pattern}"
+            picture = replace(picture, note=f"{picture.note}; {said}" if picture.note else said)
     shown = _around_cuts(whole, picture)
     deepest = _depth(whole)
     if wish.depth is None and is_small(picture) and _fits(picture, limit):

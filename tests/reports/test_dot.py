@@ -345,6 +345,11 @@ def test_a_star_opens_every_group_that_matches() -> None:
     assert [words.split("\n")[0] for words in drawn.words.values()].count("up: Linear") == 3
 
 
+def test_a_path_that_opens_nothing_is_told() -> None:
+    """A path without a group is named in the picture's note."""
+    assert "no group is called model.block.5" in Drawn(deep(12), opened=("model.block.5",)).note
+
+
 def test_a_frozen_block_stands_apart_and_is_greyed() -> None:
     """The one block of a row that is frozen is drawn by itself, dashed and grey."""
     drawn = Drawn(deep(12, frozen=4), depth=3)

@@ -15,6 +15,7 @@ import pytest
 from gradscope.errors import GradscopeError
 from gradscope.reports import drawing
 from gradscope.reports.drawing import DrawingError, draw
+from tests.runs import Book
 
 SMALL = 'digraph { node [fontname="DejaVu Sans"]; a [label="tensor"]; b [label="loss"]; a -> b }'
 STARTS = {
@@ -212,6 +213,30 @@ def test_a_huge_png_stays_of_bounded_size(tmp_path: Path) -> None:
     draw(f"digraph {{ graph [nodesep=4 ranksep=20]; {wide} }}", path)
     width, height = _size(path)
     assert width * height < 26e6
+
+
+def test_what_is_laid_out_too_slowly_is_folded_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When even the cheap layout is late, the picture is folded to fewer boxes, and says so."""
+    book = Book()
+    value = book.leaf("w", (2,), True)
+    for part in range(50):
+        value = book.op("add", value, module=f"model.{part}", line=part, shape=(part,))
+        value = book.op("mul", value, module=f"model.{part}", line=part, shape=(part, 2))
+    book.step(book.op("sum", value, result="loss"))
+    tried: list[str] = []
+    original = drawing.draw
+
+    def late_at_first(dot: str, path: Path, seconds: float = 20.0) -> None:
+        tried.append(dot)
+        if len(tried) == 1:
+            raise drawing.TooSlow("late")
+        original(dot, path, seconds)
+
+    monkeypatch.setattr(drawing, "draw", late_at_first)
+    drawing.draw_run(book.run(), tmp_path / "graph.dot", depth=3)
+    assert tried[0].count(">add<") == 50
+    assert ">add<" not in tried[1]
+    assert "boxes folded into" in (tmp_path / "graph.dot").read_text()
 
 
 def test_the_font_is_small_and_its_licence_is_beside_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import pytest
 
 import gradscope.reports
 from gradscope.graph.facts import Finding, Help, Label, Module, Received, Run, Span
+from gradscope.reports.folding import fold
 from gradscope.reports.html import script_safe
+from gradscope.reports.picture import picture
 from gradscope.reports.report import Report
 from tests.runs import Book
 
@@ -385,6 +388,41 @@ def test_a_graph_of_100_000_operations_opens(chromium: Any, tmp_path: Path) -> N
     assert "tanh" in shown.titles()
     assert shown.page.locator("#canvas .marked").count() == 1
     shown.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_page_shows_the_boxes_of_the_picture(chromium: Any, tmp_path: Path, seed: int) -> None:
+    """At first, page and picture show the same boxes, whatever the graph; opening and closing keeps them apart."""
+    run = scrambled(seed)
+    shown = Shown(chromium, page_of(run), tmp_path)
+    assert sorted(shown.titles()) == sorted(vertex.title for vertex in fold(picture(run), run).vertices)
+    for button in ("Open a level", "Open a level", "Close a level"):
+        shown.page.get_by_text(button).click()
+        assert not shown.page.locator('path.link[d*="NaN"]').count()
+    shown.close()
+
+
+def scrambled(seed: int) -> Run:
+    """Operations on random earlier values, in modules that run into each other, with cuts."""
+    dice = random.Random(seed)
+    book = Book()
+    for index in range(dice.randint(1, 9)):
+        book.leaf(f"leaf{index}", (2,), dice.random() < 0.6)
+    modules = [
+        None,
+        "a",
+        "a.b",
+        "a.b.c",
+        *(f"q.{index}" for index in range(5)),
+        *(f"q.{index}.z" for index in range(5)),
+    ]
+    for _ in range(dice.choice([20, 80, 300])):
+        last = len(book.values) - 1
+        inputs = [dice.randint(max(0, last - 30), last) for _ in range(dice.randint(1, 3))]
+        module, cut = dice.choice(modules), dice.random() < 0.05
+        book.op(dice.choice(["add", "mul", "cat"]), *inputs, module=module, line=dice.randint(1, 60), cut=cut)
+    book.step(len(book.values) - 1)
+    return book.run()
 
 
 def _luminance(colour: str) -> float:
