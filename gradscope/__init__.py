@@ -30,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from gradscope.reports.report import Report
 
         return Report
+    if name == "load_ipython_extension":
+        from gradscope.shells.notebook import register
+
+        return register
     if name == "GradscopeError":
         from gradscope.errors import GradscopeError
 

@@ -22,6 +22,14 @@ def shape_text(shape: Sequence[int]) -> str:
     return "x".join(str(size) for size in shape) if shape else "scalar"
 
 
+def amount(number: int) -> str:
+    """A large number in three digits: `7.09M`."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
 def source_of(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
     """The text of a span; None where it was not kept or the interpreter gave no columns."""
     if span.column is None or span.end_column is None or span.end_line is None:

@@ -11,6 +11,7 @@ import os
 import site
 import sys
 import sysconfig
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TypeAlias
 
@@ -44,6 +45,7 @@ class CallSites:
     def __init__(self, folder: str | None = None, own: tuple[str, ...] = ()) -> None:
         self.folder = os.path.join(os.path.abspath(folder or os.getcwd()), "")
         self.own = own
+        self.titles: Callable[[str], str | None] | None = None  # of what is no file: the cells of a notebook
         self.libraries = _library_folders()
         self.kinds: dict[str, int] = {}
         self._positions: dict[CodeType, list[tuple[int | None, ...]]] = {}
@@ -144,8 +146,9 @@ class CallSites:
 
     def name(self, file: str) -> str:
         """The file's name as reports show it: relative where it lies below the folder of the run."""
-        if file.startswith("<"):
-            return file
+        title = self.titles(file) if self.titles is not None else None
+        if title is not None or file.startswith("<"):
+            return title or file
         path = os.path.abspath(os.path.join(self.folder, file))
         return legible(path.removeprefix(self.folder))
 

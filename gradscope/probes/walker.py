@@ -78,8 +78,7 @@ def walk(
 ) -> Walk:
     """Walk from `roots` towards the leaves; `subject_of` tells who the tensor of an AccumulateGrad node is.
 
-    With `saved`, the bytes that each node saved for backward are read; that unpacks the saved tensors, so
-    saved-tensor hooks of the user's run.
+    With `saved`, the bytes that each node saved for backward are read, without unpacking them.
     """
     collecting = gc.isenabled()
     gc.disable()  # millions of small objects, none of them garbage: collections would double the time
@@ -154,7 +153,11 @@ _ACCUMULATE = type(torch.autograd.graph.get_gradient_edge(torch.empty(0, require
 
 
 class _SavedSizes:
-    """Bytes of the tensors that a node saved. Which attributes of a node type hold tensors is learned once."""
+    """Bytes of the tensors that a node saved. Which attributes of a node type hold tensors is learned once.
+
+    Tensors are looked at as they were packed: unpacking would run the saved-tensor hooks of the user's. Under hooks, as
+    checkpointing sets them, what is kept is theirs to say, and the size is unknown.
+    """
 
     def __init__(self) -> None:
         self.attributes: dict[type, list[str]] = {}
@@ -162,31 +165,24 @@ class _SavedSizes:
     def __call__(self, node: Any, kind: type) -> int | None:
         names = self.attributes.get(kind)
         if names is None:
-            names = self.attributes[kind] = [
-                name for name in dir(kind) if name.startswith("_saved_") and _may_hold_tensors(node, name)
-            ]
-            if issubclass(kind, torch._C._FunctionBase):
-                names.append("saved_tensors")
+            names = self.attributes[kind] = [name for name in dir(kind) if name.startswith("_raw_saved_")]
         try:
-            return sum(_bytes(getattr(node, name)) for name in names)
-        except RuntimeError:
-            return None  # freed by a backward, or changed in place since
-
-
-def _may_hold_tensors(node: Any, name: str) -> bool:
-    try:
-        value = getattr(node, name)
-    except RuntimeError:
-        return True
-    return value is None or isinstance(value, (torch.Tensor, tuple, list))
+            size = sum(_bytes(getattr(node, name)) for name in names)
+            if names and not size:
+                # Nothing was saved, or it has been freed: then this raises. There is nothing left to unpack.
+                getattr(node, names[0].replace("_raw_saved_tensors", "saved_tensors").removeprefix("_raw"), None)
+            return size
+        except (RuntimeError, AttributeError):
+            return None  # freed by a backward, packed by a hook, or by a torch that does not tell
 
 
 def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
     if isinstance(value, (tuple, list)):
-        return sum(_bytes(item) for item in value if isinstance(item, torch.Tensor))
-    return 0
+        return sum(_bytes(item) for item in value)
+    if value.unpack_hook is not None:
+        raise AttributeError("packed by a hook")
+    tensor = value.data
+    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0
 
 
 def outputs_in(output: Any) -> list[tuple[str, torch.Tensor]]:

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from gradscope.errors import GradscopeError
+from gradscope.graph.facts import Finding, Run
+from gradscope.reports.dot import Style, to_dot
+from gradscope.reports.folding import Wish
 
 _TEXT = (".dot", ".gv")
 _PICTURES = (".svg", ".png", ".pdf")
+_PAGES = (".html",)
 _HERE = Path(__file__).resolve().parent
 
 # The careful layout first; then, with what is left of the time, one that gives up on beauty.
@@ -28,6 +32,40 @@ _ATTEMPTS: tuple[tuple[float, str, tuple[str, ...]], ...] = (
 
 class DrawingError(GradscopeError):
     """A picture could not be drawn or written; its message is one line and says what to do."""
+
+
+class TooSlow(DrawingError):
+    """The layout took more than its time."""
+
+
+def draw_run(
+    run: Run,
+    path: Path,
+    findings: Sequence[Finding] = (),
+    style: Style = "gradscope",
+    *,
+    depth: int | None = None,
+    opened: Sequence[str] = (),
+    seconds: float = 20.0,
+) -> None:
+    """Draw a run, folded further where its layout takes too long. Raises `DrawingError`."""
+    check_drawable(path)
+    wish = Wish(depth, (opened,) if isinstance(opened, str) else tuple(opened))
+    for limit, share in ((300, 0.6), (60, 0.4)):
+        try:
+            draw(to_dot(run, style, findings, wish, limit), path, seconds * share)
+        except TooSlow:
+            if style == "torchviz" or limit == 60:
+                raise
+        else:
+            return
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write an HTML page, whole or not at all. Raises `DrawingError`."""
+    check_drawable(path)
+    with _replacing(path) as beside:
+        beside.write_text(page, encoding="utf-8", newline="\n")
 
 
 def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
@@ -46,8 +84,8 @@ def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
 
 def check_drawable(path: Path) -> None:
     """Raise `DrawingError` where no picture could be written to `path`, before any work is done."""
-    if path.suffix.lower() not in _TEXT + _PICTURES:
-        *others, last = _PICTURES + _TEXT
+    if path.suffix.lower() not in _TEXT + _PICTURES + _PAGES:
+        *others, last = _PICTURES + _TEXT + _PAGES
         endings = f"{', '.join(others)} or {last}"
         raise DrawingError(f"cannot draw {_shown(path)}: the name must end in {endings}")
     reason = None
@@ -92,11 +130,18 @@ def _laid_out(dot: str, path: Path, seconds: float) -> bytes:
         for share, engine, settings in _ATTEMPTS:
             command = [engine, form, str(target), *settings]
             if _finished(command, dot, environment, share * seconds, path):
-                return target.read_bytes()
-    raise DrawingError(
+                drawn = target.read_bytes()
+                return _with_dark_colours(drawn) if form == "svg" else drawn
+    raise TooSlow(
         f"cannot draw {_shown(path)}: its layout takes more than {seconds:g} seconds; "
         "write a .dot file instead and lay it out with Graphviz"
     )
+
+
+def _with_dark_colours(svg: bytes) -> bytes:
+    """The SVG with other colours for readers who prefer dark pages; boxes are told apart by their class."""
+    head, tag, rest = svg.partition(b'<g id="graph0"')
+    return head + b"<style>" + (_HERE / "dark.css").read_bytes() + b"</style>\n" + tag + rest if tag else svg
 
 
 def _finished(command: list[str], dot: str, environment: dict[str, str], seconds: float, path: Path) -> bool:
@@ -123,7 +168,9 @@ def _finished(command: list[str], dot: str, environment: dict[str, str], seconds
     if "No module named 'pygraphviz'" in said:
         reason = "pygraphviz is missing; install pygraphviz 2 or newer, or write a .dot file instead"
     else:
-        last = said.strip().splitlines()[-1:] or [f"Graphviz ended with code {done.returncode}"]
+        # Fontconfig has something to say about the settings of many machines, whatever the trouble is.
+        lines = [line for line in said.splitlines() if line.strip() and not line.startswith("Fontconfig")]
+        last = lines[-1:] or [f"it ended with code {done.returncode}"]
         reason = f"Graphviz failed ({last[0].strip()}); write a .dot file instead"
     raise DrawingError(f"cannot draw {_shown(path)}: {reason}")
 

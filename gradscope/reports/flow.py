@@ -18,6 +18,7 @@ class Flow:
     def __init__(self, run: Run, step: Step, cuts: Collection[Operation] = ()) -> None:
         self.tensors = {tensor.id: tensor for tensor in run.tensors}
         self._values = {value.id: value for value in run.values}
+        self._first = {value.tensor: value.id for value in reversed(run.values)}
         self._step = step
         self._here = {op.id for op in step.operations}
         self._makers: dict[int, Operation] = {}
@@ -86,6 +87,11 @@ class Flow:
         if maker.id in self._here:
             return maker if self._nothing_carries or self.carries(value) else None
         return maker if self.history(value) else None
+
+    def made_in(self, tensor: Tensor) -> str | None:
+        """The module in which a tensor was computed, where that was seen."""
+        maker = self._makers.get(self._first.get(tensor.id, -1))
+        return (maker.module or None) if maker is not None else None
 
     def operations(self) -> list[Operation]:
         """The operations that lead to the ends, in the order of the run."""

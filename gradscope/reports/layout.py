@@ -7,6 +7,7 @@ the package is imported, and least of all torch.
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 _FINEST_DPI = 144.0
@@ -19,7 +20,7 @@ def main(engine: str, form: str, target: str, *settings: str) -> None:
     """Lay one graph out and write it; the settings become attributes of the graph."""
     import pygraphviz  # type: ignore[import-untyped]
 
-    graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode("utf-8"))
+    graph = pygraphviz.AGraph(string=_without_empty_lines(sys.stdin.buffer.read().decode("utf-8")))
     for setting in settings:
         name, _, value = setting.partition("=")
         graph.graph_attr[name] = value
@@ -27,6 +28,11 @@ def main(engine: str, form: str, target: str, *settings: str) -> None:
     if form == "png":
         graph.graph_attr["dpi"] = f"{_dpi(graph.graph_attr['bb']):.0f}"
     graph.draw(target, format=form, prog="nop2")
+
+
+def _without_empty_lines(dot: str) -> str:
+    """A blank on each first line of a label that is empty: drawing one crashes the Graphviz in pygraphviz 2.0."""
+    return re.sub(r'(label=")(?=\\n|\n)', r"\1 ", dot)
 
 
 def _dpi(box: str) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import html
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +17,11 @@ from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gradscope.reports.dot import Style
 
 ORDER: tuple[Severity, ...] = ("info", "warning", "error")
 
@@ -49,9 +56,9 @@ class Report:
         return self.document.tensors
 
     @property
-    def graph(self) -> GraphSize:
-        """How large the graph is."""
-        return self.document.graph
+    def graph(self) -> Graph:
+        """The graph: how large it is, and in a notebook its picture."""
+        return Graph(self)
 
     @property
     def ok(self) -> bool:
@@ -75,12 +82,96 @@ class Report:
         """The report as text."""
         return text(self.run, self.findings, self.document, every_row=every_row, colour=colour, unicode=unicode)
 
-    def render(self, path: str | Path, style: Literal["gradscope", "torchviz"] = "gradscope") -> None:
-        """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`; see `gradscope.render`."""
-        from gradscope.reports.dot import to_dot
-        from gradscope.reports.drawing import draw
+    def to_html(self) -> str:
+        """The report as one HTML page: findings, table, charts and the graph, to be opened without any network."""
+        from gradscope.reports.html import to_html
 
-        draw(to_dot(self.run, style, self.findings), Path(path))
+        return to_html(self.run, self.findings, self.document)
+
+    def render(
+        self,
+        path: str | Path,
+        style: Style = "gradscope",
+        *,
+        depth: int | None = None,
+        open: Sequence[str] = (),  # noqa: A002 - the word of the command line
+    ) -> None:
+        """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`, or write the page as `.html`; see `gradscope.render`."""
+        from gradscope.reports.drawing import draw_run, write_page
+
+        if Path(path).suffix.lower() == ".html":
+            write_page(self.to_html(), Path(path))
+            return
+        draw_run(self.run, Path(path), self.findings, style, depth=depth, opened=open)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw how |grad| of each parameter went over the steps, with matplotlib; see `gradscope.reports.plot`."""
+        from gradscope.reports.plot import plot
+
+        return plot(self.document, ax)
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return framed(self.to_html())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text(), "text/html": self._repr_html_()}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of a report. In a notebook it shows itself as a picture.
+
+    `operations` and `edges` count those of the latest step that was kept, `parameters` those of the run.
+    """
+
+    report: Report
+
+    @property
+    def size(self) -> GraphSize:
+        """How large the graph is."""
+        return self.report.document.graph
+
+    @property
+    def operations(self) -> int:
+        """Operations of the latest step that was kept."""
+        return self.size.operations
+
+    @property
+    def edges(self) -> int:
+        """Data edges between these operations."""
+        return self.size.edges
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the run."""
+        return self.size.parameters
+
+    def to_svg(self, *, depth: int | None = None, open: Sequence[str] = ()) -> str:  # noqa: A002
+        """The picture as SVG, opened as `Report.render` does. Raises DrawingError."""
+        with tempfile.TemporaryDirectory(prefix="gradscope-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "graph.svg")
+            self.report.render(path, depth=depth, open=open)
+            return path.read_text(encoding="utf-8")
+
+    def __repr__(self) -> str:
+        size = self.size
+        return f"Graph(operations={size.operations}, edges={size.edges}, parameters={size.parameters})"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        bundle = {"text/plain": repr(self)}
+        try:
+            bundle["image/svg+xml"] = self.to_svg()
+        except GradscopeError as error:
+            bundle["text/plain"] += f"\n{error}"
+        return bundle
+
+
+def framed(page: str) -> str:
+    """A page as a part of another one, apart from its styles and scripts."""
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts" title="gradscope report" width="100%" '
+        'height="720" style="border: 1px solid #8088a0; border-radius: 6px"></iframe>'
+    )

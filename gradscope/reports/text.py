@@ -7,7 +7,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from gradscope.graph.facts import Finding, Run
+from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.frames import WIDTH, frame, paint
@@ -91,20 +91,26 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
     for help_ in finding.help:
         lines += _HELP.wrap(help_.message)
         if help_.edit is not None:
-            span = help_.edit.span
-            before = sources.get(span.file, {}).get(span.line)
-            if before is not None and span.column is not None and span.end_column is not None:
-                after = before[: span.column - 1] + help_.edit.text + before[span.end_column - 1 :]
-                gutter = len(str(span.line))
-                lines += [f"{'':{gutter}} |", f"{span.line} - {before}"]
-                lines += [f"{span.line} + {after}"] if after.strip() else []
-                lines.append(f"{'':{gutter}} |")
+            lines += edit_lines(help_.edit, sources)
     if finding.span is not None:
         lines.append(
             f"help: if this is on purpose, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`"
         )
     lines.append(f"   = more: gradscope rule {finding.rule}")
     return "\n".join(lines)
+
+
+def edit_lines(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> list[str]:
+    """An edit as a diff of its line; empty where the line was not kept."""
+    span = edit.span
+    before = sources.get(span.file, {}).get(span.line)
+    if before is None or span.column is None or span.end_column is None:
+        return []
+    after = before[: span.column - 1] + edit.text + before[span.end_column - 1 :]
+    gutter = len(str(span.line))
+    lines = [f"{'':{gutter}} |", f"{span.line} - {before}"]
+    lines += [f"{span.line} + {after}"] if after.strip() else []
+    return [*lines, f"{'':{gutter}} |"]
 
 
 _COLUMNS = ("tensor", "shape", "role", "leaf", "requires", "got grad", "|grad|", "moved")
@@ -176,10 +182,11 @@ def _cells(row: TensorRow) -> _Cells:
     )
     if row.grad_fn is not None:
         return (*kind, f"by {row.grad_fn}")
-    return (*kind, _received(row), _norm(median_norm(row)), _moved(row))
+    return (*kind, received_text(row), _norm(median_norm(row)), moved_text(row))
 
 
-def _received(row: TensorRow) -> str:
+def received_text(row: TensorRow) -> str:
+    """In how many steps a gradient arrived: `20/20`, with `z` where some were zero and `!` where not finite."""
     if row.received is None:
         return "-"
     marks = ("z" if row.received.zero else "") + ("!" if row.received.nonfinite else "")
@@ -209,7 +216,8 @@ def _norm(norm: float | None) -> str:
     return "-" if norm is None else f"{norm:.1e}"
 
 
-def _moved(row: TensorRow) -> str:
+def moved_text(row: TensorRow) -> str:
+    """How far a parameter moved: `18.5%`, `from 0`, `no`, `frozen`."""
     if row.role != "parameter":
         return "-"
     if not row.requires_grad:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Run, Tensor
-from gradscope.reports.picture import root_nodes, walked_backward
+from gradscope.reports.walked import root_nodes, walked_backward
 
 _LEAF = "lightblue"
 _OUTPUT = "darkolivegreen1"

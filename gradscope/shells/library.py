@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -107,22 +107,21 @@ def render(
     *,
     style: Literal["gradscope", "torchviz"] = "gradscope",
     model: torch.nn.Module | None = None,
+    depth: int | None = None,
+    open: Sequence[str] = (),  # noqa: A002 - the word of the command line
 ) -> None:
-    """Draw a graph to a `.png`, `.svg`, `.pdf` or `.dot` file.
+    """Draw a graph to a `.png`, `.svg`, `.pdf` or `.dot` file, or write the report with its graph as `.html`.
 
-    `what` is an output as `explain` takes it, a `Report` or a `Run`. The style `torchviz` draws what the torchviz
-    package draws. Raises DrawingError where the file cannot be written or laid out in time.
+    `what` is an output as `explain` takes it, a `Report` or a `Run`. Modules and functions are groups; `depth` says
+    down to which level they are open (1: all closed), by default as far as fits a page. `open` are paths of further
+    groups to open, such as `model.blocks.7`, with `*` for any. The style `torchviz` draws what the torchviz package
+    draws. Raises DrawingError where the file cannot be written or laid out in time.
     """
-    from gradscope.reports.dot import to_dot
-    from gradscope.reports.drawing import draw
-
     if isinstance(what, Report):
-        run = what.run
-    elif isinstance(what, Run):
-        run = what
+        report = what
     else:
-        run = _run_of(what, _variables(), model)
-    draw(to_dot(run, style), Path(path))
+        report = Report.of(what if isinstance(what, Run) else _run_of(what, _variables(), model))
+    report.render(path, style, depth=depth, open=open)
 
 
 class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads as a function
@@ -180,6 +179,11 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         if self._observation is None:
             raise RuntimeError("nothing was observed yet: enter the `with` block first")
         return Report.of(self._observation.run())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        if self._observation is None:
+            return {"text/plain": repr(self)}
+        return self.report()._repr_mimebundle_()
 
 
 def confirm(

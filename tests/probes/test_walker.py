@@ -148,6 +148,24 @@ def test_saved_bytes_are_those_of_the_saved_tensors() -> None:
     assert saved["SumBackward0"] == 0
 
 
+def test_saved_tensors_are_looked_at_without_unpacking_them() -> None:
+    """The user's saved-tensor hooks do not run; what they packed has a size that is not known."""
+    calls: list[str] = []
+
+    def note(word: str, tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(word)
+        return tensor
+
+    x = leaf(10)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: note("pack", t), lambda t: note("unpack", t)):
+        hidden = x.exp()
+    found = walked((hidden * x).sum(), saved=True)
+    assert found.saved is not None
+    saved = dict(zip(found.names, found.saved, strict=True))
+    assert calls == ["pack"]
+    assert (saved["ExpBackward0"], saved["MulBackward0"]) == (None, 80)
+
+
 def test_a_freed_graph_is_walked_without_its_saved_bytes() -> None:
     """After backward the nodes are still there; what they had saved is unknown, not zero."""
     loss = leaf(3).exp().sum()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import html
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pygraphviz  # type: ignore[import-untyped]
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscope.graph.facts import Node, Run
+from gradscope.graph.facts import Finding, Module, Node, Received, Run, Span
 from gradscope.reports.dot import to_dot
+from gradscope.reports.folding import Wish
 from tests.runs import Book
 
 
@@ -30,15 +33,17 @@ def forum() -> Run:
 
 def words(label: str) -> str:
     """What a reader sees of a label: one line of text for each line of the box."""
-    text = re.sub(r"</TR><TR>", "\n", label)
+    text = re.sub(r"</TR><TR>|<BR[^>]*>", "\n", label)
     return html.unescape(re.sub(r"<[^>]*>", "", text)).replace("\\\\", "\\")
 
 
 class Drawn:
-    """A picture's boxes by the words in them, without the legend."""
+    """A picture's boxes by the words in them, without the legend, and the words on its frames."""
 
-    def __init__(self, run: Run) -> None:
-        self.graph = pygraphviz.AGraph(string=to_dot(run))
+    def __init__(self, run: Run, depth: int | None = None, opened: Sequence[str] = ()) -> None:
+        dot = to_dot(run, wish=Wish(depth, tuple(opened)))
+        self.graph = pygraphviz.AGraph(string=dot)
+        self.frames = [words(text).strip() for text in re.findall(r"cluster_g.*\n.*label=<(.*)> labelloc", dot)]
         self.legend = {words(node.attr["label"]): node for node in self.graph.nodes() if node.startswith("legend")}
         self.nodes = {node: node for node in self.graph.nodes() if not node.startswith("legend")}
         self.words = {node: words(node.attr["label"]) for node in self.nodes}
@@ -252,24 +257,208 @@ def test_large_runs_fold_by_line() -> None:
     drawn = Drawn(run)
     assert time.process_time() - before < 20
     assert {"50,000 x linear", "50,000 x tanh", "w", "loss"} <= set(drawn.titles)
-    assert "folded: 100,001 operations in 3 groups" in drawn.note
+    assert drawn.note == "100,003 boxes folded into 5"
 
 
-def test_large_models_fold_by_module() -> None:
-    """Blocks of a deep model fold into one box a module, named by it."""
+def deep(blocks: int, cut: int | None = None, frozen: int | None = None) -> Run:
+    """A model of blocks that each hold a norm, a part with two layers, and a sum with what came in."""
     book = Book()
+    modules = [Module("model", "Net", True), Module("model.blocks", "ModuleList", True)]
     state = book.leaf("x", (2,))
-    for block in range(100):
-        for part in ("q", "k", "v", "out"):
-            module = f"model.blocks.{block}.{part}"
-            weight = book.leaf(f"{module}.weight", (2,), True, nn_parameter=True, registered="parameter", module=module)
-            state = book.op("linear", state, weight, module=module, line=block)
+    for block in range(blocks):
+        path = f"model.blocks.{block}"
+        inner = state
+        modules.append(Module(path, "Block", True))
+        for part, kind in (("norm", "Norm"), ("mlp.up", "Linear"), ("mlp.down", "Linear")):
+            module = f"{path}.{part}"
+            modules.append(Module(module, kind, True))
+            weight = book.leaf(
+                f"blocks.{block}.{part}.weight",
+                (2,),
+                block != frozen,
+                nn_parameter=True,
+                registered="parameter",
+                module="model",
+                received=Received(3, 3),
+                gradient_norms=(block + 1.0,),
+            )
+            shape = (5, 7) if part == "mlp.up" else (5, 5)
+            inner = book.op("linear", inner, weight, module=module, line=4, cut=block == cut, shape=shape)
+        modules.append(Module(f"{path}.mlp", "Mlp", True))
+        state = book.op("add", state, inner, module=path, line=9)
+    book.step(book.op("sum", state, result="loss", shape=(), line=20))
+    return replace(book.run(), modules=tuple(modules))
+
+
+def test_blocks_that_are_alike_are_drawn_once_with_their_count() -> None:
+    """Twelve blocks become one frame that shows what each of them holds, with the range of their gradients."""
+    drawn = Drawn(deep(12))
+    assert drawn.frames == ["12 x Block\nmodel.blocks.0 .. 11", "mlp: Mlp"]
+    assert "*.weight\n2\n|grad| 1.0e+00 .. 1.2e+01" in drawn.words.values()
+    assert "linear\n5x7\nline 4 \N{MIDDLE DOT} up" in drawn.words.values()
+    assert ("x", "add") in drawn.edges()
+    assert ("add", "sum") in drawn.edges()
+    assert ("add", "linear") not in drawn.edges()
+
+
+def test_a_closed_group_says_what_is_inside() -> None:
+    """Its operations, parameters and their size, the shape that it gives, and the range of |grad|."""
+    drawn = Drawn(deep(12), depth=4)
+    assert "mlp: Mlp\n2 x linear, 2 parameters (4)\ngives 5x5\n|grad| 1.0e+00 .. 1.2e+01" in drawn.words.values()
+
+
+def test_depth_closes_and_opens_groups() -> None:
+    """At depth 1 the model is one box; each further level shows what is inside of it."""
+    assert set(Drawn(deep(12), depth=1).titles) == {"x", "model: Net", "sum", "loss"}
+    assert "12 x Block" in Drawn(deep(12), depth=3).titles
+    assert "mlp: Mlp" in Drawn(deep(12), depth=4).titles
+    assert {"up: Linear", "down: Linear"} <= set(Drawn(deep(12), depth=5).titles)
+    assert Drawn(deep(12), depth=6).titles.keys() == Drawn(deep(12), depth=60).titles.keys()
+
+
+def test_a_depth_that_is_too_deep_is_cut_short_and_said() -> None:
+    """More than 300 boxes are not laid out: the picture is less deep, and its note says so."""
+    book = Book()
+    state = book.leaf("x", (2,), True)
+    for block in range(40):
+        for part in range(10):
+            # No two blocks are alike.
+            state = book.op("linear", state, module=f"model.{block}", shape=(block, part), line=part)
     book.step(book.op("sum", state, result="loss"))
+    drawn = Drawn(book.run(), depth=9)
+    assert len(drawn.nodes) == 43
+    assert drawn.note.endswith("depth 9 would be too many to lay out, this is 2")
+
+
+def test_a_path_opens_its_group_apart_from_the_row() -> None:
+    """`--open` takes one block out of its row and shows what is inside; the others stay folded around it."""
+    drawn = Drawn(deep(12), depth=3, opened=("model.blocks.5",))
+    assert {"5 x Block", "6 x Block", "mlp: Mlp", "norm: Norm"} <= set(drawn.titles)
+    assert "5: Block" in drawn.frames
+    assert ("5 x Block", "norm: Norm") in drawn.edges()
+    assert ("add", "6 x Block") in drawn.edges()
+
+
+def test_a_star_opens_every_group_that_matches() -> None:
+    """`model.blocks.*.mlp` opens that part of each block."""
+    drawn = Drawn(deep(3), depth=1, opened=("model.blocks.*.mlp",))
+    assert [words.split("\n")[0] for words in drawn.words.values()].count("up: Linear") == 3
+
+
+def test_a_path_that_opens_nothing_is_told() -> None:
+    """A path without a group is named in the picture's note."""
+    assert "no group is called model.block.5" in Drawn(deep(12), opened=("model.block.5",)).note
+
+
+def test_a_frozen_block_stands_apart_and_is_greyed() -> None:
+    """The one block of a row that is frozen is drawn by itself, dashed and grey."""
+    drawn = Drawn(deep(12, frozen=4), depth=3)
+    box = drawn.titles["4: Block"]
+    assert "dashed" in box.attr["style"]
+    assert box.attr["fillcolor"] == "#dddddd"
+    assert "3 parameters (6, frozen)" in drawn.words[box]
+    assert {"4 x Block", "7 x Block"} <= set(drawn.titles)
+
+
+def test_a_cut_inside_of_groups_is_opened() -> None:
+    """However deep it lies, the red arrow is seen, with its line."""
+    run = deep(12, cut=7)
+    lost = [op.id for op in run.steps[0].operations if op.module == "model.blocks.7.norm"]
+    finding = Finding("no-grad", "error", "m", None, operations=tuple(lost))
+    dot = to_dot(run, findings=[finding], wish=Wish(depth=2))
+    assert 'label=<&#160;line 4> class="cut"' in dot
+
+
+def test_operations_outside_of_modules_fold_by_function_and_line() -> None:
+    """A function is a group; at depth 1 it is one box, opened it shows each line once."""
+    book = Book()
+    state = book.leaf("w", (2,), True)
+    for _ in range(50):
+        for line, name in ((5, "linear"), (6, "tanh")):
+            state = book.op(name, state, line=line)
+            span = Span("train.py", line, function="unroll")
+            book.operations[-1] = replace(book.operations[-1], span=span)
+    book.step(book.op("sum", state, result="loss", line=9))
+    assert set(Drawn(book.run(), depth=1).titles) == {"w", "unroll()", "sum", "loss"}
     drawn = Drawn(book.run())
-    shown = set(drawn.words.values())
-    assert "4 x linear\n5x5\nline 7 \N{MIDDLE DOT} model.blocks.7" in shown
-    assert "model.blocks.7\n4 parameters" in shown
-    assert len(drawn.nodes) <= 300
+    assert set(drawn.titles) == {"w", "50 x linear", "50 x tanh", "sum", "loss"}
+    assert drawn.frames == ["unroll()"]
+    parts = Drawn(book.run(), depth=1, opened=("unroll()/tanh:6",))
+    assert list(parts.words.values()).count("tanh\n5x5\nline 6") == 50
+
+
+def test_lines_are_thicker_where_gradients_are_larger() -> None:
+    """The arrows of parameters tell the size of their gradient; without figures all are the same."""
+    run = deep(1)
+    norms = {0: 1e-3, 1: 1.0, 2: 1e3}
+    leaves = [tensor for tensor in run.tensors if tensor.gradient_norms]
+    figures = {tensor.id: (norms[place],) for place, tensor in enumerate(leaves)}
+    known = replace(
+        run, tensors=tuple(replace(t, gradient_norms=figures.get(t.id, t.gradient_norms)) for t in run.tensors)
+    )
+    drawn = Drawn(known)
+    widths = [
+        float(drawn.graph.get_edge(drawn.titles[f"blocks.0.{part}.weight"], user).attr["penwidth"])
+        for part in ("norm", "mlp.up", "mlp.down")
+        for user in drawn.graph.successors(drawn.titles[f"blocks.0.{part}.weight"])
+    ]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[1] < widths[2]
+    assert "blocks.0.mlp.down.weight\n2\n|grad| 1.0e+03" in drawn.words.values()
+
+
+@pytest.mark.parametrize(
+    ("received", "said"),
+    [
+        (Received(0, 3), "no gradient in 3 steps"),
+        (Received(3, 3, zero=3), "|grad| 0 in every step"),
+        (Received(3, 3, nonfinite=1), "|grad| not finite"),
+    ],
+)
+def test_a_gradient_in_trouble_is_said_and_outlined(received: Received, said: str) -> None:
+    """A parameter whose gradient never came, was zero or not finite says so, with a red outline."""
+    book = Book()
+    w = book.leaf("w", (2,), True, nn_parameter=True, received=received, gradient_norms=(0.0,))
+    book.step(book.op("sum", w, result="loss"))
+    drawn = Drawn(book.run())
+    assert drawn.words[drawn.titles["w"]] == f"w\n2\n{said}"
+    assert drawn.titles["w"].attr["color"] == "#c40000"
+
+
+def test_bytes_saved_for_backward_are_shown() -> None:
+    """Where they were read, the bytes that an operation keeps for backward stand in its box, and add up in groups."""
+    run = deep(2)
+    nodes = tuple(Node(op.id, "N", (), operation=op.id, saved=1500) for op in run.steps[0].operations)
+    step = run.steps[0]
+    known = replace(run, steps=(replace(step, backwards=(replace(step.backwards[0], nodes=nodes),)),))
+    assert "add\n5x5\nline 9 \N{MIDDLE DOT} model.blocks.0\nsaves 1.5 kB" in Drawn(known).words.values()
+    closed = Drawn(known, depth=1)
+    assert closed.words[closed.titles["model: Net"]].endswith("saves 12 kB")
+
+
+def test_nodes_without_operations_fold_by_the_modules_of_their_parameters() -> None:
+    """Where only the autograd graph is known, nodes stand in the module whose parameters they take."""
+    book = Book()
+    nodes = []
+    names = [f"layers.{block}.{kind}" for block in range(20) for kind in ("weight", "bias")]
+    for name in names:
+        book.leaf(name, (2,), True, nn_parameter=True, registered="parameter", module="model")
+    loss = book._value("loss", (), True, leaf=False, requires_grad=True, grad_fn="SumBackward0")
+    nodes.append(Node(0, "SumBackward0", ((1, 0),), sequence=100))
+    for block in range(20):
+        first = 1 + 4 * block
+        below = [(first + 1, 0), (first + 2, 0)]
+        inner = [] if block == 19 else [(first + 4, 0)]
+        nodes.append(Node(first, "MulBackward0", ((first + 3, 0),), sequence=99 - 2 * block))
+        nodes.append(Node(first + 1, "AccumulateGrad", (), tensor=2 * (19 - block)))
+        nodes.append(Node(first + 2, "AccumulateGrad", (), tensor=2 * (19 - block) + 1))
+        nodes.append(Node(first + 3, "AddmmBackward0", (*below, *inner), sequence=98 - 2 * block))
+    book.step(loss, nodes=nodes)
+    layers = tuple(Module(f"model.layers.{block}", "Linear", True) for block in range(20))
+    run = replace(book.run(), modules=(Module("model", "Net", True), Module("model.layers", "List", True), *layers))
+    drawn = Drawn(run, depth=1)
+    assert set(drawn.titles) == {"model: Net", "MulBackward0", "SumBackward0", "loss"} or "model: Net" in drawn.titles
+    assert len(drawn.titles) < 6
 
 
 @st.composite

@@ -15,6 +15,7 @@ import pytest
 from gradscope.errors import GradscopeError
 from gradscope.reports import drawing
 from gradscope.reports.drawing import DrawingError, draw
+from tests.runs import Book
 
 SMALL = 'digraph { node [fontname="DejaVu Sans"]; a [label="tensor"]; b [label="loss"]; a -> b }'
 STARTS = {
@@ -49,6 +50,12 @@ def test_svg_holds_the_words_as_text(tmp_path: Path) -> None:
     texts = [e for e in ElementTree.fromstring(path.read_bytes()).iter() if e.tag.endswith("}text")]
     assert [text.text for text in texts] == ["cte1 \N{GREEK SMALL LETTER ALPHA} <&>"]
     assert texts[0].get("font-family", "").endswith("sans-serif")
+
+
+def test_a_label_that_begins_with_an_empty_line_is_drawn(tmp_path: Path) -> None:
+    """An unnamed tensor in torchviz's style, its name's line empty and its shape below, crashes no Graphviz."""
+    draw('digraph { a [label="\\n (3)"]; b [label="\n (3)"]; a -> b }', tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes().startswith(STARTS[".png"])
 
 
 def test_dot_is_written_as_it_is(tmp_path: Path) -> None:
@@ -114,10 +121,10 @@ def test_a_layout_that_is_late_is_tried_in_a_cheaper_way(tmp_path: Path, monkeyp
     assert b"tensor" in (tmp_path / "graph.svg").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["graph", "graph.jpeg", "graph.html"])
+@pytest.mark.parametrize("name", ["graph", "graph.jpeg", "graph.bmp"])
 def test_unknown_ending_is_one_clear_line(tmp_path: Path, name: str) -> None:
     """An ending that is none of ours names those that are, before anything is written."""
-    with pytest.raises(DrawingError, match=r"must end in \.svg, \.png, \.pdf, \.dot or \.gv$") as caught:
+    with pytest.raises(DrawingError, match=r"must end in \.svg, \.png, \.pdf, \.dot, \.gv or \.html$") as caught:
         draw(SMALL, tmp_path / name)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
@@ -206,6 +213,30 @@ def test_a_huge_png_stays_of_bounded_size(tmp_path: Path) -> None:
     draw(f"digraph {{ graph [nodesep=4 ranksep=20]; {wide} }}", path)
     width, height = _size(path)
     assert width * height < 26e6
+
+
+def test_what_is_laid_out_too_slowly_is_folded_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When even the cheap layout is late, the picture is folded to fewer boxes, and says so."""
+    book = Book()
+    value = book.leaf("w", (2,), True)
+    for part in range(50):
+        value = book.op("add", value, module=f"model.{part}", line=part, shape=(part,))
+        value = book.op("mul", value, module=f"model.{part}", line=part, shape=(part, 2))
+    book.step(book.op("sum", value, result="loss"))
+    tried: list[str] = []
+    original = drawing.draw
+
+    def late_at_first(dot: str, path: Path, seconds: float = 20.0) -> None:
+        tried.append(dot)
+        if len(tried) == 1:
+            raise drawing.TooSlow("late")
+        original(dot, path, seconds)
+
+    monkeypatch.setattr(drawing, "draw", late_at_first)
+    drawing.draw_run(book.run(), tmp_path / "graph.dot", depth=3)
+    assert tried[0].count(">add<") == 50
+    assert ">add<" not in tried[1]
+    assert "boxes folded into" in (tmp_path / "graph.dot").read_text()
 
 
 def test_the_font_is_small_and_its_licence_is_beside_it() -> None:

@@ -140,6 +140,19 @@ def test_render_takes_outputs_reports_and_runs(tmp_path: Path) -> None:
     assert "MulBackward0" in drawn.pop()
     report.render(tmp_path / "graph.svg")
     assert b"<svg" in (tmp_path / "graph.svg").read_bytes()
+    assert b"prefers-color-scheme: dark" in (tmp_path / "graph.svg").read_bytes()
+
+
+def test_render_opens_groups(tmp_path: Path) -> None:
+    """`depth` and `open` of `render` and of `Report.render` close and open modules."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    report = gradscope.explain(model(torch.rand(4, 2)).sum(), model=model)
+    report.render(tmp_path / "closed.dot", depth=1)
+    gradscope.render(report, tmp_path / "open.dot", depth=1, open=["model.1*"])
+    closed, opened = ((tmp_path / f"{name}.dot").read_text() for name in ("closed", "open"))
+    assert "model: Sequential" in closed
+    assert "1.0.weight" not in closed
+    assert "1.0.weight" in opened
 
 
 def test_render_refuses_what_it_cannot_draw(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ class Delivery:
     format_: str | None
     output: Path | None
     graph: Path | None
+    depth: int | None
+    opened: tuple[str, ...]
     style: Style
     every_row: bool
     select: tuple[str, ...]
@@ -54,7 +56,7 @@ class Delivery:
             stream.write(written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode))
             stream.flush()
         if self.graph is not None:
-            report.render(self.graph, self.style)
+            report.render(self.graph, self.style, depth=self.depth, open=self.opened)
             print(f"gradscope: drew {self.graph}", file=sys.stderr)
         if self.fail_on == "never":
             return 0

@@ -10,9 +10,9 @@ from typing import Literal
 from gradscope.errors import GradscopeError
 from gradscope.reports.report import Report
 
-Format = Literal["text", "json"]
-FORMATS: tuple[Format, ...] = ("text", "json")
-_ENDINGS: dict[str, Format] = {".txt": "text", ".json": "json"}
+Format = Literal["text", "json", "html"]
+FORMATS: tuple[Format, ...] = ("text", "json", "html")
+_ENDINGS: dict[str, Format] = {".txt": "text", ".json": "json", ".html": "html", ".htm": "html"}
 
 
 class Unwritable(GradscopeError):
@@ -53,7 +53,7 @@ def format_of(given: str | None, output: Path | None) -> Format:
     found = _ENDINGS.get(output.suffix.lower())
     if found is None:
         raise Unwritable(
-            f"cannot tell the format of {output} by its ending: give --format, or end it with .txt or .json"
+            f"cannot tell the format of {output} by its ending: give --format, or end it with .txt, .json or .html"
         )
     return found
 
@@ -62,6 +62,8 @@ def written(report: Report, format_: Format, *, every_row: bool, colour: bool = 
     """The report in a format."""
     if format_ == "json":
         return report.to_json() + "\n"
+    if format_ == "html":
+        return report.to_html()
     return report.to_text(every_row=every_row, colour=colour, unicode=unicode)
 
 

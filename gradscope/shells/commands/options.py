@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gradscope.shells.commands.delivery import Delivery
+from gradscope.shells.commands.destinations import FORMATS
 
 
 def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -18,14 +19,22 @@ def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tup
 
 
 _OPTIONS = (
-    click.option(
-        "--format", "format_", type=click.Choice(["text", "json"]), help="Format of the report  [default: text]."
-    ),
+    click.option("--format", "format_", type=click.Choice(FORMATS), help="Format of the report  [default: text]."),
     click.option(
         "-o", "--output", type=click.Path(path_type=Path), help="Write the report there; the format follows the ending."
     ),
     click.option(
-        "--graph", type=click.Path(path_type=Path), help="Also draw the graph: .png .svg .pdf .dot by its ending."
+        "--graph", type=click.Path(path_type=Path), help="Also draw the graph: .png .svg .pdf .dot .html by its ending."
+    ),
+    click.option(
+        "--depth", type=click.IntRange(min=1), help="How deep groups are open in the graph  [default: as fits a page]."
+    ),
+    click.option(
+        "--open",
+        "opened",
+        multiple=True,
+        metavar="PATH",
+        help="Open this group of the graph too: a module's path, * for any; can be repeated.",
     ),
     click.option(
         "--style", type=click.Choice(["gradscope", "torchviz"]), default="gradscope", help="How the graph is drawn."

@@ -132,3 +132,23 @@ def test_a_directory_is_no_kept_run(workshop: Workshop) -> None:
     """A directory gives one line and exit code 2."""
     ended = workshop.gradscope("show", ".")
     assert (ended.status, ended.err) == (2, "gradscope: cannot read .: Is a directory\n")
+
+
+def test_depth_and_open_say_how_far_the_graph_is_opened(workshop: Workshop) -> None:
+    """`--depth 1` closes the model, and `--open` with a path opens one of its parts again."""
+    book = Book()
+    total = book.leaf("x", (2,))
+    for part in ("a", "b"):
+        for place in range(2):
+            total = book.op("mul", total, book.leaf(f"{part}{place}", (2,), True), module=f"net.{part}")
+    book.step(book.op("sum", total, result="loss", shape=()))
+    (workshop.folder / "run.json").write_bytes(encode(book.run()))
+    drawn = {}
+    for name, options in (("closed", ["--depth", "1"]), ("open", ["--depth", "1", "--open", "net.b"])):
+        ended = workshop.gradscope("show", "run.json", "--graph", f"{name}.dot", *options)
+        assert ended.status == 0
+        drawn[name] = (workshop.folder / f"{name}.dot").read_text()
+    assert ">net<" in drawn["closed"]
+    assert ">mul<" not in drawn["closed"]
+    assert drawn["open"].count(">mul<") == 2
+    assert workshop.gradscope("show", "run.json", "--depth", "0").status == 2
