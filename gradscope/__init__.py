@@ -3,6 +3,8 @@
     report = gradscope.explain(loss)
     gradscope.render(loss, "graph.png")
     with gradscope.observe(model=model, optimizer=optimizer) as seen: ...
+    @gradscope.observe(steps=3)
+    def training_step(batch): ...
     report = gradscope.confirm(step, steps=5, optimizer=optimizer)
 
 Importing gradscope does not import torch; the first call does.
@@ -13,16 +15,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GradscopeError", "Report", "__version__", "check_batch", "confirm", "explain", "observe", "render"]
+__all__ = [
+    "GradscopeError",
+    "GradscopeWarning",
+    "Report",
+    "__version__",
+    "check_batch",
+    "confirm",
+    "explain",
+    "observe",
+    "render",
+]
 
 if TYPE_CHECKING:
     from gradscope.errors import GradscopeError
     from gradscope.reports.report import Report
-    from gradscope.shells.library import check_batch, confirm, explain, observe, render
+    from gradscope.shells.library import check_batch, confirm, explain, render
+    from gradscope.shells.observing import GradscopeWarning, observe
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("check_batch", "confirm", "explain", "observe", "render"):
+    if name in ("GradscopeWarning", "observe"):
+        from gradscope.shells import observing
+
+        return getattr(observing, name)
+    if name in ("check_batch", "confirm", "explain", "render"):
         from gradscope.shells import library
 
         return getattr(library, name)

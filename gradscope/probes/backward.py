@@ -75,7 +75,7 @@ def _before(
             for root in root_tensors:
                 tape.differentiated(root, kind)
             tape.growth.differentiated(root[1] for root in record.roots)
-            if _is_due(tape.backward_count):
+            if tape.walking and _is_due(tape.backward_count):
                 tape.name_all()
                 record.walk = walk(root_tensors, tape.subject, WALK_LIMIT, sequences=True, saved=True)
                 _predict(tape, record)

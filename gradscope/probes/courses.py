@@ -33,13 +33,19 @@ class Series:
                 self.stride *= 2
         self.seen += 1
 
+    def take_back(self) -> None:
+        """Forget the number that was appended last."""
+        self.seen -= 1
+        if self.seen % self.stride == 0 and self.points:
+            self.points.pop()
+
 
 class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "account", "arrived", "change", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite", "norm",
-        "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still", "stirred",
+        "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
+        "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still", "stirred",
         "supplied", "updates", "zero",
     )  # fmt: skip
 
@@ -47,7 +53,7 @@ class Course:
         self.account = Account()
         self.optimizer: int | None = None
         self.predicted: bool | None = None
-        self.arrived = False
+        self.arrived = self.counted = False
         self.norm: float | None = None
         self.norms = Series()
         self.steps = self.of = self.zero = self.nonfinite = 0
@@ -74,7 +80,18 @@ class Course:
                 self.zero += self.norm == 0
                 self.nonfinite += not math.isfinite(self.norm)
                 self.norms.add(self.norm)
-        self.arrived = False
+        self.counted, self.arrived = self.arrived, False
+
+    def uncount(self) -> None:
+        """Open the latest step again: it was closed too early, before its optimizer was known."""
+        self.of -= 1
+        if self.counted:
+            self.steps -= 1
+            if self.norm is not None:
+                self.zero -= self.norm == 0
+                self.nonfinite -= not math.isfinite(self.norm)
+                self.norms.take_back()
+        self.arrived = self.counted
 
     def begin(self, tensor: torch.Tensor) -> None:
         """Remember the value from which movement is measured.

@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -74,29 +74,48 @@ class Observation:
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0
+        self._operations = True
         self._stack = ExitStack()
         self._process = os.getpid()
 
-    def start(self) -> None:
-        """Put the probes in: all of them, or none where one fails."""
+    @staticmethod
+    def is_running() -> bool:
+        """Whether some observation is at work in this process."""
+        return any(tape.active for tape in _ARMED)
+
+    def start(self, operations: bool = True, recording: bool = True) -> None:
+        """Put the probes in: all of them, or none where one fails.
+
+        Without `operations`, gradients and moves are counted and nothing else. Without `recording`, the calling
+        thread records operations only inside `self.recording()`.
+        """
+        self._operations = operations
         with ExitStack() as stack:
             self._enter(stack.enter_context)
+            if recording:
+                stack.enter_context(self.recording())
             self._stack = stack.pop_all()
+        _ARMED.add(self.tape)
         self.began = time.perf_counter()
 
+    def recording(self) -> AbstractContextManager[Any]:
+        """Records the operations of the calling thread, if operations are recorded at all."""
+        return Recorder(self.tape) if self._operations else nullcontext()
+
     def _enter(self, enter: Callable[[AbstractContextManager[Any]], Any]) -> None:
-        enter(warnings_in_place())
         enter(swaps_allowed(self.tape))
+        enter(watch_backward(self.tape))
+        enter(watch_optimizers(self.tape, self.steps))
+        self.tape.walking = self._operations
+        if not self._operations:
+            return
+        enter(warnings_in_place())
         enter(watch_threads(self.tape))
         enter(watch_modules(self.tape))
         enter(watch_modes(self.tape))
         enter(watch_functions(self.tape))
         enter(watch_custom_backwards(self.tape))
         enter(watch_inference_mode(self.tape))
-        enter(watch_backward(self.tape))
-        enter(watch_optimizers(self.tape, self.steps))
-        _ARMED.add(self.tape)
-        enter(Recorder(self.tape))
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice."""

@@ -62,6 +62,8 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not tape.active or torch.compiler.is_compiling():
             return None
+        if not tape.optimizers:
+            tape.reopen()
         mark = add_optimizer(tape, optimizer, None)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if mark is None:

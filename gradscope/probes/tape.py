@@ -233,6 +233,7 @@ class Tape:
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
         self.active = True
+        self.walking = True
         self.confirmed = False
         self.local = threading.local()
         self.backwards_running: set[int] = set()
@@ -467,6 +468,16 @@ class Tape:
                 course.count()
             measure(courses)
             self.end_step(None)
+
+    def reopen(self) -> None:
+        """The first optimizer shows itself as it steps: the backward before it closed no step after all."""
+        steps = self.latest or self.first
+        if self.backward_count == 0 or not self.step.empty or not steps:
+            return
+        self.step = steps.pop()
+        for subject in list(self.leaves.values()):
+            if subject.course is not None and subject.course.of:
+                subject.course.uncount()
 
     def add(self, operation: OperationRecord) -> None:
         operations = self.step.operations

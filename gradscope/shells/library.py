@@ -1,4 +1,4 @@
-"""The library: `explain`, `check_batch`, `render`, `confirm` and `observe`."""
+"""The library: `explain`, `check_batch`, `render` and `confirm`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from gradscope.probes.observation import Observation
 from gradscope.probes.snapshots import reachable, snapshot
 from gradscope.probes.walker import outputs_in
 from gradscope.reports.report import Report
+from gradscope.shells.observing import check_instances, observe
 
 
 class NothingToExplain(GradscopeError, TypeError):
@@ -53,7 +53,7 @@ def _run_of(
         raise NothingToExplain(
             f"there is no tensor in this {type(output).__name__}: pass what the model returned, or its loss"
         )
-    _check(model, optimizer)
+    check_instances(model, optimizer)
     observation = Observation(namespace)
     if model is not None:
         observation.add_model(model)
@@ -61,13 +61,6 @@ def _run_of(
         observation.add_optimizer(optimizer)
     observation.add_outputs(found)
     return observation.run()
-
-
-def _check(model: object, optimizer: object) -> None:
-    for name, value, kind in (("model", model, torch.nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
-        if value is not None and not isinstance(value, kind):
-            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-            raise TypeError(f"{name} must be an instance of {kind.__name__}, not {given}")
 
 
 def _variables() -> Mapping[str, Any]:
@@ -86,7 +79,7 @@ def check_batch(model: torch.nn.Module, inputs: Any) -> Report:
 
     Raises TypeError if `model` is no module, and NothingToExplain if `inputs` holds no batch.
     """
-    _check(model, None)
+    check_instances(model, None)
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     observation = Observation(_variables())
@@ -122,68 +115,6 @@ def render(
     else:
         report = Report.of(what if isinstance(what, Run) else _run_of(what, _variables(), model))
     report.render(path, style, depth=depth, open=open)
-
-
-class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads as a function
-    """Record what torch does inside a `with` block.
-
-        with gradscope.observe(model=model, optimizer=optimizer) as seen:
-            for batch in loader:
-                training_step(batch)
-        print(seen.report())
-
-    `model` and `optimizer` give names to what existed before the block; `tensors` names plain tensors. What runs
-    inside gives bit-identical results, and all probes are taken out at the end, also after an exception. Blocks do
-    not nest: entering a second one raises RuntimeError.
-    """
-
-    _running = False
-
-    def __init__(
-        self,
-        *,
-        model: torch.nn.Module | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        tensors: Mapping[str, torch.Tensor] | None = None,
-    ) -> None:
-        _check(model, optimizer)
-        self._tensors = dict(tensors or {})
-        self._model, self._optimizer = model, optimizer
-        self._observation: Observation | None = None
-
-    def __enter__(self) -> observe:
-        if observe._running:
-            raise RuntimeError(
-                "gradscope is observing already: leave the first `with gradscope.observe()` before the second"
-            )
-        frame = sys._getframe(1)
-        observation = Observation(ChainMap(self._tensors, frame.f_globals))
-        if self._model is not None:
-            observation.add_model(self._model)
-        if self._optimizer is not None:
-            observation.add_optimizer(self._optimizer)
-        self._observation = observation
-        observation.start()
-        observe._running = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._observation is not None
-        self._observation.stop()
-        observe._running = False
-
-    def report(self) -> Report:
-        """The report on what was seen so far; may be asked for inside the block and after it."""
-        if self._observation is None:
-            raise RuntimeError("nothing was observed yet: enter the `with` block first")
-        return Report.of(self._observation.run())
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        if self._observation is None:
-            return {"text/plain": repr(self)}
-        return self.report()._repr_mimebundle_()
 
 
 def confirm(

@@ -1,0 +1,263 @@
+"""`gradscope.observe`: a `with` block, or a decorator on a training step that stays in the code."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import os
+import sys
+import warnings
+from collections import ChainMap
+from collections.abc import Callable, Generator, Mapping
+from types import TracebackType
+from typing import Any, Literal, TypeVar, overload
+
+import torch
+
+from gradscope.graph.facts import Crash
+from gradscope.probes.observation import Observation
+from gradscope.probes.scripts import crash_of
+from gradscope.reports.report import Report
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+OnFinding = Literal["warn", "raise"] | Callable[[Report], Any]
+_STEPS = 5
+
+
+class GradscopeWarning(UserWarning):
+    """What a decorated training step is told of its findings by `on_finding="warn"`."""
+
+
+class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads as a function
+    """Record what torch does, in a `with` block or in a decorated training step.
+
+        with gradscope.observe(model=model, optimizer=optimizer) as seen:
+            for batch in loader:
+                training_step(batch)
+        print(seen.report())
+
+        @gradscope.observe(steps=3)
+        def training_step(batch): ...
+
+    `model` and `optimizer` give names to what existed before; `tensors` names plain tensors. What runs inside gives
+    bit-identical results, and all probes are taken out at the end, also after an exception.
+
+    As a decorator, bare or with arguments, it takes functions, methods and generators whose every item is a step. It
+    looks at the first `steps` calls (default 5), then takes itself out; `every=1000` looks again from every
+    thousandth call on. When it has looked, findings that are at least warnings are told as `on_finding` says: "warn"
+    (the default) as a GradscopeWarning, "raise" as FindingsRaised, or a function is called with the report. Where
+    backward and step are done by the caller, a call lasts until the next one begins. `step.report()` gives the latest
+    report of a decorated `step`. `GRADSCOPE=0` in the environment leaves the function as it is.
+
+    `operations=False` is the counting form: which tensors get gradients and how far they move, without the operations,
+    so without places and pictures.
+
+    Blocks do not nest: entering a second one raises RuntimeError; a decorated step inside is merely called.
+    """
+
+    _running = False
+
+    @overload
+    def __new__(cls, function: _Function, /) -> _Function: ...  # type: ignore[misc]
+
+    @overload
+    def __new__(cls, function: None = None, /, **options: Any) -> observe: ...
+
+    def __new__(cls, function: Any = None, /, **options: Any) -> Any:
+        """Without parentheses, `observe` decorates what it is given."""
+        return cls(**options)(function) if function is not None else super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        steps: int = _STEPS,
+        every: int | None = None,
+        on_finding: OnFinding | None = None,
+        operations: bool = True,
+    ) -> None:
+        check_instances(model, optimizer)
+        if steps < 1 or (every is not None and every < steps):
+            raise ValueError(f"steps must be at least 1, and every at least steps, not {steps} and {every}")
+        if not (on_finding in (None, "warn", "raise") or callable(on_finding)):
+            raise ValueError(f'on_finding must be "warn", "raise" or a function of a report, not {on_finding!r}')
+        self._tensors = dict(tensors or {})
+        self._model, self._optimizer = model, optimizer
+        self._steps, self._every = steps, every
+        self._on_finding = on_finding
+        self._operations = operations
+        self._observation: Observation | None = None
+        self._crash: Crash | None = None
+        self._calls = self._seen = 0
+        self._open = False
+        self._told: set[object] = set()
+
+    # --- as a `with` block -------------------------------------------------------------------------------
+
+    def __enter__(self) -> observe:
+        if observe._running:
+            raise RuntimeError(
+                "gradscope is observing already: leave the first `with gradscope.observe()` before the second"
+            )
+        frame = sys._getframe(1)
+        self._prepare(dict(frame.f_locals), frame.f_globals).start(self._operations)
+        observe._running = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._observation is not None
+        self._observation.stop()
+        observe._running = False
+        if isinstance(error, Exception):
+            self._crash = crash_of(error, self._observation)
+        elif error is None and self._on_finding is not None:
+            self._tell()
+
+    def _prepare(self, *variables: Mapping[str, Any]) -> Observation:
+        observation = Observation(ChainMap(self._tensors, *map(dict, variables)))
+        if self._model is not None:
+            observation.add_model(self._model)
+        if self._optimizer is not None:
+            observation.add_optimizer(self._optimizer)
+        known = [value for found in variables for value in found.values() if isinstance(value, torch.optim.Optimizer)]
+        for optimizer in known:
+            observation.add_optimizer(optimizer)
+        self._observation, self._crash = observation, None
+        return observation
+
+    # --- as a decorator ----------------------------------------------------------------------------------
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorate a training step."""
+        if os.environ.get("GRADSCOPE") == "0":
+            return function
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+                return self._drive(function, args, function(*args, **kwargs))
+
+            wrapped: Any = steps
+        else:
+
+            @functools.wraps(function)
+            def step(*args: Any, **kwargs: Any) -> Any:
+                if not self._is_due():
+                    return function(*args, **kwargs)
+                return self._watch(function, args, functools.partial(function, *args, **kwargs))
+
+            wrapped = step
+        wrapped.report = self.report
+        return wrapped  # type: ignore[no-any-return]
+
+    def _is_due(self) -> bool:
+        """Whether the call that begins now is one to look at; counts it."""
+        call = self._calls
+        self._calls = call + 1
+        if self._open:
+            if self._seen < self._steps:
+                return True
+            self._close()
+        return call == 0 or (self._every is not None and call % self._every == 0)
+
+    def _watch(self, function: Callable[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if not self._open and not self._begin(function, args):
+            return call()
+        observation = self._observation
+        assert observation is not None
+        try:
+            with observation.recording():
+                result = call()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._crash = crash_of(error, observation)
+            self._close(raising=True)
+            raise
+        self._seen += 1
+        # Who leaves backward and step to the caller is observed until the next call.
+        if self._seen >= self._steps and observation.steps_so_far >= self._seen:
+            self._close()
+        return result
+
+    def _begin(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        """Put the probes in, unless others are at work already."""
+        if Observation.is_running():
+            return False
+        closed_over = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+        observation = self._prepare(closed_over, getattr(function, "__globals__", {}))
+        if self._model is None and args and isinstance(args[0], torch.nn.Module):
+            observation.add_model(args[0], "self")
+        observation.start(self._operations, recording=False)
+        self._open, self._seen = True, 0
+        atexit.register(self._close)
+        return True
+
+    def _close(self, raising: bool = False) -> None:
+        """Take the probes out and tell what was found."""
+        if self._open:
+            self._open = False
+            atexit.unregister(self._close)
+            assert self._observation is not None
+            self._observation.stop()
+            self._tell(raising)
+
+    def _tell(self, raising: bool = False) -> None:
+        """Tell of findings as it was asked for; where the program raises itself, a raise of ours would hide it."""
+        report = self.report()
+        new = {(found.rule, found.span) for found in report.at_least("warning")} - self._told
+        if not new:
+            return
+        self._told |= new
+        if callable(self._on_finding):
+            self._on_finding(report)
+        elif self._on_finding == "raise" and not raising:
+            report.raise_for_findings("warning")
+        else:
+            warnings.warn(f"gradscope found trouble\n{report}", GradscopeWarning, stacklevel=2)
+
+    def _drive(
+        self, function: Callable[..., Any], args: tuple[Any, ...], items: Generator[Any, Any, Any]
+    ) -> Generator[Any, Any, Any]:
+        """The generator itself, each of its steps a call."""
+        resume = functools.partial(next, items)
+        while True:
+            try:
+                item = self._watch(function, args, resume) if self._is_due() else resume()
+            except StopIteration as end:
+                return end.value
+            try:
+                resume = functools.partial(items.send, (yield item))
+            except GeneratorExit:
+                items.close()
+                raise
+            except BaseException as error:
+                resume = functools.partial(items.throw, error)
+
+    # --- the report --------------------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """The report on what was seen so far; may be asked for inside the block and after it."""
+        if self._observation is None:
+            raise RuntimeError("nothing was observed yet: enter the `with` block, or call the decorated step, first")
+        ended: Literal["end", "exception"] = "end" if self._crash is None else "exception"
+        return Report.of(self._observation.run(ended, crash=self._crash))
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        if self._observation is None:
+            return {"text/plain": repr(self)}
+        return self.report()._repr_mimebundle_()
+
+
+def check_instances(model: object, optimizer: object) -> None:
+    """Raise TypeError if a model or an optimizer that was given is none."""
+    for name, value, kind in (("model", model, torch.nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if value is not None and not isinstance(value, kind):
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise TypeError(f"{name} must be an instance of {kind.__name__}, not {given}")

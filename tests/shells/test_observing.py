@@ -1,0 +1,241 @@
+"""`gradscope.observe` as a decorator on training steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+from gradscope.probes.observation import Observation
+from gradscope.reports.report import FindingsRaised, Report
+
+Step = Callable[[], Any]
+
+
+def training(cut: bool = False) -> tuple[nn.Module, Step]:
+    """A model and a whole step of its training, with or without a cut behind its first layer."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> float:
+        h = model[0](torch.rand(8, 3))
+        loss = model[2](torch.tanh(h.detach() if cut else h)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return model, step
+
+
+def repeat(step: Step, times: int) -> None:
+    """Call a step again and again."""
+    for _ in range(times):
+        step()
+
+
+def is_free(function: Any) -> bool:
+    """Whether a call of a decorated function leaves no probe at work."""
+    before = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+    function()
+    return not Observation.is_running() and torch.autograd._engine_run_backward is before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [None, {}, {"steps": 2}], ids=["bare", "brackets", "steps"])
+def test_first_steps_then_out(options: dict[str, Any] | None) -> None:
+    """The first steps are observed (five unless said otherwise), then no probe is left and the report stays."""
+    _, step = training()
+    decorated: Any = gradscope.observe(step) if options is None else gradscope.observe(**options)(step)
+    steps = (options or {}).get("steps", 5)
+    for _ in range(steps):
+        assert isinstance(decorated(), float)
+    assert is_free(decorated)
+    for _ in range(3):
+        decorated()
+    assert decorated.report().run.step_count == steps
+    assert decorated.report().ok
+    assert decorated.__name__ == "step"
+
+
+def test_results_are_those_of_the_bare_step() -> None:
+    """Losses and parameters are bit-identical."""
+    torch.manual_seed(0)
+    model, step = training()
+    bare = [step() for _ in range(4)], [p.tolist() for p in model.parameters()]
+    torch.manual_seed(0)
+    model, step = training()
+    decorated = gradscope.observe(steps=2)(step)
+    assert ([decorated() for _ in range(4)], [p.tolist() for p in model.parameters()]) == bare
+
+
+def test_a_finding_warns_once() -> None:
+    """By default a finding is told as a warning with the whole explanation, once."""
+    _, step = training(cut=True)
+    decorated = gradscope.observe(steps=3, every=4)(step)
+    with pytest.warns(gradscope.GradscopeWarning, match=r"error\[detach\]") as told:
+        repeat(decorated, 8)
+    assert len(told) == 1
+
+
+def test_a_finding_raises() -> None:
+    """`on_finding="raise"` raises after the last observed step, with the explanation."""
+    _, step = training(cut=True)
+    decorated = gradscope.observe(steps=3, on_finding="raise")(step)
+    decorated()
+    decorated()
+    with pytest.raises(FindingsRaised, match="never learns"):
+        decorated()
+    assert is_free(decorated)
+
+
+def test_a_finding_is_handed_over() -> None:
+    """`on_finding` may be a function: it gets the report."""
+    reports: list[Report] = []
+    _, step = training(cut=True)
+    decorated = gradscope.observe(steps=3, on_finding=reports.append)(step)
+    for _ in range(5):
+        decorated()
+    assert [finding.rule for finding in reports[0].findings] == ["detach"]
+    assert len(reports) == 1
+
+
+def test_again_every_so_many_calls() -> None:
+    """`every=4` looks again at calls 4, 8, ... for as many steps."""
+    seen: list[bool] = []
+    _, step = training()
+
+    @gradscope.observe(steps=2, every=4)
+    def decorated() -> None:
+        seen.append(Observation.is_running())
+        step()
+
+    for _ in range(10):
+        decorated()
+    assert seen == [True, True, False, False] * 2 + [True, True]
+
+
+def test_disarmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With GRADSCOPE=0 in the environment the function stays as it is."""
+    _, step = training(cut=True)
+    monkeypatch.setenv("GRADSCOPE", "0")
+    assert gradscope.observe(step) is step
+
+
+def test_a_method_that_leaves_backward_to_its_caller() -> None:
+    """A step that only computes the loss is observed until the next one begins; its module gives the names."""
+
+    class Lit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        @gradscope.observe(steps=2)
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layer(batch).square().mean()
+
+    module = Lit()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        module.training_step(torch.rand(4, 3)).backward()
+        optimizer.step()
+    report = Lit.training_step.report()  # type: ignore[attr-defined]
+    assert report.run.step_count == 2
+    rows = {row.name: row.received.steps for row in report.tensors if row.role == "parameter"}
+    assert rows == {"layer.weight": 2, "layer.bias": 2}
+    assert not Observation.is_running()
+
+
+def test_a_generator_of_steps() -> None:
+    """Each item of a generator is a step; values sent, exceptions thrown in and the return value pass through."""
+    _, step = training()
+
+    @gradscope.observe(steps=2)
+    def loop(times: int) -> Iterator[Any]:
+        got = []
+        for number in range(times):
+            step()
+            try:
+                got.append((yield number))
+            except KeyError:
+                got.append("key")
+        return got
+
+    items: Any = loop(4)
+    assert next(items) == 0
+    assert items.send("a") == 1
+    assert not Observation.is_running()
+    assert items.throw(KeyError()) == 2
+    assert next(items) == 3
+    with pytest.raises(StopIteration) as end:
+        next(items)
+    assert end.value.value == ["a", "key", None, None]
+    assert loop.report().run.step_count == 2  # type: ignore[attr-defined]
+
+
+def test_an_exception_is_explained_and_passes() -> None:
+    """A step that raises is told of its cause; the exception is the program's own, and no probe is left."""
+    w = torch.ones(3, requires_grad=True)
+
+    @gradscope.observe
+    def step() -> None:
+        y = w.exp()
+        y += 1
+        y.sum().backward()
+
+    with (
+        pytest.warns(gradscope.GradscopeWarning, match="inplace-modified"),
+        pytest.raises(RuntimeError),
+    ):
+        step()
+    assert not Observation.is_running()
+
+
+def test_within_another_observation() -> None:
+    """Where somebody observes already, a decorated step is merely called."""
+    _, step = training()
+    decorated: Any = gradscope.observe(step)
+    with gradscope.observe() as seen:
+        decorated()
+    assert seen.report().run.step_count == 1
+    with pytest.raises(RuntimeError, match="nothing was observed"):
+        decorated.report()
+
+
+def test_the_counting_form() -> None:
+    """Without operations there are the counts and the moves, and no finding that needs the data flow."""
+    model, step = training(cut=True)
+    decorated: Any = gradscope.observe(model=model, steps=3, operations=False, on_finding=lambda report: None)(step)
+    for _ in range(3):
+        decorated()
+    report = decorated.report()
+    received = {row.name: (row.received.steps, row.received.of) for row in report.tensors if row.received}
+    assert received == {"0.weight": (0, 3), "0.bias": (0, 3), "2.weight": (3, 3), "2.bias": (3, 3)}
+    assert all(row.moved for row in report.tensors if row.name.startswith("2."))
+    assert report.graph.operations == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"steps": 3, "every": 2}, {"on_finding": "shout"}], ids=["steps", "every", "on_finding"]
+)
+def test_misuse(options: dict[str, Any]) -> None:
+    """Options that make no sense are refused with a line that says what to give."""
+    with pytest.raises(ValueError, match="must be"):
+        gradscope.observe(**options)
+
+
+def test_a_block_that_tells() -> None:
+    """A `with` block tells of findings at its end where it is asked to, and not otherwise."""
+    _, step = training(cut=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with gradscope.observe():
+            step()
+            step()
+    with pytest.raises(FindingsRaised), gradscope.observe(on_finding="raise"):
+        repeat(step, 2)
