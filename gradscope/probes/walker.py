@@ -96,8 +96,7 @@ def walk(
         if sequences:
             result.sequences = [node._sequence_nr() for node in queue]
         if saved:
-            size = _SavedSizes()
-            result.saved = [size(node, kind) for node, kind in zip(queue, kinds, strict=True)]
+            result.saved = [_saved_bytes(node, kind) for node, kind in zip(queue, kinds, strict=True)]
         return result
     finally:
         if collecting:
@@ -152,28 +151,29 @@ def _name(node: Any) -> str:
 _ACCUMULATE = type(torch.autograd.graph.get_gradient_edge(torch.empty(0, requires_grad=True)).node)
 
 
-class _SavedSizes:
-    """Bytes of the tensors that a node saved. Which attributes of a node type hold tensors is learned once.
+def _saved_bytes(node: Any, kind: type) -> int | None:
+    """Bytes of the tensors that a node saved.
 
     Tensors are looked at as they were packed: unpacking would run the saved-tensor hooks of the user's. Under hooks, as
     checkpointing sets them, what is kept is theirs to say, and the size is unknown.
     """
+    names = _SAVED.get(kind)
+    if names is None:
+        if issubclass(kind, torch._C._FunctionBase):
+            names = ("_raw_saved_tensors",)  # not kept: the class of a custom Function may be dropped
+        else:
+            names = _SAVED[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+    try:
+        size = sum([_bytes(getattr(node, name)) for name in names])
+        if names and not size:
+            # Nothing was saved, or it has been freed: then this raises. There is nothing left to unpack.
+            getattr(node, names[0].replace("_raw_saved_tensors", "saved_tensors").removeprefix("_raw"), None)
+        return size
+    except (RuntimeError, AttributeError):
+        return None  # freed by a backward, packed by a hook, or by a torch that does not tell
 
-    def __init__(self) -> None:
-        self.attributes: dict[type, list[str]] = {}
 
-    def __call__(self, node: Any, kind: type) -> int | None:
-        names = self.attributes.get(kind)
-        if names is None:
-            names = self.attributes[kind] = [name for name in dir(kind) if name.startswith("_raw_saved_")]
-        try:
-            size = sum(_bytes(getattr(node, name)) for name in names)
-            if names and not size:
-                # Nothing was saved, or it has been freed: then this raises. There is nothing left to unpack.
-                getattr(node, names[0].replace("_raw_saved_tensors", "saved_tensors").removeprefix("_raw"), None)
-            return size
-        except (RuntimeError, AttributeError):
-            return None  # freed by a backward, packed by a hook, or by a torch that does not tell
+_SAVED: dict[type, tuple[str, ...]] = {}  # the attributes of torch's own nodes that hold saved tensors
 
 
 def _bytes(value: Any) -> int:
