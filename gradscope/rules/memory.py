@@ -77,6 +77,8 @@ def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
 def _growing(run: Run, growth: Growth) -> Finding:
     tensor = next(tensor for tensor in run.tensors if tensor.id == growth.tensor)
     same = [other.name for other in run.tensors if other.made == tensor.made and other.name is not None]
+    # `average = 0.9 * average + 0.1 * h`: the product has no name, the sum on its line has.
+    same += [other.name for other in run.tensors if _line(other.made) == _line(growth.span) and other.name is not None]
     name = tensor.name or next(iter(same), None)
     quoted = f"`{name}`" if name is not None else "a tensor"
     span: Span = growth.span
@@ -115,3 +117,7 @@ def _maker(run: Run, growth: Growth) -> Operation | None:
     values = {value.id for value in run.values if value.tensor == growth.tensor}
     operations = [operation for step in run.steps for operation in step.operations]
     return next((found for found in reversed(operations) if values.intersection(found.inputs)), None)
+
+
+def _line(span: Span | None) -> tuple[str, int] | None:
+    return (span.file, span.line) if span is not None else None
