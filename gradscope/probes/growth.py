@@ -92,7 +92,7 @@ class Growth:
             return
         self._census += self._census // 2
         alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
-        for subject in subjects:
+        for subject in sorted(subjects, key=lambda subject: subject.serial):  # of one line and step the last counts
             if subject.site is None or not subject.requires_grad or subject.registered is not None:
                 continue
             tensor = subject.ref()
