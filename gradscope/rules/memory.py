@@ -52,12 +52,19 @@ def graph_growth(run: Run) -> Iterator[Finding]:
         for tensor in run.tensors
         if tensor.differentiated and tensor.made is not None
     }
-    for growth in sorted(run.growths, key=lambda growth: _ORDER.index(growth.kind)):
+    names = {tensor.id: tensor.name for tensor in run.tensors}
+    carried: set[str | None] = set()
+    # Whoever merely reads a state that is carried on has one link more than the call that carries it.
+    for growth in sorted(run.growths, key=_precedence):
         place = growth.span.file, growth.span.line
         if place in told or not _is_telling(growth, place in differentiated, bool(run.optimizers)):
             continue
         if growth.kind == "kept" and told:
             continue  # what a growing graph was computed from is kept by it
+        name = names.get(growth.tensor)
+        if growth.kind == "calls" and name is not None and name in carried:
+            continue
+        carried.add(name)
         told.add(place)
         yield _growing(run, growth)
 
@@ -121,3 +128,7 @@ def _maker(run: Run, growth: Growth) -> Operation | None:
 
 def _line(span: Span | None) -> tuple[str, int] | None:
     return (span.file, span.line) if span is not None else None
+
+
+def _precedence(growth: Growth) -> tuple[int, int]:
+    return _ORDER.index(growth.kind), growth.count if growth.kind == "calls" else 0
