@@ -85,7 +85,7 @@ GROWING = {
         """,
     ),
     "list_of_outputs": (
-        ("kept[0]",),
+        ("kept[16]",),
         """
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
         optimizer = Adam(net.parameters(), lr=0.01)
@@ -96,7 +96,7 @@ GROWING = {
         """,
     ),
     "dict_of_outputs": (
-        ("kept[0]",),
+        ("kept[16]",),
         """
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
         optimizer = SGD(net.parameters(), lr=0.01)
@@ -135,7 +135,7 @@ def test_growth_is_counted(workshop: Workshop) -> None:
     total = judge(workshop, GROWING["running_sum"][1]).findings[0]
     kept = judge(workshop, GROWING["dict_of_outputs"][1]).findings[0]
     assert total.message.startswith("the graph behind `total` grows: it leads through ")
-    assert kept.message == "`kept[0]` is kept with its graph: those of 17 steps are alive at once"
+    assert kept.message == "`kept[16]` is kept with its graph: those of 17 steps are alive at once"
 
 
 def test_state_carried_through_calls_without_training(workshop: Workshop) -> None:
@@ -145,8 +145,11 @@ def test_state_carried_through_calls_without_training(workshop: Workshop) -> Non
         """
         cell = nn.GRUCell(4, 6)
         h = torch.zeros(1, 6)
+        head = nn.Linear(6, 1)
         for _ in range(40):
             h = cell(torch.randn(1, 4), h)  # here
+            y = head(h)
+        print(h.sum().item())
         """,
     )
     found.must_be("graph-growth", "warning", ("h",))
