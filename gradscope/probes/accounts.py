@@ -22,14 +22,18 @@ def stamp_of(gradient: torch.Tensor | None) -> Stamp:
 
 
 class Pass:
-    """One backward: how many held tensors still wait for their gradient of it to be used, and whether one was."""
+    """One backward: how many held tensors still wait for their gradient of it to be used, and whether one was.
 
-    __slots__ = ("served", "site", "waiting")
+    A gradient that was only `looked` at (its norm was read, it was checked for NaN) is thrown away on purpose where
+    the step is left out; where a step follows all the same, it was meant to be used.
+    """
+
+    __slots__ = ("looked", "served", "site", "waiting")
 
     def __init__(self, site: Site | None) -> None:
         self.site = site
         self.waiting = 0
-        self.served = False
+        self.looked = self.served = False
 
 
 class Discards:
@@ -114,16 +118,17 @@ class Account:
     def use_by_hand(self) -> None:
         """The program computed with the gradient itself."""
         self.by_hand += 1
-        self.look()
+        for source in self.pending:
+            source.served = True
 
     def look(self) -> None:
         """The program looked at the gradient."""
         for source in self.pending:
-            source.served = True
+            source.looked = True
 
     def moved_by_hand(self, gradient: torch.Tensor | None) -> None:
         """The program changed the leaf's value itself, after it had computed with the gradient."""
-        if self.pending and all(source.served for source in self.pending):
+        if self.pending and all(source.looked or source.served for source in self.pending):
             self.applied += 1
             self.piled += self.mixed
             self._served()
@@ -144,7 +149,7 @@ class Account:
         if self.pending:
             for source in self.pending:
                 source.waiting -= held
-                if held and source.waiting <= 0 and not source.served:
+                if held and source.waiting <= 0 and not (source.looked or source.served):
                     vain.append(source)
             if not all(source.served for source in self.pending):
                 self.discarded, self.swept = True, swept

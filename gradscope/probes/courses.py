@@ -45,8 +45,8 @@ class Course:
 
     __slots__ = (
         "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
-        "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still", "stirred",
-        "supplied", "updates", "zero",
+        "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still",
+        "stirred", "supplied", "updates", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -15,8 +15,12 @@ from gradscope.probes.tape import Subject, Tape, ValueRecord
 
 READ = vars(torch._C.TensorBase)["grad"].__get__
 SET = vars(torch._C.TensorBase)["grad"].__set__
+SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 _ALIASES = frozenset({vars(torch._C.TensorBase)["data"].__get__, Tensor.detach, torch.detach})
-_REDUCTIONS = frozenset({"norm", "sum", "mean", "max", "min", "std", "item", "tolist", "numpy"})
+_LOOKS = frozenset(
+    {"norm", "linalg_vector_norm", "_foreach_norm", "sum", "mean", "max", "min", "std", "item", "tolist", "numpy"}
+)
+_UNSCALE = torch._amp_foreach_non_finite_check_and_unscale_  # by what it finds, a GradScaler steps or skips
 _HELD_BY_US = 3  # references to a gradient while `_kept` looks at it, if nobody else has one
 _MASKS = 4  # edits of one gradient that are compared with what was there before
 
@@ -36,6 +40,18 @@ def cleared(tape: Tape, leaf: Any, value: Any, site: Site | None) -> None:
     else:
         account.clear(site, subject.course.optimizer is not None)
         account.stamp = NO_GRADIENT
+
+
+def uncounted(tape: Tape, func: Any, tensors: Sequence[Tensor], inputs: Sequence[ValueRecord]) -> None:
+    """A call gave nothing and changed nothing by torch's count: `leaf.data = value`, or a GradScaler's check."""
+    if type(func) is type(SET_DATA) and func == SET_DATA and tensors:
+        leaf = tape.seen(tensors[0])
+        if leaf is not None:
+            tape.moved_by_hand(leaf, tensors[0])
+    elif func is _UNSCALE:
+        for _, subject, _ in inputs:
+            if subject.gradient_of:
+                tape.looked_at_by_hand(subject.gradient_of)
 
 
 def _kept(leaf: Tensor) -> bool:
@@ -78,7 +94,7 @@ def followed(
                 made.gradient_of = subject.gradient_of
         elif subject.serial in changed_subjects:
             _changed(tape, name, subject, tensors[place], before if place == 0 else None, site)
-        elif name in _REDUCTIONS:
+        elif name in _LOOKS:
             tape.looked_at_by_hand(subject.gradient_of)
         elif _computed(subject, outputs):
             tape.used_by_hand(subject.gradient_of)

@@ -92,7 +92,8 @@ class Growth:
             return
         self._census += self._census // 2
         alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
-        for subject in list(subjects.values()):
+        # In the order in which they were met: of one line and step the last counts.
+        for subject in sorted(subjects.values(), key=lambda subject: subject.serial):
             if subject.site is None or not subject.requires_grad or subject.registered is not None:
                 continue
             tensor = subject.ref()

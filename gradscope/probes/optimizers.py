@@ -171,7 +171,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     account, gradient = course.account, tensor.grad
                     stamp = stamp_of(gradient)
                     supplied = not account.pending and gradient is not None and stamp != account.stamp
-                    if supplied and not course.arrived:
+                    if supplied:
                         supplied = _supplied(course, gradient)
                     used.update(account.pending)
                     if account.thrown:

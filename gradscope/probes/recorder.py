@@ -178,8 +178,10 @@ class Recorder(TorchFunctionMode):
                         subject.course.frozen_at = site
                     changed.append(tensor)
                     outputs.append(subject.held())
-            if not made and not changed and func not in _SPEAKING and not isinstance(func, str):
-                return
+            if not made and not changed:
+                gradients.uncounted(tape, func, taken, inputs)
+                if func not in _SPEAKING and not isinstance(func, str):
+                    return
             if func in _DIFFERENTIATIONS and not made:
                 return  # `.grad` was filled: the engine's probe writes that
             known = tape.known

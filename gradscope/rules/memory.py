@@ -52,12 +52,19 @@ def graph_growth(run: Run) -> Iterator[Finding]:
         for tensor in run.tensors
         if tensor.differentiated and tensor.made is not None
     }
-    for growth in sorted(run.growths, key=lambda growth: _ORDER.index(growth.kind)):
+    names = {tensor.id: tensor.name for tensor in run.tensors}
+    carried: set[str | None] = set()
+    # Whoever merely reads a state that is carried on has one link more than the call that carries it.
+    for growth in sorted(run.growths, key=_precedence):
         place = growth.span.file, growth.span.line
         if place in told or not _is_telling(growth, place in differentiated, bool(run.optimizers)):
             continue
         if growth.kind == "kept" and told:
             continue  # what a growing graph was computed from is kept by it
+        name = names.get(growth.tensor)
+        if growth.kind == "calls" and name is not None and name in carried:
+            continue
+        carried.add(name)
         told.add(place)
         yield _growing(run, growth)
 
@@ -77,6 +84,8 @@ def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
 def _growing(run: Run, growth: Growth) -> Finding:
     tensor = next(tensor for tensor in run.tensors if tensor.id == growth.tensor)
     same = [other.name for other in run.tensors if other.made == tensor.made and other.name is not None]
+    # `average = 0.9 * average + 0.1 * h`: the product has no name, the sum on its line has.
+    same += [other.name for other in run.tensors if _line(other.made) == _line(growth.span) and other.name is not None]
     name = tensor.name or next(iter(same), None)
     quoted = f"`{name}`" if name is not None else "a tensor"
     span: Span = growth.span
@@ -115,3 +124,11 @@ def _maker(run: Run, growth: Growth) -> Operation | None:
     values = {value.id for value in run.values if value.tensor == growth.tensor}
     operations = [operation for step in run.steps for operation in step.operations]
     return next((found for found in reversed(operations) if values.intersection(found.inputs)), None)
+
+
+def _line(span: Span | None) -> tuple[str, int] | None:
+    return (span.file, span.line) if span is not None else None
+
+
+def _precedence(growth: Growth) -> tuple[int, int]:
+    return _ORDER.index(growth.kind), growth.count if growth.kind == "calls" else 0

@@ -1,0 +1,306 @@
+"""Programs whose values stand still, or move though they are frozen, and programs that only look so."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rules.training import BODY, NET, judge
+from tests.workshop import Workshop
+
+FROZEN = {
+    "last_gradient_stays": (
+        BODY,
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9)
+        fit(net, optimizer, 4)
+        net.body.requires_grad_(False)  # here
+        for _ in range(8):
+            optimizer.zero_grad(set_to_none=False)
+            loss_of(net).backward()
+            optimizer.step()
+        """,
+    ),
+    "only_the_head_is_cleared": (
+        BODY,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        fit(net, optimizer, 4)
+        for p in net.body.parameters():
+            p.requires_grad = False  # here
+        for _ in range(8):
+            net.head.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()
+        """,
+    ),
+    "rows_masked_under_weight_decay": (
+        ("table.weight",),
+        """
+        table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
+        optimizer = AdamW([*table.parameters(), *head.parameters()], lr=0.01, weight_decay=0.1)
+        for _ in range(8):
+            words = torch.randint(0, 10, (32,))
+            optimizer.zero_grad()
+            F.mse_loss(head(table(words)), words.float().unsqueeze(1)).backward()
+            table.weight.grad[:5] = 0  # here
+            optimizer.step()
+        """,
+    ),
+    "masked_by_multiplication": (
+        ("head.weight",),
+        """
+        net = Net()
+        mask = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 1.0])
+        optimizer = SGD(net.parameters(), lr=0.01, weight_decay=0.1)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            net.head.weight.grad.mul_(mask)  # here
+            optimizer.step()
+        """,
+    ),
+    "zeroed_after_momentum_has_built_up": (
+        BODY,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        fit(net, optimizer, 2)
+        for _ in range(12):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            for p in net.body.parameters():
+                p.grad.zero_()  # here
+            optimizer.step()
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_frozen_tensors_that_move(case: str, workshop: Workshop) -> None:
+    """What is frozen by `requires_grad` or a zeroed gradient, and moves, is shown where it was frozen."""
+    tensors, program = FROZEN[case]
+    found = judge(workshop, program)
+    finding = found.must_be("frozen-but-updated", "warning", tensors)
+    assert [found.line(label.span).strip() for label in finding.labels] == ["optimizer.step()"]
+
+
+def test_frozen_is_told_by_its_kind(workshop: Workshop) -> None:
+    """The reason is the gradient left in `.grad`, or what moves elements without a gradient."""
+    left = judge(workshop, FROZEN["last_gradient_stays"][1]).findings[0]
+    masked = judge(workshop, FROZEN["masked_by_multiplication"][1]).findings[0]
+    assert "why: `requires_grad` is off, and `.grad` still holds a gradient" in left.facts
+    assert "why: weight decay, momentum or averages move elements whose gradient is zero" in masked.facts
+    assert masked.message == "`head.weight` is frozen, yet SGD goes on moving it"
+
+
+STILL = {
+    "rate_of_zero": (
+        NET,
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.0)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()  # here
+        """,
+    ),
+    "schedule_of_integers": (
+        NET,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: epoch // 100)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()  # here
+            scheduler.step()
+        """,
+    ),
+    "rate_that_shrinks_in_every_step": (
+        NET,
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(24):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()  # here
+            for group in optimizer.param_groups:
+                group["lr"] *= 1e-9
+        """,
+    ),
+    "below_half_precision": (
+        NET,
+        """
+        net = Net().to(torch.bfloat16)
+        for p in net.parameters():
+            nn.init.ones_(p)
+        optimizer = SGD(net.parameters(), lr=1e-6)
+        for _ in range(8):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(net(x.bfloat16()), y.bfloat16()).backward()
+            optimizer.step()  # here
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STILL)
+def test_steps_that_move_nothing(case: str, workshop: Workshop) -> None:
+    """Steps with a gradient that leave values as they are, to the last bit, are shown at the step."""
+    tensors, program = STILL[case]
+    judge(workshop, program).must_be("no-update", "warning", tensors)
+
+
+def test_cause_is_the_rate_or_the_precision(workshop: Workshop) -> None:
+    """The headline says whether the learning rate is 0 or the update too small for the type."""
+    rate = judge(workshop, STILL["rate_of_zero"][1]).findings[0]
+    precision = judge(workshop, STILL["below_half_precision"][1]).findings[0]
+    assert rate.message.endswith("do not move: the learning rate is 0")
+    assert precision.message.endswith("do not move: the updates are below the precision of bfloat16")
+    assert any("unmoved in 8 of 8 steps" in fact for fact in precision.facts)
+
+
+AS_MEANT = {
+    "warm_up_from_zero": """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+        for _ in range(10):
+            fit(net, optimizer, 1)
+            scheduler.step()
+    """,
+    "warm_up_and_cosine_to_zero": """
+        net = Net()
+        optimizer = AdamW(net.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.SequentialLR(
+            optimizer,
+            [
+                torch.optim.lr_scheduler.LinearLR(optimizer, 1e-8, 1.0, 3),
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7),
+            ],
+            [3],
+        )
+        for _ in range(12):
+            fit(net, optimizer, 1)
+            scheduler.step()
+    """,
+    "group_at_rate_zero": """
+        net = Net()
+        groups = [{"params": net.body.parameters(), "lr": 0.0}, {"params": net.head.parameters()}]
+        fit(net, Adam(groups, lr=0.01), 8)
+    """,
+    "frozen_and_cleared": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+        fit(net, optimizer, 4)
+        net.body.requires_grad_(False)
+        fit(net, optimizer, 8)
+    """,
+    "frozen_before_training": """
+        net = Net()
+        net.body.requires_grad_(False)
+        fit(net, AdamW(net.head.parameters(), lr=0.01), 8)
+    """,
+    "frozen_by_none": """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for i in range(12):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            if i < 8:
+                for p in net.body.parameters():
+                    p.grad = None
+            optimizer.step()
+    """,
+    "masked_without_momentum": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            net.head.weight.grad[:, :3] = 0
+            optimizer.step()
+    """,
+    "masked_and_put_back": """
+        net = Net()
+        mask = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]])
+        net.head.weight.data.mul_(mask)
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            net.head.weight.grad.mul_(mask)
+            optimizer.step()
+            net.head.weight.data.mul_(mask)
+    """,
+    "clipped": """
+        net = Net()
+        optimizer = AdamW(net.parameters(), lr=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            torch.nn.utils.clip_grad_value_(net.parameters(), 0.01)
+            optimizer.step()
+    """,
+    "values_clamped_after_the_step": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(8):
+            fit(net, optimizer, 1)
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.clamp_(-0.5, 0.5)
+    """,
+    "bias_before_batch_norm": """
+        class Normed(Net):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh())
+
+        net = Normed()
+        fit(net, SGD(net.parameters(), lr=0.01), 8)
+    """,
+    "rows_that_no_word_uses": """
+        table, head = nn.Embedding(50, 4), nn.Linear(4, 1)
+        optimizer = AdamW([*table.parameters(), *head.parameters()], lr=0.01)
+        for _ in range(8):
+            words = torch.randint(0, 10, (16,))
+            optimizer.zero_grad()
+            F.mse_loss(head(table(words)), words.float().unsqueeze(1)).backward()
+            optimizer.step()
+    """,
+    "autocast": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(8):
+            x, y = data()
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = net(x)
+            F.mse_loss(out.float(), y).backward()
+            optimizer.step()
+    """,
+    "half_precision_that_moves": """
+        net = Net().to(torch.bfloat16)
+        optimizer = SGD(net.parameters(), lr=0.1)
+        for _ in range(8):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(net(x.bfloat16()), y.bfloat16()).backward()
+            optimizer.step()
+    """,
+}
+
+
+@pytest.mark.parametrize("case", AS_MEANT)
+def test_movement_as_meant_is_silent(case: str, workshop: Workshop) -> None:
+    """Schedules that pass 0, groups kept at 0, parts frozen properly and masks that hold draw nothing."""
+    judge(workshop, AS_MEANT[case]).must_be_silent()

@@ -1,0 +1,407 @@
+"""Programs whose optimizer lacks tensors or holds old ones, and programs that only look so."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rules.training import BODY, NET, OUT, judge
+from tests.workshop import Workshop
+
+REPLACED = {
+    "model_made_again": (
+        tuple(f"net#2.{name}" for name in NET),
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        net = Net()  # here
+        fit(net, optimizer)
+        """,
+    ),
+    "new_head": (
+        OUT,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        net.head = nn.Linear(6, 1)  # here
+        fit(net, optimizer)
+        """,
+    ),
+    "new_head_of_another_shape": (
+        OUT,
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        fit(net, optimizer, 3)
+        net.head = nn.Linear(6, 2)  # here
+        for _ in range(4):
+            optimizer.zero_grad()
+            net(data()[0]).square().mean().backward()
+            optimizer.step()
+        """,
+    ),
+    "new_head_in_the_middle": (
+        OUT,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        fit(net, optimizer)
+        net.head = nn.Linear(6, 1)  # here
+        fit(net, optimizer)
+        """,
+    ),
+    "new_parameter": (
+        ("head.weight",),
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        net.head.weight = nn.Parameter(net.head.weight.detach().clone() * 2)  # here
+        fit(net, optimizer)
+        """,
+    ),
+    "layer_in_a_sequence": (
+        BODY,
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        net.body[0] = nn.Linear(4, 6)  # here
+        fit(net, optimizer)
+        """,
+    ),
+    "method_that_resets": (
+        OUT,
+        """
+        class Resettable(Net):
+            def reset(self):
+                self.head = nn.Linear(6, 1)  # here
+
+        net = Resettable()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        fit(net, optimizer, 3)
+        net.reset()
+        fit(net, optimizer, 4)
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_tensors_replaced_after_the_optimizer(case: str, workshop: Workshop) -> None:
+    """Tensors that took the place of those which the optimizer holds are shown where they were made."""
+    tensors, program = REPLACED[case]
+    found = judge(workshop, program)
+    finding = found.must_be("stale-optimizer", "error", tensors)
+    assert [label.message for label in finding.labels] == ["made before, it holds the old ones"]
+    assert found.line(finding.labels[0].span).startswith("optimizer = ")
+
+
+def test_values_loaded_by_assignment(workshop: Workshop) -> None:
+    """`load_state_dict(assign=True)` replaces the tensors as well."""
+    found = judge(
+        workshop,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        net.load_state_dict({key: value.clone() for key, value in Net().state_dict().items()}, assign=True)
+        fit(net, optimizer)
+        """,
+    )
+    assert [(finding.rule, finding.tensors) for finding in found.findings] == [("stale-optimizer", NET)]
+
+
+def test_replacement_in_the_middle_tells_the_last_gradient(workshop: Workshop) -> None:
+    """A note says in which step what the optimizer holds got its last gradient."""
+    finding = judge(workshop, REPLACED["new_head_in_the_middle"][1]).findings[0]
+    assert any("got its last gradient in step 8" in fact for fact in finding.facts)
+    finding = judge(workshop, REPLACED["model_made_again"][1]).findings[0]
+    assert any("got its last gradient never" in fact for fact in finding.facts)
+
+
+NOT_HELD = {
+    "weights_of_the_loss": (
+        ("criterion.s",),
+        """
+        class Criterion(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.s = nn.Parameter(torch.zeros(1))
+
+            def forward(self, p, y):
+                return (F.mse_loss(p, y) * torch.exp(-self.s) + self.s).sum()
+
+        net, criterion = Net(), Criterion()
+        optimizer = SGD(net.parameters(), lr=0.01)  # here
+        for _ in range(4):
+            x, y = data()
+            optimizer.zero_grad()
+            criterion(net(x), y).backward()
+            optimizer.step()
+        """,
+    ),
+    "second_module": (
+        ("aux.weight", "aux.bias"),
+        """
+        net, aux = Net(), nn.Linear(4, 1)
+        optimizer = SGD(net.parameters(), lr=0.01)  # here
+        for _ in range(4):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(net(x) + aux(x), y).backward()
+            optimizer.step()
+        """,
+    ),
+    "weights_only": (
+        ("body.0.bias", "head.bias"),
+        """
+        net = Net()
+        weights = [p for name, p in net.named_parameters() if name.endswith("weight")]
+        optimizer = SGD([{"params": weights}], lr=0.01)  # here
+        fit(net, optimizer, 4)
+        """,
+    ),
+    "number_to_identify": (
+        ("rate",),
+        """
+        net = Net()
+        rate = torch.tensor(1.0, requires_grad=True)
+        optimizer = SGD(net.parameters(), lr=0.01)  # here
+        for _ in range(4):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(rate * net(x), y).backward()
+            optimizer.step()
+        """,
+    ),
+    "layer_added_later": (
+        ("extra.weight", "extra.bias"),
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)  # here
+        fit(net, optimizer, 3)
+        net.extra = nn.Linear(1, 1)
+        net.forward = lambda x: net.extra(net.head(net.body(x)))
+        fit(net, optimizer, 4)
+        """,
+    ),
+    "two_optimizers_and_a_gap": (
+        ("mid.weight", "mid.bias"),
+        """
+        class Longer(Net):
+            def __init__(self):
+                super().__init__()
+                self.mid = nn.Linear(6, 6)
+
+            def forward(self, x):
+                return self.head(torch.tanh(self.mid(self.body(x))))
+
+        net = Longer()
+        first = SGD(net.body.parameters(), lr=0.01)  # here
+        second = SGD(net.head.parameters(), lr=0.01)
+        for _ in range(4):
+            net.zero_grad()
+            loss_of(net).backward()
+            first.step()
+            second.step()
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_HELD)
+def test_tensors_that_no_optimizer_holds(case: str, workshop: Workshop) -> None:
+    """Parameters that get gradients beside those that learn are shown where the optimizer was made."""
+    tensors, program = NOT_HELD[case]
+    judge(workshop, program).must_be("not-in-optimizer", "warning", tensors)
+
+
+def test_missing_parameters_are_labelled_where_they_were_made(workshop: Workshop) -> None:
+    """The headline counts the backwards, and a label shows where the module was made."""
+    found = judge(workshop, NOT_HELD["second_module"][1])
+    finding = found.must_be("not-in-optimizer", "warning", ("aux.weight", "aux.bias"))
+    assert finding.message == "`aux` never learns: gradients arrived in 4 backwards, and no optimizer holds it"
+    assert [(label.message, "nn.Linear(4, 1)" in found.line(label.span)) for label in finding.labels] == [
+        ("made here", True)
+    ]
+
+
+def test_optimizer_of_a_copy(workshop: Workshop) -> None:
+    """An optimizer that was given the parameters of a copy trains nothing of the model."""
+    found = judge(
+        workshop,
+        """
+        net = Net()
+        optimizer = SGD(copy.deepcopy(net).parameters(), lr=0.01)  # here
+        fit(net, optimizer)
+        """,
+    )
+    found.must_be("not-in-optimizer", "warning", NET)
+
+
+HELD_AS_MEANT = {
+    "group_added_later": """
+        net, aux = Net(), nn.Linear(4, 1)
+        optimizer = SGD(net.parameters(), lr=0.01)
+        optimizer.add_param_group({"params": aux.parameters(), "lr": 0.001})
+        for _ in range(5):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(net(x) + aux(x), y).backward()
+            optimizer.step()
+    """,
+    "group_added_while_training": """
+        net = Net()
+        optimizer = Adam(net.head.parameters(), lr=0.01)
+        net.body.requires_grad_(False)
+        fit(net, optimizer, 4)
+        net.body.requires_grad_(True)
+        optimizer.add_param_group({"params": net.body.parameters(), "lr": 0.001})
+        fit(net, optimizer, 4)
+    """,
+    "new_head_and_new_group": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        fit(net, optimizer, 4)
+        net.head = nn.Linear(6, 1)
+        optimizer.add_param_group({"params": net.head.parameters()})
+        fit(net, optimizer, 4)
+    """,
+    "new_head_and_new_optimizer": """
+        net = Net()
+        fit(net, SGD(net.parameters(), lr=0.01), 4)
+        net.head = nn.Linear(6, 1)
+        fit(net, SGD(net.parameters(), lr=0.01), 4)
+    """,
+    "values_loaded": """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        net.load_state_dict(Net().state_dict())
+        fit(net, optimizer)
+    """,
+    "moved_in_place": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        net.to(torch.float64).to(torch.float32)
+        fit(net, optimizer)
+    """,
+    "head_frozen_out": """
+        net, spare = Net(), nn.Linear(4, 1)
+        spare.requires_grad_(False)
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(5):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(net(x) + spare(x), y).backward()
+            optimizer.step()
+    """,
+    "network_that_measures": """
+        measure, net = Net().eval(), nn.Sequential(nn.Linear(4, 4))
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for _ in range(5):
+            x, y = data()
+            optimizer.zero_grad()
+            F.mse_loss(measure(net(x)), measure(x).detach()).backward()
+            optimizer.step()
+    """,
+    "latent_code": """
+        net = Net()
+        z = torch.randn(1, 4, requires_grad=True)
+        optimizer = Adam([z], lr=0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (net(z) - 3).square().mean().backward()
+            optimizer.step()
+    """,
+    "average_of_weights": """
+        net = Net()
+        average = copy.deepcopy(net)
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(6):
+            fit(net, optimizer, 1)
+            with torch.no_grad():
+                for a, p in zip(average.parameters(), net.parameters()):
+                    a.lerp_(p, 0.1)
+        score = loss_of(average).item()
+    """,
+    "average_swapped_in": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        shadow = {name: p.detach().clone() for name, p in net.named_parameters()}
+        for _ in range(6):
+            fit(net, optimizer, 1)
+            for name, p in net.named_parameters():
+                shadow[name] = 0.9 * shadow[name] + 0.1 * p.data
+            kept = {name: p.data for name, p in net.named_parameters()}
+            for name, p in net.named_parameters():
+                p.data = shadow[name]
+            with torch.no_grad():
+                score = loss_of(net)
+            for name, p in net.named_parameters():
+                p.data = kept[name]
+    """,
+    "averaged_model": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        average = torch.optim.swa_utils.AveragedModel(net)
+        for _ in range(6):
+            fit(net, optimizer, 1)
+            average.update_parameters(net)
+        score = loss_of(average).item()
+    """,
+    "target_network": """
+        net = Net()
+        target = copy.deepcopy(net)
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for i in range(8):
+            x, y = data()
+            with torch.no_grad():
+                goal = y + 0.9 * target(x)
+            optimizer.zero_grad()
+            F.smooth_l1_loss(net(x), goal).backward()
+            optimizer.step()
+            if i % 4 == 0:
+                target.load_state_dict(net.state_dict())
+    """,
+    "fast_weights": """
+        net = Net()
+        for _ in range(3):
+            fast = copy.deepcopy(net)
+            fit(fast, SGD(fast.parameters(), lr=0.01), 3)
+            with torch.no_grad():
+                for p, q in zip(net.parameters(), fast.parameters()):
+                    p.add_(0.5 * (q - p))
+    """,
+    "part_updated_by_hand": """
+        net = Net()
+        optimizer = SGD(net.body.parameters(), lr=0.01)
+        for _ in range(5):
+            net.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for p in net.head.parameters():
+                    p -= 0.01 * p.grad
+    """,
+    "folds": """
+        for fold in range(3):
+            net = Net()
+            optimizer = Adam(net.parameters(), lr=0.01)
+            fit(net, optimizer, 3)
+    """,
+    "shared_modules": """
+        shared, a, b = nn.Linear(4, 6), nn.Linear(6, 1), nn.Linear(6, 1)
+        first, second = SGD([*shared.parameters(), *a.parameters()], lr=0.01), SGD(b.parameters(), lr=0.01)
+        for _ in range(5):
+            x, y = data()
+            hidden = torch.tanh(shared(x))
+            first.zero_grad()
+            second.zero_grad()
+            (F.mse_loss(a(hidden), y) + F.mse_loss(b(hidden), -y)).backward()
+            first.step()
+            second.step()
+    """,
+}
+
+
+@pytest.mark.parametrize("case", HELD_AS_MEANT)
+def test_tensors_held_as_meant_are_silent(case: str, workshop: Workshop) -> None:
+    """Groups added later, averages, targets, frozen parts and networks that only measure draw nothing."""
+    judge(workshop, HELD_AS_MEANT[case]).must_be_silent()
