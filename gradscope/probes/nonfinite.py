@@ -324,16 +324,19 @@ def _last_user(tape: Tape, leaves: Sequence[Subject]) -> OperationRecord | None:
 
 
 def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
-    """Decide whether what was not finite did any harm: a tensor is not finite for it, or was trained on such a loss.
+    """Decide whether what was not finite did any harm: a tensor, or the gradient that it was trained on, is not finite.
 
-    `stepped` are the tensors of the optimizer that has just stepped.
+    `stepped` are the tensors of the optimizer that has just stepped. A loss that is infinite for its scale alone, with
+    gradients that are finite, does none.
     """
     event = tape.pending
     if event is None:
         return
     arrivals = event.backward.arrivals if event.backward is not None else ()
-    if event.kind == "forward" and stepped and any(subject.serial in stepped for subject in arrivals):
-        tape.harmed, tape.pending = event, None
+    trained = [subject.ref() for subject in arrivals if stepped is not None and subject.serial in stepped]
+    if event.kind == "forward" and trained:
+        spoilt = [tensor for tensor in trained if tensor is not None and not _is_sound(tensor)]
+        tape.harmed, tape.pending = (event if spoilt else None), None
         return
     live = [tensor for subject in event.leaves if (tensor := subject.ref()) is not None]
     if not all(map(_is_all_finite, live)):
@@ -343,6 +346,10 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     )
     if not waiting:
         tape.pending = None
+
+
+def _is_sound(tensor: torch.Tensor) -> bool:
+    return _is_all_finite(tensor) and (tensor.grad is None or _is_all_finite(tensor.grad))
 
 
 def _is_all_finite(tensor: torch.Tensor) -> bool:
