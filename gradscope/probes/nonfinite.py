@@ -327,7 +327,7 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     """Decide whether what was not finite did any harm: a tensor, or the gradient that it was trained on, is not finite.
 
     `stepped` are the tensors of the optimizer that has just stepped. A loss that is infinite for its scale alone, with
-    gradients that are finite, does none.
+    gradients that are finite, does none; a step on one that is NaN does.
     """
     event = tape.pending
     if event is None:
@@ -335,8 +335,8 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     arrivals = event.backward.arrivals if event.backward is not None else ()
     trained = [subject.ref() for subject in arrivals if stepped is not None and subject.serial in stepped]
     if event.kind == "forward" and trained:
-        spoilt = [tensor for tensor in trained if tensor is not None and not _is_sound(tensor)]
-        tape.harmed, tape.pending = (event if spoilt else None), None
+        spoilt = any(tensor is not None and not _is_sound(tensor) for tensor in trained)
+        tape.harmed, tape.pending = (event if spoilt or _is_nan(tape, event) else None), None
         return
     live = [tensor for subject in event.leaves if (tensor := subject.ref()) is not None]
     if not all(map(_is_all_finite, live)):
@@ -346,6 +346,13 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     )
     if not waiting:
         tape.pending = None
+
+
+def _is_nan(tape: Tape, event: Event) -> bool:
+    """Whether the loss is NaN: an infinite one may be merely too large."""
+    backward = event.backward
+    loss = tape.losses.get((backward.kind, backward.site)) if backward is not None else None
+    return loss is None or math.isnan(loss[2])
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:
