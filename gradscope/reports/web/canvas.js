@@ -220,7 +220,7 @@ function drawFrame(frame) {
 
 const KINDS_OF_LINKS = ["data", "gradient", "cut"];
 
-function drawLink(graph, link, scale) {
+function drawLink(graph, link, scale, labels) {
   const [first, ...rest] = link.points;
   let d = `M${first[0].toFixed(1)} ${first[1].toFixed(1)}`;
   let [x, y] = first;
@@ -236,10 +236,15 @@ function drawLink(graph, link, scale) {
   if (kind === "gradient" && scale && !link.tail.group && columns.norm[link.tail.box]) {
     path.style.strokeWidth = scale(columns.norm[link.tail.box]).toFixed(2);
   }
-  if (kind !== "cut") return [path];
+  const words = link.line ? `cut, line ${link.line}` : "cut";
+  // Several ways may end at one cut: its line is told once.
+  const told = labels.get(link.head) ?? new Set();
+  labels.set(link.head, told);
+  if (kind !== "cut" || told.has(words)) return [path];
+  told.add(words);
   const [a, b] = link.points.slice(-2);
   const label = element("text", { class: "cut", x: (a[0] + b[0]) / 2 + 8, y: (a[1] + b[1]) / 2 + 4 });
-  label.append(link.line ? `cut, line ${link.line}` : "cut");
+  label.append(words);
   return [path, label];
 }
 
@@ -279,7 +284,10 @@ function draw(graph, seen, svg) {
   paint(seen.root);
   const scale = scaleOf(graph);
   // Cuts last, over all others.
-  for (const link of [...seen.links].sort((one, other) => one.kind - other.kind)) links.append(...drawLink(graph, link, scale));
+  const labels = new Map();
+  for (const link of [...seen.links].sort((one, other) => one.kind - other.kind)) {
+    links.append(...drawLink(graph, link, scale, labels));
+  }
   const world = element("g", { id: "world" }, frames, links, handles, nodes);
   svg.replaceChildren(tips(), world);
   return world;
