@@ -12,24 +12,21 @@ from collections.abc import Callable, Iterable
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
+from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.freed import freed_graph
 from gradscope.rules.inplace import inplace_modified
 from gradscope.rules.memory import graph_growth
+from gradscope.rules.modes import eval_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
+from gradscope.rules.nonfinite import nonfinite_forward, nonfinite_gradient
 from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
-from gradscope.rules.semantics import batch_leak, double_softmax, eval_mode, loss_broadcast
-from gradscope.rules.values import (
-    exploding_gradient,
-    nonfinite_forward,
-    nonfinite_gradient,
-    vanishing_gradient,
-    zero_gradient,
-)
+from gradscope.rules.semantics import double_softmax, loss_broadcast
+from gradscope.rules.values import exploding_gradient, vanishing_gradient, zero_gradient
 
 Rule = Callable[[Run], Iterable[Finding]]
 

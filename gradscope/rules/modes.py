@@ -1,0 +1,103 @@
+"""Modes: modules that are trained while they run as for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Finding, Help, Modes, Run, Span, Tensor
+from gradscope.graph.naming import short_name
+from gradscope.rules.wording import steps_text
+
+
+def eval_mode(run: Run) -> Iterator[Finding]:
+    """A module is trained while its dropout or batch norm is in evaluation mode.
+
+    `eval()` stays in force until `train()` is called. Called for a validation or for sampling and never taken back, the
+    training goes on without dropout, and with the statistics of batch norm as they are.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for epoch in range(3):
+            for _ in range(3):
+                loss = net(torch.rand(8, 4)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad():
+                print(net(torch.rand(8, 4)).mean())
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for epoch in range(3):
+            net.train()
+            for _ in range(3):
+                loss = net(torch.rand(8, 4)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad():
+                print(net(torch.rand(8, 4)).mean())
+    """
+    groups: dict[Span, list[Modes]] = {}
+    for modes in run.modes:
+        if modes.switched is not None and modes.evaluation >= 2 and _is_training(run, modes):
+            groups.setdefault(modes.switched, []).append(modes)
+    for span, group in groups.items():
+        worst = max(group, key=lambda modes: modes.evaluation)
+        names = tuple(dict.fromkeys(modes.module for modes in group))
+        kinds = sorted({short_name(modes.operation).replace("_", " ") for modes in group})
+        optimizer = next(optimizer for optimizer in run.optimizers if optimizer.id == worst.optimizer)
+        steps = worst.evaluation + worst.training
+        yield Finding(
+            "eval-mode",
+            "warning",
+            f"`{worst.by}` was in evaluation mode in {worst.evaluation:,} of {steps_text(run, steps)} that train it",
+            span,
+            "this puts it into evaluation mode, and no `train()` follows",
+            (worst.by or "", *names),
+            (),
+            (
+                f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
+                f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
+            ),
+            (Help(f"call `{(worst.by or 'model')}.train()` before the training goes on"),),
+        )
+
+
+def _is_training(run: Run, modes: Modes) -> bool:
+    """Whether the module that was put into evaluation mode is one that the optimizer trains for the most part.
+
+    A frozen backbone is kept in evaluation mode on purpose, and so is a layer that was put there by itself.
+    """
+    by = modes.by or ""
+    inside = [
+        tensor
+        for tensor in run.tensors
+        if tensor.registered == "parameter"
+        and tensor.module is not None
+        and f"{_full_name(tensor)}.".startswith(f"{by}.")
+    ]
+    trained = [
+        tensor
+        for tensor in inside
+        if tensor.requires_grad and tensor.optimizer == modes.optimizer and tensor.received and tensor.received.steps
+    ]
+    alone = by == modes.module and modes.operation == "batch_norm"
+    return len(trained) * 2 > len(inside) and not alone
+
+
+def _full_name(tensor: Tensor) -> str:
+    name, label = tensor.name or "", tensor.module or ""
+    return name if name.startswith(f"{label}.") else f"{label}.{name}"

@@ -1,0 +1,179 @@
+"""NaN and infinity: the operation that first made a value or a gradient so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.graph.facts import Finding, Help, Label, Nonfinite, Run
+from gradscope.graph.naming import short_name
+from gradscope.rules.values import exploding_gradient
+from gradscope.rules.wording import listed, who
+
+
+def nonfinite_forward(run: Run) -> Iterator[Finding]:
+    """An operation made NaN or infinity out of finite numbers on the way to the loss.
+
+    The gradients of such a loss are NaN, and after one step of the optimizer so is everything that it trains. What
+    comes later (losses, errors about NaN) are symptoms: what counts is the first operation.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            probability = torch.sigmoid(net(torch.rand(8, 4)) - 1000)
+            loss = -torch.log(probability).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = -nn.functional.logsigmoid(net(torch.rand(8, 4)) - 1000).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    event = run.nonfinite
+    if event is None or event.kind != "forward" or event.operation is None or _has_exploded(run, event):
+        return
+    name = short_name(event.operation.name)
+    values = {value.id: value.tensor for value in run.values}
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    made = [tensors[values[value]].name for value in event.operation.outputs if value in values]
+    names = tuple(name for name in made if name)
+    taken = [tensors[values[value]] for value in event.operation.inputs if value in values]
+    if event.given:
+        message = f"`{name}` took what is not finite in step {event.step}: so the loss is not finite"
+        caret = "what comes in here is NaN or infinite already"
+    else:
+        message = f"`{name}` made NaN or infinity of finite numbers in step {event.step}"
+        caret = "finite numbers go in, and what comes out is not finite"
+    yield Finding(
+        "nonfinite-forward",
+        "error",
+        message,
+        event.operation.span,
+        caret,
+        names or tuple(tensor.name for tensor in taken if tensor.name),
+        _labels(event, "so the loss is not finite here"),
+        tuple(_facts(run, event)),
+        (Help(_FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
+    )
+
+
+def nonfinite_gradient(run: Run) -> Iterator[Finding]:
+    """The backward of an operation made NaN or infinity out of finite gradients.
+
+    The loss is finite and its gradients are not: the derivative is infinite somewhere (`sqrt` at 0), and 0 times
+    infinity is NaN. `torch.where` does not help where the branch that is not taken has such a derivative: it sends
+    back a zero that meets it.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            spread = (net(torch.rand(8, 4)) * 0).square().sum(dim=1).sqrt()
+            loss = spread.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            spread = (net(torch.rand(8, 4)).square().sum(dim=1) + 1e-6).sqrt()
+            loss = spread.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    event = run.nonfinite
+    if event is None or event.kind != "gradient" or _has_exploded(run, event):
+        return
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    names = tuple(name for number in event.tensors if (name := tensors[number].name))
+    operation = event.operation
+    name = short_name(operation.name) if operation is not None else "backward"
+    span = operation.span if operation is not None else event.span
+    sure = bool(event.node)
+    subject = who(names, run).subject if names else "a tensor"
+    labels: tuple[Label, ...] = ()
+    if event.custom is not None:
+        labels = (Label(span, f"`{name}` is applied here"),) if span is not None else ()
+        caret = "finite gradients come in here, and what goes out is not finite"
+    elif sure:
+        caret = "finite gradients come back to here, and what goes on is not finite"
+    else:
+        caret = "the gradients of what is used here are not finite"
+    yield Finding(
+        "nonfinite-gradient",
+        "error",
+        f"the backward of `{name}` made NaN or infinity in step {event.step}: {subject} got it",
+        event.custom or span,
+        caret,
+        names,
+        (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
+        (f"not finite: {listed(names)}", *_facts(run, event)),
+        (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP)),),
+    )
+
+
+def _has_exploded(run: Run, event: Nonfinite) -> bool:
+    """Whether the gradients had exploded before: then this is what came of it."""
+    return any(profile.step < event.step for profile in run.profiles) and any(exploding_gradient(run))
+
+
+def _kind(event: Nonfinite) -> str:
+    return "custom" if event.custom is not None else event.node
+
+
+_ANY_HELP = "keep what goes in here in the range in which the result is finite"
+_FORWARD_HELP = {
+    "Log": "take the logarithm of what cannot be 0: `logsigmoid`, `log_softmax`, or `clamp` before",
+    "Exp": "keep the argument small: `clamp` it, or scale the data",
+    "Div": "keep the divisor away from 0: `clamp` it, or add a small constant",
+    "Softmax": "mask with a large negative number rather than -inf, or leave out rows in which everything is masked",
+    "Mean": "take no mean of nothing: leave the step out where nothing is selected",
+}
+_ANY_BACKWARD_HELP = "keep what goes in here away from where its derivative is infinite"
+_BACKWARD_HELP = {
+    "Sqrt": "add a small constant before the square root: its derivative at 0 is infinite",
+    "Pow": "add a small constant before the power: below 1 its derivative at 0 is infinite",
+    "Exp": "`clamp` the argument before `exp`, also where `torch.where` leaves the result out",
+    "Div": "keep the divisor away from 0 before the division, also where `torch.where` leaves the result out",
+    "Log": "keep the argument away from 0 before the logarithm, also where `torch.where` leaves the result out",
+    "custom": "keep its divisors away from 0, for example with `clamp`",
+}
+
+
+def _labels(event: Nonfinite, message: str) -> tuple[Label, ...]:
+    return (Label(event.span, message),) if event.span is not None else ()
+
+
+def _facts(run: Run, event: Nonfinite) -> Iterator[str]:
+    if event.operand:
+        what = "its divisor" if event.operand == "other" else "its argument"
+        low = "-inf or NaN" if event.low is None else f"{event.low:.3g}"
+        high = "inf or NaN" if event.high is None else f"{event.high:.3g}"
+        yield f"{what} lies between {low} and {high}"
+    if run.step_count > event.step:
+        yield f"note: all {run.step_count - event.step:,} steps after it are spoilt"
