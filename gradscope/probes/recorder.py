@@ -69,6 +69,8 @@ _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
+# Inside a transform of torch.func tensors are wrappers whose values cannot be read.
+_transforming: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 _modes_on: Callable[[], int] = torch._C._len_torch_function_stack
 
 
@@ -151,12 +153,12 @@ class Recorder(TorchFunctionMode):
             if func in SINGULAR:
                 tape.singular = True
             look = LOOKS.get(func)
-            if look is not None:
+            if look is not None and _transforming() is None:
                 look(tape, Call(func, site, args, kwargs, inputs))
             if func is _set_grad_enabled:
                 func = switch_name("set_grad_enabled", bool(args[0]))
             nonzero: int | None = None
-            if of_gradient and inputs[0][1].gradient_of and frame.f_code is site[0]:
+            if of_gradient and inputs[0][1].gradient_of and frame.f_code is site[0] and _transforming() is None:
                 nonzero = gradients.nonzero_before(tape, taken, inputs)
             return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number(), (of_gradient, nonzero)
         except Exception as error:
