@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from tests.workshop import Workshop
 
 ROOT = Path(__file__).parents[1]
+EXTRAS = ("lightning", "transformers", "accelerate", "tensorboard")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -37,12 +40,20 @@ def test_readme_shows_the_forum_script() -> None:
 def test_examples_in_docs_run(page: Path, tmp_path: Path) -> None:
     """Every Python example in docs runs as it stands, and every link to a file leads somewhere."""
     text = page.read_text(encoding="utf-8")
+    missing = set()
     for number, block in enumerate(blocks(text, "python")):
+        absent = {name for name in EXTRAS if re.search(rf"\b{name}\b", block) and find_spec(name) is None}
+        missing |= absent
+        if absent:
+            continue
         script = tmp_path / f"{page.stem}_{number}.py"
         script.write_text(block, encoding="utf-8")
-        subprocess.run([sys.executable, script], check=True, capture_output=True, cwd=tmp_path)
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        subprocess.run([sys.executable, script], check=True, capture_output=True, cwd=tmp_path, env=offline)
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists()
+    if missing:
+        pytest.skip(f"not installed, so their examples did not run: {', '.join(sorted(missing))}")
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -19,6 +19,7 @@ ALLOWED = {
     "reports": {"reports", "rules", "graph"},
     "probes": {"probes", "graph"},
     "shells": {"shells", "reports", "rules", "graph", "probes"},
+    "integrations": {"integrations", "reports", "rules", "graph", "probes"},
 }
 WITHOUT_TORCH = {"graph", "rules", "reports"}
 

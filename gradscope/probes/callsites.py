@@ -21,9 +21,10 @@ from gradscope.graph.facts import Span
 
 Site: TypeAlias = tuple[CodeType, int]
 
-LIBRARY, USER, OPTIMIZER = 0, 1, 2
+LIBRARY, USER, OPTIMIZER, CLOSURE = 0, 1, 2, 3
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_CLOSURES = os.path.join(_PACKAGE, "probes", "closures.py")
 _OPTIMIZERS = os.path.join(os.path.realpath(os.path.dirname(torch.__file__)), "optim", "")
 
 
@@ -51,7 +52,7 @@ class CallSites:
         self._positions: dict[CodeType, list[tuple[int | None, ...]]] = {}
 
     def kind(self, file: str) -> int:
-        """LIBRARY, USER or OPTIMIZER (torch's own optimizers, whose operations are not the user's)."""
+        """LIBRARY, USER, OPTIMIZER (torch's own, whose operations are not the user's) or CLOSURE (called by one)."""
         kind = self.kinds.get(file)
         if kind is None:
             kind = self.kinds[file] = self._judge(file)
@@ -63,7 +64,7 @@ class CallSites:
             return USER if linecache.getline(file, 1) else LIBRARY
         real = os.path.realpath(file)
         if real.startswith(_PACKAGE):
-            return LIBRARY
+            return CLOSURE if real == _CLOSURES else LIBRARY
         if any(real.startswith(own) for own in self.own):
             return USER
         if real.startswith(_OPTIMIZERS) and not real.endswith("swa_utils.py"):
@@ -73,7 +74,8 @@ class CallSites:
     def find(self, frame: FrameType | None) -> Site | None:
         """The innermost frame of the user's from `frame` outwards.
 
-        None where there is none, and for what torch's optimizers do inside: that is no line of the user's.
+        None where there is none, and for what torch's optimizers do inside: that is no line of the user's. The closure
+        of a step is not their doing, though they call it.
         """
         kinds = self.kinds
         while frame is not None:
@@ -84,8 +86,8 @@ class CallSites:
             # The user's own function and dispatch modes only pass a call on.
             if kind == USER and code.co_name not in ("__torch_function__", "__torch_dispatch__"):
                 return code, frame.f_lasti
-            if kind == OPTIMIZER:
-                return None
+            if kind > USER:
+                return self._outside(frame) if kind == CLOSURE else None
             frame = frame.f_back
         return None
 
@@ -95,7 +97,9 @@ class CallSites:
 
     def caller(self) -> Site | None:
         """The user's line that is being run now, seen through torch's optimizers as well."""
-        frame: FrameType | None = sys._getframe(1)
+        return self._outside(sys._getframe(1))
+
+    def _outside(self, frame: FrameType | None) -> Site | None:
         while frame is not None and self.kind(frame.f_code.co_filename) != USER:
             frame = frame.f_back
         return self.find(frame)

@@ -107,10 +107,12 @@ class SourceNames:
         function = found[1].func
         return _plain(function)
 
-    def called_on(self, site: Site) -> str | None:
-        """The source of what a method is called on."""
+    def called_on(self, site: Site, method: str) -> str | None:
+        """The source of what this method is called on; None where the line calls something else."""
         found = self._node(site)
         if found is None or not isinstance(found[1], ast.Call) or not isinstance(found[1].func, ast.Attribute):
+            return None
+        if found[1].func.attr != method:
             return None
         text = ast.unparse(found[1].func.value)
         return text if len(text) <= 40 else None
@@ -194,8 +196,9 @@ def source_names(tape: Tape, steps: Sequence[StepRecord]) -> dict[int, str]:
             if len(arguments) == len(call.inputs):
                 _take(used, call.inputs, arguments)
         for backward in step.backwards:
-            if backward.site is not None and len(backward.roots) == 1:
-                name = source.called_on(backward.site)
+            # What was made by the call itself is none of the user's: `accelerator.backward(loss)` divides the loss.
+            if backward.site is not None and len(backward.roots) == 1 and backward.roots[0][1].site != backward.site:
+                name = source.called_on(backward.site, "backward")
                 if name is not None and name not in ("torch.autograd", "torch", "autograd"):
                     used.setdefault(backward.roots[0][1].serial, name.removeprefix("self."))
     for optimizer in tape.optimizers:

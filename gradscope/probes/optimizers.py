@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from gradscope.probes.accounts import Account, Pass, stamp_of
 from gradscope.probes.callsites import Site
+from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms
 from gradscope.probes.inspections import settle_modes
 from gradscope.probes.movement import Held, after_step, before_step, is_due
@@ -72,7 +73,7 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
             _use(tape, mark)
             return None
         mark.moment = None
-        watched = _watched_closure(tape, mark, closure)
+        watched = watched_closure(closure, lambda: _use(tape, mark))
         if "closure" in kwargs:
             return args, {**kwargs, "closure": watched}
         return (args[0], watched, *args[2:]), kwargs
@@ -94,19 +95,6 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _watched_closure(tape: Tape, mark: OptimizerMark, closure: Callable[..., Any]) -> Callable[..., Any]:
-    """The closure of a step: what each of its calls leaves in `.grad` is used before the next call."""
-
-    @functools.wraps(closure)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = closure(*args, **kwargs)
-        if tape.active:
-            _use(tape, mark)
-        return result
-
-    return watched
 
 
 def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> OptimizerMark | None:
@@ -153,6 +141,8 @@ def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
 
 def _use(tape: Tape, mark: OptimizerMark) -> None:
     """A step is about to use what `.grad` of its tensors holds."""
+    if not tape.active:
+        return
     try:
         with unobserved():
             optimizer = mark.ref()

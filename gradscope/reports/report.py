@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from gradscope.reports.dot import Style
+    from gradscope.reports.tensorboard import Writer
 
 ORDER: tuple[Severity, ...] = ("info", "warning", "error")
 
@@ -109,6 +110,16 @@ class Report:
         from gradscope.reports.plot import plot
 
         return plot(self.document, ax)
+
+    def to_tensorboard(self, writer: Writer, step: int | None = None) -> None:
+        """Write the report to TensorBoard: the norms of gradients as scalars and histograms, the findings as text.
+
+        `writer` is a `torch.utils.tensorboard.SummaryWriter`. The series of norms end at the number `step`, or without
+        it begin at 0. A histogram, over the decimal logarithm of the norms, shows all parameters of a step at once.
+        """
+        from gradscope.reports.tensorboard import write_events
+
+        write_events(self, writer, step)
 
     def __str__(self) -> str:
         return self.to_text()

@@ -160,7 +160,8 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
             once = worst.growth < 0.6 * sum(min(0.0, stage.growth) for stage in way)
             if once and worst.name in _PRODUCTS | {"Div"}:
                 continue  # scaled down once, on purpose, or multiplied by what is small itself
-            operation, growth, _ = min(repeated(way), key=lambda line: line[1], default=(None, 0.0, []))
+            lines = [(operation, _shrinking(stages)) for operation, _, stages in repeated(way)]
+            operation, growth = min(lines, key=lambda line: line[1], default=(None, 0.0))
             if operation is not None and operation.span is not None and growth < -3:
                 groups.setdefault((operation.span.file, operation.span.line), []).append((tensor, operation, way))
         for group in groups.values():
@@ -305,6 +306,14 @@ def _chain(stages: list[Stage]) -> list[Stage]:
     """The stages on a line that come again and again there: one large factor by itself is no chain."""
     counts = Counter(stage.name for stage in stages)
     return [stage for stage in stages if counts[stage.name] >= 5]
+
+
+def _shrinking(stages: list[Stage]) -> float:
+    """How much smaller the chain on a line makes the gradient, or one stage of it by itself, in powers of ten.
+
+    A line that runs a whole model has many stages of many kinds, each of which takes its share once: no chain.
+    """
+    return min(sum(stage.growth for stage in _chain(stages)), min(stage.growth for stage in stages))
 
 
 def _multiplying(stages: list[Stage]) -> int:
