@@ -13,11 +13,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GradscopeError", "Report", "__version__", "check_batch", "confirm", "explain", "observe", "render"]
+__all__ = [
+    "GradscopeError",
+    "Report",
+    "__version__",
+    "assert_frozen",
+    "assert_learns",
+    "assert_no_gradient",
+    "check_batch",
+    "confirm",
+    "explain",
+    "observe",
+    "render",
+]
 
 if TYPE_CHECKING:
     from gradscope.errors import GradscopeError
     from gradscope.reports.report import Report
+    from gradscope.shells.assertions import assert_frozen, assert_learns, assert_no_gradient
     from gradscope.shells.library import check_batch, confirm, explain, observe, render
 
 
@@ -26,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from gradscope.shells import library
 
         return getattr(library, name)
+    if name in ("assert_frozen", "assert_learns", "assert_no_gradient"):
+        from gradscope.shells import assertions
+
+        return getattr(assertions, name)
     if name == "Report":
         from gradscope.reports.report import Report
 

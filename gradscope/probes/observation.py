@@ -6,8 +6,8 @@ import functools
 import os
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +34,26 @@ from gradscope.probes.threads import watch_threads
 from gradscope.probes.warned import warnings_in_place
 
 _ARMED: weakref.WeakSet[Tape] = weakref.WeakSet()
+_RUNNING: list[Observation] = []
+
+
+def running() -> Observation | None:
+    """The innermost observation that is at work now."""
+    return next((observation for observation in reversed(_RUNNING) if observation.tape.active), None)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """A backward of ours is no part of what observations see."""
+    tapes = [observation.tape for observation in _RUNNING]
+    tapes = [tape for tape in tapes if tape.thread() not in tape.backwards_running]
+    for tape in tapes:
+        tape.backwards_running.add(tape.thread())
+    try:
+        yield
+    finally:
+        for tape in tapes:
+            tape.backwards_running.discard(tape.thread())
 
 
 def _disarm() -> None:
@@ -82,6 +102,7 @@ class Observation:
         with ExitStack() as stack:
             self._enter(stack.enter_context)
             self._stack = stack.pop_all()
+        _RUNNING.append(self)
         self.began = time.perf_counter()
 
     def _enter(self, enter: Callable[[AbstractContextManager[Any]], Any]) -> None:
@@ -104,6 +125,8 @@ class Observation:
             self.seconds = time.perf_counter() - self.began
             self._stack.close()
             self.tape.active = False
+        if self in _RUNNING:
+            _RUNNING.remove(self)
 
     @property
     def in_own_process(self) -> bool:
