@@ -215,7 +215,7 @@ def _explanation(
     if findings:
         return "\n\n".join(finding_text(finding, run.sources) for finding in findings)
     report = Report.of(run)
-    return str(report) if observation.tape.active else f"{report}\n{_HINT}"
+    return str(report) if running() is not None else f"{report}\n{_HINT}"
 
 
 def _relied_on(run: Run, missing: Collection[int]) -> Run:
