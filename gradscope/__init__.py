@@ -20,6 +20,9 @@ __all__ = [
     "GradscopeWarning",
     "Report",
     "__version__",
+    "assert_frozen",
+    "assert_learns",
+    "assert_no_gradient",
     "check_batch",
     "confirm",
     "explain",
@@ -30,6 +33,7 @@ __all__ = [
 if TYPE_CHECKING:
     from gradscope.errors import GradscopeError
     from gradscope.reports.report import Report
+    from gradscope.shells.assertions import assert_frozen, assert_learns, assert_no_gradient
     from gradscope.shells.library import check_batch, confirm, explain, render
     from gradscope.shells.observing import GradscopeWarning, observe
 
@@ -43,6 +47,10 @@ def __getattr__(name: str) -> Any:
         from gradscope.shells import library
 
         return getattr(library, name)
+    if name in ("assert_frozen", "assert_learns", "assert_no_gradient"):
+        from gradscope.shells import assertions
+
+        return getattr(assertions, name)
     if name == "Report":
         from gradscope.reports.report import Report
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,13 +32,32 @@ from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
 from gradscope.probes.warned import warnings_in_place
 
-_ARMED: weakref.WeakSet[Tape] = weakref.WeakSet()
+_RUNNING: list[Observation] = []
+
+
+def running() -> Observation | None:
+    """The innermost observation that is at work now."""
+    return next((observation for observation in reversed(_RUNNING) if observation.tape.active), None)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """A backward of ours is no part of what observations see."""
+    tapes = [observation.tape for observation in _RUNNING]
+    tapes = [tape for tape in tapes if tape.thread() not in tape.backwards_running]
+    for tape in tapes:
+        tape.backwards_running.add(tape.thread())
+    try:
+        yield
+    finally:
+        for tape in tapes:
+            tape.backwards_running.discard(tape.thread())
 
 
 def _disarm() -> None:
     """In a forked worker the program runs without us: what we recorded there, nobody would read."""
-    for tape in _ARMED:
-        tape.active = False
+    for observation in _RUNNING:
+        observation.tape.active = False
 
 
 if hasattr(os, "register_at_fork"):
@@ -81,7 +99,7 @@ class Observation:
     @staticmethod
     def is_running() -> bool:
         """Whether some observation is at work in this process."""
-        return any(tape.active for tape in _ARMED)
+        return running() is not None
 
     def start(self, operations: bool = True, recording: bool = True) -> None:
         """Put the probes in: all of them, or none where one fails.
@@ -95,7 +113,7 @@ class Observation:
             if recording:
                 stack.enter_context(self.recording())
             self._stack = stack.pop_all()
-        _ARMED.add(self.tape)
+        _RUNNING.append(self)
         self.began = time.perf_counter()
 
     def recording(self) -> AbstractContextManager[Any]:
@@ -123,6 +141,8 @@ class Observation:
             self.seconds = time.perf_counter() - self.began
             self._stack.close()
             self.tape.active = False
+        if self in _RUNNING:
+            _RUNNING.remove(self)
 
     @property
     def in_own_process(self) -> bool:

@@ -89,6 +89,24 @@ class Report:
 
         return to_html(self.run, self.findings, self.document)
 
+    def to_sarif(self) -> str:
+        """The report as SARIF 2.1.0, for code scanning and editors."""
+        from gradscope.reports.sarif import sarif
+
+        return sarif(self.document)
+
+    def to_markdown(self, *, every_row: bool = False) -> str:
+        """The report as Markdown, for a comment on a pull request."""
+        from gradscope.reports.markdown import markdown
+
+        return markdown(self.run, self.findings, self.document, every_row=every_row)
+
+    def to_github(self) -> str:
+        """The report as workflow commands of GitHub Actions, an annotation a finding."""
+        from gradscope.reports.github import github
+
+        return github(self.document)
+
     def render(
         self,
         path: str | Path,

@@ -84,10 +84,7 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
     title = paint(f"{finding.severity}[{finding.rule}]", finding.severity, colour)
     lines = _TITLE.wrap(f"{finding.severity}[{finding.rule}]: {finding.message}")
     lines[0] = title + lines[0].removeprefix(f"{finding.severity}[{finding.rule}]")
-    if finding.span is not None:
-        lines += frame(finding, sources, colour)
-    for fact in finding.facts:
-        lines += _FACTS.wrap(fact)
+    lines += evidence(finding, sources, colour=colour)
     for help_ in finding.help:
         lines += _HELP.wrap(help_.message)
         if help_.edit is not None:
@@ -100,17 +97,34 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
     return "\n".join(lines)
 
 
+def evidence(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, colour: bool = False) -> list[str]:
+    """The lines of code that a finding is about, then its facts."""
+    lines = frame(finding, sources, colour) if finding.span is not None else []
+    for fact in finding.facts:
+        lines += _FACTS.wrap(fact)
+    return lines
+
+
 def edit_lines(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> list[str]:
     """An edit as a diff of its line; empty where the line was not kept."""
+    changed = changed_line(edit, sources)
+    if changed is None:
+        return []
+    before, after = changed
+    number = edit.span.line
+    gutter = len(str(number))
+    lines = [f"{'':{gutter}} |", f"{number} - {before}"]
+    lines += [f"{number} + {after}"] if after.strip() else []
+    return [*lines, f"{'':{gutter}} |"]
+
+
+def changed_line(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, str] | None:
+    """The line of an edit before and after it, None where the line was not kept."""
     span = edit.span
     before = sources.get(span.file, {}).get(span.line)
     if before is None or span.column is None or span.end_column is None:
-        return []
-    after = before[: span.column - 1] + edit.text + before[span.end_column - 1 :]
-    gutter = len(str(span.line))
-    lines = [f"{'':{gutter}} |", f"{span.line} - {before}"]
-    lines += [f"{span.line} + {after}"] if after.strip() else []
-    return [*lines, f"{'':{gutter}} |"]
+        return None
+    return before, before[: span.column - 1] + edit.text + before[span.end_column - 1 :]
 
 
 _COLUMNS = ("tensor", "shape", "role", "leaf", "requires", "got grad", "|grad|", "moved")

@@ -10,9 +10,17 @@ from typing import Literal
 from gradscope.errors import GradscopeError
 from gradscope.reports.report import Report
 
-Format = Literal["text", "json", "html"]
-FORMATS: tuple[Format, ...] = ("text", "json", "html")
-_ENDINGS: dict[str, Format] = {".txt": "text", ".json": "json", ".html": "html", ".htm": "html"}
+Format = Literal["text", "json", "html", "sarif", "markdown", "github"]
+FORMATS: tuple[Format, ...] = ("text", "json", "html", "sarif", "markdown", "github")
+_ENDINGS: dict[str, Format] = {
+    ".txt": "text",
+    ".sarif.json": "sarif",
+    ".json": "json",
+    ".html": "html",
+    ".htm": "html",
+    ".sarif": "sarif",
+    ".md": "markdown",
+}
 
 
 class Unwritable(GradscopeError):
@@ -50,12 +58,13 @@ def format_of(given: str | None, output: Path | None) -> Format:
             return known
     if output is None:
         return "text"
-    found = _ENDINGS.get(output.suffix.lower())
-    if found is None:
-        raise Unwritable(
-            f"cannot tell the format of {output} by its ending: give --format, or end it with .txt, .json or .html"
-        )
-    return found
+    for ending, format_ in _ENDINGS.items():
+        if output.name.lower().endswith(ending):
+            return format_
+    raise Unwritable(
+        f"cannot tell the format of {output} by its ending: "
+        "give --format, or end it with .txt, .json, .html, .sarif or .md"
+    )
 
 
 def written(report: Report, format_: Format, *, every_row: bool, colour: bool = False, unicode: bool = False) -> str:
@@ -64,6 +73,12 @@ def written(report: Report, format_: Format, *, every_row: bool, colour: bool = 
         return report.to_json() + "\n"
     if format_ == "html":
         return report.to_html()
+    if format_ == "sarif":
+        return report.to_sarif()
+    if format_ == "markdown":
+        return report.to_markdown(every_row=every_row)
+    if format_ == "github":
+        return report.to_github()
     return report.to_text(every_row=every_row, colour=colour, unicode=unicode)
 
 

@@ -1,0 +1,45 @@
+"""The report as workflow commands of GitHub Actions, which shows them as annotations of a pull request's lines."""
+
+from __future__ import annotations
+
+from gradscope.reports.document import Document, FindingRow
+from gradscope.reports.text import headline
+
+_COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
+
+
+def github(report: Document) -> str:
+    """A line a finding, then the headline for who reads the log."""
+    return (
+        "\n".join(
+            [*map(_annotation, report.findings), *(f"gradscope: {line}" for line in report.failures), headline(report)]
+        )
+        + "\n"
+    )
+
+
+def _annotation(finding: FindingRow) -> str:
+    place: dict[str, object] = {}
+    location = finding.location
+    if location is not None:
+        place = {"file": location.file, "line": location.line}
+        # GitHub refuses columns of what goes over several lines.
+        if location.end_line not in (None, location.line):
+            place["endLine"] = location.end_line
+        elif location.column is not None:
+            place["col"] = location.column
+            if location.end_column is not None:
+                place["endColumn"] = location.end_column
+    place["title"] = f"gradscope {finding.rule}"
+    properties = ",".join(f"{key}={_property(str(value))}" for key, value in place.items())
+    story = [finding.message, *finding.facts, *(f"help: {row.message}" for row in finding.help)]
+    return f"::{_COMMANDS[finding.severity]} {properties}::{_data(chr(10).join(story))}"
+
+
+def _data(text: str) -> str:
+    """The text of a command: one line, which GitHub unfolds again."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

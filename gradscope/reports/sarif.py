@@ -1,0 +1,119 @@
+"""The report as SARIF 2.1.0, which code scanning services and editors read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from gradscope.reports.document import Document, EditRow, FindingRow, Location
+from gradscope.rules import rule_named
+from gradscope.rules.pages import page_of
+
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+_Json = dict[str, Any]
+
+
+def sarif(report: Document) -> str:
+    """A SARIF log with one run: a result a finding, with its labels as related locations and its edits as fixes.
+
+    Files below the folder of the run are relative to `%SRCROOT%`. A finding without a line of its own is laid to the
+    script's file, since services show no result without a place.
+    """
+    names = list(dict.fromkeys(finding.rule for finding in report.findings))
+    driver = {"name": "gradscope", "version": report.gradscope, "rules": [_rule(name) for name in names]}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "invocations": [_invocation(report)],
+        "results": [_result(finding, names.index(finding.rule), report.script) for finding in report.findings],
+    }
+    log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+    return msgspec.json.format(msgspec.json.encode(log), indent=1).decode() + "\n"
+
+
+def _rule(name: str) -> _Json:
+    page = page_of(rule_named(name))
+    fenced = [f"{word}:\n\n```python\n{code}```" for word, code in (("Bad", page.bad), ("Good", page.good))]
+    return {
+        "id": name,
+        "shortDescription": {"text": page.what},
+        "fullDescription": {"text": page.why or page.what},
+        "help": {
+            "text": f"{page.what}\n\n{page.why}\n\nMore: gradscope rule {name}",
+            "markdown": "\n\n".join([page.what, page.why, *fenced]),
+        },
+    }
+
+
+def _invocation(report: Document) -> _Json:
+    """Our own parts that failed are told as notifications; a script that raised was observed all the same."""
+    told = [{"level": "warning", "message": {"text": line}} for line in report.failures]
+    return {"executionSuccessful": True, **({"toolExecutionNotifications": told} if told else {})}
+
+
+def _result(finding: FindingRow, index: int, script: str | None) -> _Json:
+    result: _Json = {
+        "ruleId": finding.rule,
+        "ruleIndex": index,
+        "level": _LEVELS[finding.severity],
+        "message": {"text": "\n".join([finding.message, *finding.facts, *(row.message for row in finding.help)])},
+        "partialFingerprints": {"finding/v1": _fingerprint(finding)},
+    }
+    if finding.location is not None:
+        result["locations"] = [{"physicalLocation": _physical(finding.location)}]
+    elif script is not None and script.endswith(".py"):
+        result["locations"] = [{"physicalLocation": {"artifactLocation": _artifact(script)}}]
+    if finding.labels:
+        result["relatedLocations"] = [
+            {"id": number, "physicalLocation": _physical(label.location), "message": {"text": label.message}}
+            for number, label in enumerate(finding.labels, 1)
+        ]
+    fixes = [_fix(row.message, row.edit) for row in finding.help if row.edit is not None and _is_exact(row.edit)]
+    if fixes:
+        result["fixes"] = fixes
+    return result
+
+
+def _fingerprint(finding: FindingRow) -> str:
+    """The same for a finding that only moved to another line."""
+    parts = [finding.rule, finding.location.file if finding.location is not None else "", *finding.tensors]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _physical(location: Location) -> _Json:
+    return {"artifactLocation": _artifact(location.file), "region": _region(location)}
+
+
+def _region(location: Location) -> _Json:
+    region = {
+        "startLine": location.line,
+        "startColumn": location.column,
+        "endLine": location.end_line,
+        "endColumn": location.end_column,
+    }
+    return {key: number for key, number in region.items() if number is not None}
+
+
+def _artifact(file: str) -> _Json:
+    if _DRIVE.match(file):
+        return {"uri": "file:///" + quote(file.replace("\\", "/"), safe="/:")}
+    path = quote(file.replace(os.sep, "/"))
+    return {"uri": f"file://{path}"} if path.startswith("/") else {"uri": path, "uriBaseId": "%SRCROOT%"}
+
+
+def _is_exact(edit: EditRow) -> bool:
+    return edit.location.column is not None and edit.location.end_column is not None
+
+
+def _fix(message: str, edit: EditRow) -> _Json:
+    replacement = {"deletedRegion": _region(edit.location), "insertedContent": {"text": edit.text}}
+    change = {"artifactLocation": _artifact(edit.location.file), "replacements": [replacement]}
+    return {"description": {"text": message}, "artifactChanges": [change]}
