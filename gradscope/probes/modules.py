@@ -103,7 +103,7 @@ def name_roots(tape: Tape) -> None:
 
 def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> None:
     """Give every module below `root` its path, and every tensor that they hold its name and registration."""
-    for path, module in root.named_modules():
+    for path, module in _named_modules(root):
         mark = tape.mark(module)
         if mark is not root_mark and id(mark) in tape.roots:
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
@@ -122,6 +122,22 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
                 for place, tensor in _plain_tensors(value, prefix + name):
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
+
+
+def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """`named_modules()` by the paths that the user wrote: what DDP wraps has the path of its wrapper."""
+    written: dict[str, str] = {}  # of wrapped modules: path in torch, path as written
+    for path, module in root.named_modules():
+        inner = next((start for start in reversed(written) if f"{path}.".startswith(f"{start}.")), None)
+        short = path if inner is None else (written[inner] + path[len(inner) :]).lstrip(".")
+        if is_replica(module):
+            written[f"{path}.module".lstrip(".")] = short
+        yield short, module
+
+
+def is_replica(module: torch.nn.Module) -> bool:
+    """Whether a module is a DistributedDataParallel around the user's."""
+    return isinstance(module, torch.nn.parallel.DistributedDataParallel)
 
 
 _REGISTERS = frozenset({"_parameters", "_buffers", "_modules"})

@@ -27,6 +27,7 @@ from gradscope.probes.accounts import Discards
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import Growth
+from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -453,7 +454,7 @@ class Tape:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
         if root.requires_grad and root.numel() == 1 and root.is_floating_point() and not root.is_meta:
             place, subject = (kind, self.sites.here()), self.subject(root)
-            value = float(root)
+            value = float(local(root))
             first = self.losses[place][1] if place in self.losses else value
             self.losses[place] = (subject, first, value)
 
