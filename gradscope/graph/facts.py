@@ -546,7 +546,8 @@ class Finding:
     """What a rule has to say: data only, reports turn it into text.
 
     `message` stands alone. `span` is the place of the cause, `caret` what is said under it. `tensors` are the
-    names of those that suffer, `operations` the ids of the operations at which the gradient is cut off.
+    names of those that suffer, `operations` the ids of the operations at which the gradient is cut off. Of a run in
+    several processes, `ranks` are those that found it; empty for a single process.
     """
 
     rule: str
@@ -559,3 +560,4 @@ class Finding:
     facts: tuple[str, ...] = ()
     help: tuple[Help, ...] = ()
     operations: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
