@@ -18,7 +18,7 @@ from torch import distributed
 
 CONNECT = 10.0  # seconds
 PATIENCE = 60.0  # with ranks that still run
-SHORT = 10.0  # where a rank has raised: the others may be waiting for it, and it for them
+SHORT = 5.0  # where a rank has raised: the others may be waiting for it, and it for them
 _PAUSE = 0.05
 
 
@@ -107,6 +107,8 @@ class Exchange:
                     missing.remove(rank)
                     if is_raised(found[rank]):
                         until = min(until, time.monotonic() + SHORT)
+            if any(self._has("ended", rank) for rank in missing):
+                until = began + PATIENCE  # it is at its report
             if self.terminated:
                 until = min(until, time.monotonic())
             if not missing or time.monotonic() >= until:

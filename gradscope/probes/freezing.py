@@ -377,7 +377,7 @@ class _Freezer:
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
         modules = tuple(
-            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad)
+            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all)
             for mark in self.tape.marks.values()
             if mark.root is not None
         )

@@ -110,6 +110,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         mark.path, mark.root, mark.training = path, root_mark, module.training
         flag = vars(module).get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
+        mark.awaits_all = is_replica(module) and not (module.find_unused_parameters or module.static_graph)
         prefix = path + "." if path else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:

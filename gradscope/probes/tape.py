@@ -117,7 +117,7 @@ class OptimizerMark:
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
+    __slots__ = ("awaits_all", "modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
@@ -125,6 +125,7 @@ class ModuleMark:
         self.path = ""
         self.training = module.training
         self.requires_grad: bool | None = None
+        self.awaits_all = False
         self.root: ModuleMark | None = None
         self.modes: ModeCourse | None = None
         self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
