@@ -14,6 +14,7 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import tensors
+from gradscope.probes.shards import gathered
 from gradscope.probes.tape import CallRecord, ModuleMark, Subject, Tape
 
 _CALLS = 1_000  # of root modules that are remembered in one step
@@ -103,6 +104,12 @@ def name_roots(tape: Tape) -> None:
 
 def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> None:
     """Give every module below `root` its path, and every tensor that they hold its name and registration."""
+    shards: dict[int, torch.Tensor] = {}
+    for module in root.modules():
+        for whole, shard in gathered(module):
+            shards[id(whole)] = shard
+            subject = tape.subject(whole)
+            tape.gathered[subject.serial] = subject, tape.subject(shard)
     for path, module in _named_modules(root):
         mark = tape.mark(module)
         if mark is not root_mark and id(mark) in tape.roots:
@@ -114,7 +121,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         prefix = path + "." if path else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                _register(tape.keep(parameter), root_mark, prefix + name, "parameter")
+                _register(tape.keep(shards.get(id(parameter), parameter)), root_mark, prefix + name, "parameter")
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 _register(tape.keep(buffer), root_mark, prefix + name, "buffer")

@@ -203,6 +203,7 @@ class Tape:
         self.roots: dict[int, tuple[ModuleMark, Site | None]] = {}
         self.kept: dict[int, Subject] = {}
         self.leaves: dict[int, Subject] = {}
+        self.gathered: dict[int, tuple[Subject, Subject]] = {}  # under FSDP: the whole parameter and its shard
         self.first: list[StepRecord] = []
         self.latest: deque[StepRecord] = deque()
         self.labels: dict[int, str] = {}
@@ -255,6 +256,12 @@ class Tape:
         if subject.version != version(tensor):
             self._changed_elsewhere(tensor, subject)
         return subject
+
+    def owner(self, tensor: torch.Tensor) -> Subject:
+        """What is known of the tensor that an optimizer holds for this one: its shard under FSDP, else itself."""
+        subject = self.subject(tensor)
+        link = self.gathered.get(subject.serial)
+        return link[1] if link is not None else subject
 
     def seen(self, tensor: torch.Tensor) -> Subject | None:
         """What was known of a tensor when it was last looked at, if it ever was."""
