@@ -68,8 +68,9 @@ def _root_returned(
                 outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
                 given = tuple(tape.subject(tensor) for tensor in tensors((result,)))
                 tape.step.calls.append(CallRecord(site, inputs, outputs, given))
-        if tape.check_calls is not None and torch.is_grad_enabled():
-            tape.check_calls(module, args, kwargs)
+        # A copy of FSDP's or DDP's would call the other ranks, which do not answer.
+        if tape.check_calls is not None and torch.is_grad_enabled() and not hasattr(module, "_get_fsdp_state"):
+            tape.check_calls(module.get_submodule("module") if is_replica(module) else module, args, kwargs)
     except Exception as error:
         tape.fail("module probe", error)
 

@@ -154,11 +154,11 @@ def divided(document: Document) -> dict[tuple[int, ...], list[TensorRow]]:
     return dict(groups)
 
 
-def ranks_text(ranks: Sequence[int], world: int) -> str:
+def ranks_text(ranks: Sequence[int], world: int, where: str = "on") -> str:
     """`on rank 1 of 2`, `on ranks 0, 2 and 3 of 8`."""
     if len(ranks) == 1:
-        return f"on rank {ranks[0]} of {world}"
+        return f"{where} rank {ranks[0]} of {world}"
     shown = [str(rank) for rank in ranks[:8]]
     rest = len(ranks) - len(shown)
     last = f"{rest} more" if rest else shown.pop()
-    return f"on ranks {', '.join(shown)} and {last} of {world}"
+    return f"{where} ranks {', '.join(shown)} and {last} of {world}"

@@ -83,9 +83,7 @@ def ranks_lines(report: Document) -> list[str]:
     world = len(report.ranks)
     silent = [row.rank for row in report.ranks if not row.reported]
     if silent:
-        lines += _HEADLINE.wrap(
-            f"no report came from the script {ranks_text(silent, world)}: what it saw is not told here"
-        )
+        lines += _HEADLINE.wrap(f"no report came {ranks_text(silent, world, 'from')}: what it found is missing here")
     for row in report.ranks[1:]:
         if row.exception is not None:
             place = f" at {row.exception.file}:{row.exception.line}" if row.exception.file is not None else ""
