@@ -26,6 +26,7 @@ Symptom = Literal[
     "inference tensor",
     "integer requires grad",
     "custom backward",
+    "unfinished reduction",
 ]
 Registration = Literal["parameter", "buffer", "attribute"]
 
@@ -327,13 +328,15 @@ class Module:
     """A module of the program as it was last seen.
 
     `path` is its name as operations give it, with the root's variable in front. `requires_grad_attribute` is set
-    where somebody gave the module a plain attribute `requires_grad`, which freezes and unfreezes nothing.
+    where somebody gave the module a plain attribute `requires_grad`, which freezes and unfreezes nothing. `awaits_all`
+    is true of a DistributedDataParallel that refuses the next forward after a backward which missed a parameter.
     """
 
     path: str
     type: str
     training: bool
     requires_grad_attribute: bool | None = None
+    awaits_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,7 +549,8 @@ class Finding:
     """What a rule has to say: data only, reports turn it into text.
 
     `message` stands alone. `span` is the place of the cause, `caret` what is said under it. `tensors` are the
-    names of those that suffer, `operations` the ids of the operations at which the gradient is cut off.
+    names of those that suffer, `operations` the ids of the operations at which the gradient is cut off. Of a run in
+    several processes, `ranks` are those that found it; empty for a single process.
     """
 
     rule: str
@@ -559,3 +563,4 @@ class Finding:
     facts: tuple[str, ...] = ()
     help: tuple[Help, ...] = ()
     operations: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()

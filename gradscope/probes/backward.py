@@ -77,7 +77,7 @@ def _before(
             tape.growth.differentiated(root[1] for root in record.roots)
             if tape.walking and _is_due(tape.backward_count):
                 tape.name_all()
-                record.walk = walk(root_tensors, tape.subject, WALK_LIMIT, sequences=True, saved=True)
+                record.walk = walk(root_tensors, tape.owner, WALK_LIMIT, sequences=True, saved=True)
                 _predict(tape, record)
             state: _State = {}
             if kind == "backward":

@@ -9,6 +9,7 @@ import torch
 
 from gradscope.probes.accounts import Account
 from gradscope.probes.callsites import Site
+from gradscope.probes.shards import local
 
 POINTS = 256
 SAMPLE = 4_096
@@ -99,9 +100,12 @@ class Course:
         Small tensors are copied; of larger ones a selection of `SAMPLE` elements is, half of it from rows that
         have a gradient where most have none, as in the table of an embedding.
         """
-        if self.sample is None and tensor.layout is torch.strided and not tensor.is_nested and tensor.numel() > 0:
-            index = _selection(tensor)
-            first = pick(tensor, index).clone()
+        if self.sample is not None:
+            return
+        part = local(tensor)
+        if part.layout is torch.strided and not part.is_nested and part.numel() > 0:
+            index = _selection(part, tensor)
+            first = pick(part, index).clone()
             self.sample = index, first
             self.start = _norm(first)
 
@@ -125,14 +129,17 @@ def measure(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
         course.change = norm
 
 
-def _selection(tensor: torch.Tensor) -> slice | torch.Tensor:
-    """Which elements to look at, of the flat tensor: a slice costs least, indices reach the rows that matter."""
+def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> slice | torch.Tensor:
+    """Which elements to look at, of the flat tensor: a slice costs least, indices reach the rows that matter.
+
+    `owner` has the gradient; it is the tensor itself unless that is a shard.
+    """
     size = tensor.numel()
     if size <= SAMPLE:
         return slice(None)
     stride = -(-size // SAMPLE) | 1  # odd, so that it does not fall on the same columns in every row
     even = slice(None, None, stride)
-    gradient = tensor.grad
+    gradient = local(owner.grad) if owner.grad is not None else None
     if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2:
         return even
     seen = gradient.reshape(-1)[even]
@@ -147,7 +154,7 @@ def _selection(tensor: torch.Tensor) -> slice | torch.Tensor:
 
 def pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
     """The elements that a course looks at."""
-    return tensor.detach().reshape(-1)[selection]
+    return local(tensor).detach().reshape(-1)[selection]
 
 
 def _norm(tensor: torch.Tensor) -> float:
@@ -180,7 +187,7 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
-    gradient = gradient.detach()
+    gradient = local(gradient).detach()
     if gradient.layout is torch.sparse_coo:
         return gradient.coalesce().values()
     return gradient.values() if gradient.is_nested or gradient.layout is torch.sparse_csr else gradient

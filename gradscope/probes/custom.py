@@ -20,6 +20,7 @@ from gradscope.graph.facts import CustomBackward, Span
 from gradscope.probes.callsites import USER, CallSites
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.shards import local
 from gradscope.probes.tape import Tape
 
 _LOOKS = 16  # passes of a backward that ignores its upstream gradient in which values are read
@@ -95,7 +96,7 @@ def _entered(tape: Tape, node: Any, gradients: tuple[Any, ...]) -> CustomRecord 
             with unobserved():
                 for gradient in gradients:
                     if isinstance(gradient, torch.Tensor) and record.upstream_is_one:
-                        record.upstream_is_one = bool((gradient == 1).all())
+                        record.upstream_is_one = bool((local(gradient) == 1).all())
         return record
     except Exception as error:
         tape.fail("custom function probe", error)
@@ -116,7 +117,7 @@ def _returned(tape: Tape, record: CustomRecord, node: Any, result: Any) -> None:
                 record.given[place] += place < len(results) and results[place] is not None
         if not record.reads_upstream and record.passes <= _LOOKS and record.zero:
             with unobserved():
-                record.zero = not any(isinstance(value, torch.Tensor) and bool(value.any()) for value in results)
+                record.zero = not any(isinstance(value, torch.Tensor) and bool(local(value).any()) for value in results)
     except Exception as error:
         tape.fail("custom function probe", error)
 

@@ -110,6 +110,8 @@ class _Freezer:
     def __init__(self, tape: Tape, namespace: Mapping[str, Any], given: Mapping[int, str]) -> None:
         self.tape = tape
         self.records = [step for step in tape.steps() if not step.empty]
+        for whole, shard in tape.gathered.values():
+            shard.used, shard.consumed = shard.used or whole.used, shard.consumed or whole.consumed
         self.spans: dict[Site | None, Span | None] = {None: None}
         self.values: dict[int, Value] = {}
         self.subjects: dict[int, Subject] = {}
@@ -145,8 +147,14 @@ class _Freezer:
             self.spans[site] = self.tape.sites.span(site)
         return self.spans[site]
 
+    def owner(self, subject: Subject) -> Subject:
+        """What FSDP gathers for a while is one tensor with the shard that the optimizer holds."""
+        link = self.tape.gathered.get(subject.serial)
+        return link[1] if link is not None else subject
+
     def value(self, record: ValueRecord) -> int:
         number, subject, history = record
+        subject = self.owner(subject)
         if number not in self.values:
             self.values[number] = Value(number, subject.serial, history)
             self.subjects.setdefault(subject.serial, subject)
@@ -377,7 +385,7 @@ class _Freezer:
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
         modules = tuple(
-            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad)
+            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all)
             for mark in self.tape.marks.values()
             if mark.root is not None
         )

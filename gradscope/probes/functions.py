@@ -14,6 +14,7 @@ from torch.compiler import is_compiling
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
+from gradscope.probes.shards import local, sharded_now
 from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
 
 
@@ -61,8 +62,8 @@ def watch_functions(tape: Tape) -> Iterator[None]:
 
 def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[Any, ...]) -> Any:
     """Operations inside the Function's forward carry its number in `within`; their results are its results."""
-    local = tape.local.__dict__
-    outer, number = local.get("function"), tape.next_operation()
+    running = tape.local.__dict__
+    outer, number = running.get("function"), tape.next_operation()
     site, grad_enabled, before = tape.sites.here(), torch.is_grad_enabled(), sequence_number()
     try:
         with unasked():
@@ -71,7 +72,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     except Exception as error:
         tape.fail("function probe", error)
         return apply()
-    local["function"] = number
+    running["function"] = number
     tape.singular = True
     failed = True
     result: Any = None
@@ -79,7 +80,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
         result = apply()
         failed = False
     finally:
-        local["function"] = outer
+        running["function"] = outer
         try:
             with unasked():
                 values = _results(tape, given, result)
@@ -93,7 +94,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
             inner = [value for operation in since if operation.within == number for value in operation.outputs]
             results = {value[1].serial for value in values}
             inputs += [value for value in inner if value[1].serial in results and value not in values]
-            modules = local.get("modules")
+            modules = running.get("modules")
             tape.add(
                 OperationRecord(
                     number,
@@ -144,8 +145,8 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
                     made = tape.meet(parameter, site).held()
                 made[1].built = tape.sites.builder()
                 tape.shares(parameter, data)
-                local = tape.local.__dict__
-                modules = local.get("modules")
+                running = tape.local.__dict__
+                modules = running.get("modules")
                 tape.add(
                     OperationRecord(
                         tape.next_operation(),
@@ -157,9 +158,19 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
                         (before, before),
                         modules[-1] if modules else None,
                         tape.thread(),
-                        local.get("function"),
+                        running.get("function"),
                     )
                 )
+            if local(data) is not data:
+                _made_of(tape, parameter)
     except Exception as error:
         tape.fail("parameter probe", error)
     return parameter
+
+
+def _made_of(tape: Tape, shard: torch.Tensor) -> None:
+    """A shard is made where the user made the parameter that it is a part of, not where FSDP split it."""
+    whole = sharded_now()
+    origin, subject = (tape.seen(tensor) if tensor is not None else None for tensor in (whole, shard))
+    if origin is not None and subject is not None:
+        subject.site, subject.built = origin.site, origin.built

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscope.probes.accounts import NO_GRADIENT
 from gradscope.probes.callsites import Site
+from gradscope.probes.shards import local
 from gradscope.probes.tape import Subject, Tape, ValueRecord
 
 READ = vars(torch._C.TensorBase)["grad"].__get__
@@ -66,7 +67,7 @@ def nonzero_before(tape: Tape, tensors: Sequence[Tensor], inputs: Sequence[Value
     leaf = tape.leaves.get(subject.gradient_of)
     if leaf is None or leaf.course is None or leaf.course.masks_seen >= _MASKS or not _is_dense(tensors[0]):
         return None
-    return int(torch.count_nonzero(tensors[0].detach()))
+    return int(torch.count_nonzero(local(tensors[0]).detach()))
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -122,9 +123,9 @@ def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: in
         tape.cleared(leaf, site)
     elif before is not None:
         leaf.course.masks_seen += 1
-        if int(torch.count_nonzero(tensor.detach())) < before:
+        if int(torch.count_nonzero(local(tensor).detach())) < before:
             leaf.course.account.masked_at = site
 
 
 def _is_zero(tensor: Tensor) -> bool:
-    return not bool(tensor.detach().any())
+    return not bool(local(tensor).detach().any())

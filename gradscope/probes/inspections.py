@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
@@ -108,12 +109,12 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
         along = dim if place is None else call.argument(place, "dim")
         along = -1 if along is not None and value.dim() == 1 else along
         with unobserved():
-            low, high = torch.aminmax(value.detach())
+            low, high = torch.aminmax(local(value).detach())
             if float(low) < 0 or float(high) > 1.0001:
                 return
             summed = False
             if isinstance(along, int) and value.shape[along] > 1:
-                summed = float((value.detach().float().sum(along) - 1).abs().max()) < 0.01
+                summed = float((local(value).detach().float().sum(along) - 1).abs().max()) < 0.01
             tape.probabilities.append((record, summed))
 
     return look

@@ -14,6 +14,7 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import tensors
+from gradscope.probes.shards import gathered
 from gradscope.probes.tape import CallRecord, ModuleMark, Subject, Tape
 
 _CALLS = 1_000  # of root modules that are remembered in one step
@@ -67,8 +68,9 @@ def _root_returned(
                 outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))
                 given = tuple(tape.subject(tensor) for tensor in tensors((result,)))
                 tape.step.calls.append(CallRecord(site, inputs, outputs, given))
-        if tape.check_calls is not None and torch.is_grad_enabled():
-            tape.check_calls(module, args, kwargs)
+        # A copy of FSDP's or DDP's would call the other ranks, which do not answer.
+        if tape.check_calls is not None and torch.is_grad_enabled() and not hasattr(module, "_get_fsdp_state"):
+            tape.check_calls(module.get_submodule("module") if is_replica(module) else module, args, kwargs)
     except Exception as error:
         tape.fail("module probe", error)
 
@@ -103,17 +105,24 @@ def name_roots(tape: Tape) -> None:
 
 def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> None:
     """Give every module below `root` its path, and every tensor that they hold its name and registration."""
-    for path, module in root.named_modules():
+    shards: dict[int, torch.Tensor] = {}
+    for module in root.modules():
+        for whole, shard in gathered(module):
+            shards[id(whole)] = shard
+            subject = tape.subject(whole)
+            tape.gathered[subject.serial] = subject, tape.subject(shard)
+    for path, module in _named_modules(root):
         mark = tape.mark(module)
         if mark is not root_mark and id(mark) in tape.roots:
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
         mark.path, mark.root, mark.training = path, root_mark, module.training
         flag = vars(module).get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
+        mark.awaits_all = is_replica(module) and not (module.find_unused_parameters or module.static_graph)
         prefix = path + "." if path else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                _register(tape.keep(parameter), root_mark, prefix + name, "parameter")
+                _register(tape.keep(shards.get(id(parameter), parameter)), root_mark, prefix + name, "parameter")
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 _register(tape.keep(buffer), root_mark, prefix + name, "buffer")
@@ -122,6 +131,22 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
                 for place, tensor in _plain_tensors(value, prefix + name):
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
+
+
+def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """`named_modules()` by the paths that the user wrote: what DDP wraps has the path of its wrapper."""
+    written: dict[str, str] = {}  # of wrapped modules: path in torch, path as written
+    for path, module in root.named_modules():
+        inner = next((start for start in reversed(written) if f"{path}.".startswith(f"{start}.")), None)
+        short = path if inner is None else (written[inner] + path[len(inner) :]).lstrip(".")
+        if is_replica(module):
+            written[f"{path}.module".lstrip(".")] = short
+        yield short, module
+
+
+def is_replica(module: torch.nn.Module) -> bool:
+    """Whether a module is a DistributedDataParallel around the user's."""
+    return isinstance(module, torch.nn.parallel.DistributedDataParallel)
 
 
 _REGISTERS = frozenset({"_parameters", "_buffers", "_modules"})

@@ -25,6 +25,7 @@ import torch
 
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.saved import Evidence, evidence
+from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
@@ -134,7 +135,7 @@ def watch_pass(tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor]
     settle(tape)
     if tape.harmed is not None:
         return None
-    if any(_is_scalar(root) and not math.isfinite(float(root)) for root in roots):
+    if any(_is_scalar(root) and not math.isfinite(float(local(root))) for root in roots):
         if tape.pending is None:
             tape.pending = explain_value(tape, record, roots)
         return None
@@ -184,10 +185,11 @@ def _adder(watch: Watch, number: int, name: str, custom: Site | None) -> Callabl
 
 def _sums(gradients: Any) -> list[torch.Tensor]:
     """Sums tell whether all is finite. Half precision is added up in float32, lest the sum overflows."""
+    parts = [local(gradient) for gradient in gradients if isinstance(gradient, torch.Tensor)]
     return [
-        gradient.sum(dtype=torch.float32) if gradient.dtype in (torch.float16, torch.bfloat16) else gradient.sum()
-        for gradient in gradients
-        if isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided
+        part.sum(dtype=torch.float32) if part.dtype in (torch.float16, torch.bfloat16) else part.sum()
+        for part in parts
+        if part.layout is torch.strided
     ]
 
 
@@ -269,7 +271,7 @@ def _holds_nan(value: ValueRecord) -> bool:
     tensor = value[1].ref()
     if tensor is None or value[1].value != value[0] or not tensor.is_floating_point():
         return False
-    return bool(torch.isnan(tensor.detach()).any())
+    return bool(torch.isnan(local(tensor).detach()).any())
 
 
 def _number(node: Any) -> int:
@@ -360,7 +362,7 @@ def _is_sound(tensor: torch.Tensor) -> bool:
 
 
 def _is_all_finite(tensor: torch.Tensor) -> bool:
-    plain = tensor.detach()
+    plain = local(tensor).detach()
     return bool(torch.isfinite(plain.coalesce().values() if plain.is_sparse else plain).all())
 
 
@@ -373,7 +375,7 @@ def explain_crash(tape: Tape, message: str) -> None:
     for operation in tape.step.operations:
         for _, subject, history in operation.outputs:
             tensor = subject.ref()
-            if tensor is not None and tensor.is_floating_point() and bool(torch.isnan(tensor.detach()).any()):
+            if tensor is not None and tensor.is_floating_point() and bool(torch.isnan(local(tensor).detach()).any()):
                 event = explain_value(tape, None, [tensor]) if history else None
                 if event is None or event.operation is None:
                     event = Event("forward", tape.step.index, None, operation)

@@ -38,7 +38,7 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
     tape.confirmed = True
     outputs = [tensor for tensor in outputs if tensor.requires_grad] or outputs
     subjects = [tape.subject(tensor) for tensor in outputs]
-    seen = walk(outputs, tape.subject, WALK_LIMIT, sequences=True, saved=not tape.active)
+    seen = walk(outputs, tape.owner, WALK_LIMIT, sequences=True, saved=not tape.active)
     record = BackwardRecord(
         "confirmation", tuple(subject.held() for subject in subjects), subjects[-1].site, tape.thread(), seen
     )
@@ -50,8 +50,8 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
     tape.step.backwards.append(record)
     ones = [torch.ones_like(tensor) for tensor in outputs]
     differentiable = [tensor.requires_grad for tensor in outputs]
-    if not leaves or not all(differentiable):
-        return
+    if not leaves or not all(differentiable) or tape.gathered:
+        return  # FSDP's hooks would gather parameters, and the other ranks do not answer
     try:
         gradients = torch.autograd.grad(
             outputs, [tensor for _, tensor in leaves], grad_outputs=ones, retain_graph=True, allow_unused=True

@@ -16,6 +16,7 @@ import torch
 
 from gradscope.probes.nonfinite import graph_behind
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from gradscope.probes.tape import OperationRecord, OptimizerMark, Subject, Tape
@@ -145,5 +146,6 @@ def _norms(gradients: Iterable[Any]) -> Iterable[tuple[int, torch.Tensor]]:
     """2-norms in float64 on the CPU's terms, so that tiny gradients do not vanish in their squares."""
     for place, gradient in enumerate(gradients):
         if isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided and gradient.numel():
+            gradient = local(gradient)
             wide = gradient if gradient.is_complex() else gradient.to(torch.float64)
             yield place, torch.linalg.vector_norm(wide).to(torch.float64)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gradscope.probes.shards import local
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -68,7 +70,8 @@ def evidence(node: Any) -> Evidence | None:
 
 def _saved(node: Any) -> dict[str, Any]:
     kind = type(node)
-    return {name.removeprefix("_saved_"): getattr(node, name) for name in dir(kind) if name.startswith("_saved_")}
+    found = {name.removeprefix("_saved_"): getattr(node, name) for name in dir(kind) if name.startswith("_saved_")}
+    return {name: local(value) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 
 
 def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:

@@ -104,11 +104,12 @@ def observe_program(
     steps: int | None = None,
     checks: Collection[str] = (),
     watch: Callable[[Observation], None] | None = None,
+    at_end: Callable[[], None] | None = None,
 ) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here.
 
     `steps` ends it after so many optimizer steps, `checks` are those that are not always on (`batch`), and `watch` is
-    called after each step.
+    called after each step, `at_end` once the program is over and before the facts are read out.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
@@ -149,6 +150,8 @@ def observe_program(
             clean(raised)
         if not observation.in_own_process:
             _end_fork(error, status)
+        if at_end is not None:
+            at_end()
         crash = crash_of(error, observation) if error is not None else None
         run = observation.run(ended, legible(program.name), tuple(map(legible, program.argv[1:])), crash)
     return Outcome(run, status, error)

@@ -29,6 +29,7 @@ _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
     (RuntimeError, "expected Variable or None", "custom backward"),
     (NotImplementedError, "must implement either the backward or vjp method", "custom backward"),
     (TypeError, "positional argument", "custom backward"),
+    (RuntimeError, "Expected to have finished reduction in the prior iteration", "unfinished reduction"),
 )
 
 

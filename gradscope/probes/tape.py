@@ -27,6 +27,7 @@ from gradscope.probes.accounts import Discards
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import Growth
+from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -116,7 +117,7 @@ class OptimizerMark:
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
+    __slots__ = ("awaits_all", "modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
@@ -124,6 +125,7 @@ class ModuleMark:
         self.path = ""
         self.training = module.training
         self.requires_grad: bool | None = None
+        self.awaits_all = False
         self.root: ModuleMark | None = None
         self.modes: ModeCourse | None = None
         self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
@@ -201,6 +203,7 @@ class Tape:
         self.roots: dict[int, tuple[ModuleMark, Site | None]] = {}
         self.kept: dict[int, Subject] = {}
         self.leaves: dict[int, Subject] = {}
+        self.gathered: dict[int, tuple[Subject, Subject]] = {}  # under FSDP: the whole parameter and its shard
         self.first: list[StepRecord] = []
         self.latest: deque[StepRecord] = deque()
         self.labels: dict[int, str] = {}
@@ -254,6 +257,12 @@ class Tape:
         if subject.version != version(tensor):
             self._changed_elsewhere(tensor, subject)
         return subject
+
+    def owner(self, tensor: torch.Tensor) -> Subject:
+        """What is known of the tensor that an optimizer holds for this one: its shard under FSDP, else itself."""
+        subject = self.subject(tensor)
+        link = self.gathered.get(subject.serial)
+        return link[1] if link is not None else subject
 
     def seen(self, tensor: torch.Tensor) -> Subject | None:
         """What was known of a tensor when it was last looked at, if it ever was."""
@@ -454,7 +463,7 @@ class Tape:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
         if root.requires_grad and root.numel() == 1 and root.is_floating_point() and not root.is_meta:
             place, subject = (kind, self.sites.here()), self.subject(root)
-            value = float(root)
+            value = float(local(root))
             first = self.losses[place][1] if place in self.losses else value
             self.losses[place] = (subject, first, value)
 

@@ -70,7 +70,8 @@ class Gradients(msgspec.Struct, frozen=True):
 class TensorRow(msgspec.Struct, frozen=True):
     """One tensor. `moved` is |change| / |start|, null where there was no start to divide by (`from_zero`).
 
-    `updates` are |update| / |value| of single steps, those that were looked at, in time order.
+    `updates` are |update| / |value| of single steps, those that were looked at, in time order. Of a run in several
+    processes, `ranks` are those whose own backward reached it; null for a single process.
     """
 
     name: str
@@ -90,6 +91,7 @@ class TensorRow(msgspec.Struct, frozen=True):
     updates: tuple[float | None, ...]
     finding: str | None
     location: Place | None
+    ranks: tuple[int, ...] | None = None
 
 
 class LabelRow(msgspec.Struct, frozen=True):
@@ -114,7 +116,10 @@ class HelpRow(msgspec.Struct, frozen=True):
 
 
 class FindingRow(msgspec.Struct, frozen=True):
-    """One finding; `location` is the cause, null where no line of the user's is to blame."""
+    """One finding; `location` is the cause, null where no line of the user's is to blame.
+
+    Of a run in several processes, `ranks` are those that found it; null for a single process.
+    """
 
     rule: str
     severity: Severity
@@ -124,6 +129,16 @@ class FindingRow(msgspec.Struct, frozen=True):
     labels: tuple[LabelRow, ...]
     facts: tuple[str, ...]
     help: tuple[HelpRow, ...]
+    ranks: tuple[int, ...] | None = None
+
+
+class RankRow(msgspec.Struct, frozen=True):
+    """How the run of one process went, of several; `ended` is null where it did not report."""
+
+    rank: int
+    reported: bool
+    ended: Ending | None
+    exception: Raised | None
 
 
 class GraphSize(msgspec.Struct, frozen=True):
@@ -135,7 +150,7 @@ class GraphSize(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A whole report."""
+    """A whole report. `ranks` has a row a process where there are several."""
 
     gradscope: str
     torch: str
@@ -147,6 +162,7 @@ class Document(msgspec.Struct, frozen=True):
     findings: tuple[FindingRow, ...]
     graph: GraphSize
     failures: tuple[str, ...]
+    ranks: tuple[RankRow, ...] = ()
     schema: Literal["gradscope.report/1"] = SCHEMA
 
 
@@ -286,6 +302,7 @@ def _finding(finding: Finding) -> FindingRow:
             HelpRow(help_.message, EditRow(_location(help_.edit.span), help_.edit.text) if help_.edit else None)
             for help_ in finding.help
         ),
+        finding.ranks or None,
     )
 
 

@@ -20,7 +20,7 @@ from gradscope.reports.charts import chart
 from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.frames import frame
 from gradscope.reports.graphdata import graph_data
-from gradscope.reports.text import edit_lines, headline, moved_text, received_text
+from gradscope.reports.text import edit_lines, headline, moved_text, ranks_lines, received_text
 
 _WEB = Path(__file__).resolve().parent / "web"
 _SCRIPTS = ("view.js", "layout.js", "canvas.js", "page.js")
@@ -49,7 +49,8 @@ def to_html(run: Run, findings: Sequence[Finding], report: Document) -> str:
         "findings": "\n".join(_finding(number, finding, run) for number, finding in enumerate(findings))
         or '<p class="fine">No findings.</p>',
         "table": "\n".join(_table(report.tensors)) if report.tensors else "<p>No tensor has a name here.</p>",
-        "failures": "".join(f'<p class="failure">{_text(failure)}</p>\n' for failure in report.failures),
+        "failures": "".join(f'<p class="fine">{_text(line)}</p>\n' for line in ranks_lines(report))
+        + "".join(f'<p class="failure">{_text(failure)}</p>\n' for failure in report.failures),
         "style": style,
         "data": script_safe(data),
         "script": script,

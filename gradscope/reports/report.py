@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import msgspec
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
+from gradscope.reports.merging import Others, merged, merged_findings, merged_sources
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
 
@@ -40,16 +41,23 @@ class Report:
     run: Run
     findings: tuple[Finding, ...]
     failures: tuple[str, ...] = ()
+    others: Others | None = None
 
     @classmethod
     def of(cls, run: Run, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> Report:
         """Judge a run by all rules, or by those selected and not ignored. Raises UnknownRule."""
         return cls(run, *judge(run, chosen(select, ignore)))
 
+    def with_ranks(self, others: Others) -> Report:
+        """The report of rank 0 with what the other ranks found."""
+        run = replace(self.run, sources=merged_sources(self.run.sources, others))
+        return Report(run, merged_findings(self.findings, others), self.failures, others)
+
     @cached_property
     def document(self) -> Document:
         """The report as data, in the shape of its JSON."""
-        return document(self.run, self.findings, self.failures)
+        own = document(self.run, self.findings, self.failures)
+        return merged(own, self.others) if self.others is not None else own
 
     @property
     def tensors(self) -> tuple[TensorRow, ...]:

@@ -11,6 +11,8 @@ from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.frames import WIDTH, frame, paint
+from gradscope.reports.merging import divided, ranks_text
+from gradscope.rules.wording import listed
 
 ROWS = 20
 _NAME = 32
@@ -40,6 +42,9 @@ def text(
     """
     parts = [finding_text(finding, run.sources, colour=colour) for finding in findings]
     parts.append(headline(report))
+    ranks = ranks_lines(report)
+    if ranks:
+        parts.append("\n".join(ranks))
     table = table_text(report.tensors, every_row=every_row, unicode=unicode)
     if table:
         parts.append(table)
@@ -51,6 +56,7 @@ def headline(report: Document) -> str:
     """One line: the script, how far it ran, how the loss went, how many findings."""
     run = report.run
     parts = [_count(run.steps, "step")]
+    processes = [_count(len(report.ranks), "rank")] if report.ranks else []
     if run.ended in ("steps", "interrupt"):
         parts[0] += " (ended by --steps)" if run.ended == "steps" else " (interrupted)"
     if run.exception is not None:
@@ -65,10 +71,32 @@ def headline(report: Document) -> str:
         )
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
-    whole = [f"gradscope: {report.script or 'output'}", *parts]
+    whole = [f"gradscope: {report.script or 'output'}", *processes, *parts]
     # A long line is broken between its parts and never inside one: textwrap breaks at plain blanks only.
     unbroken = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in whole)
     return _HEADLINE.fill(unbroken).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def ranks_lines(report: Document) -> list[str]:
+    """Where the ranks of a run differ: in how they ended, and in which tensors their own backward reaches."""
+    lines = []
+    world = len(report.ranks)
+    silent = [row.rank for row in report.ranks if not row.reported]
+    if silent:
+        lines += _HEADLINE.wrap(f"no report came {ranks_text(silent, world, 'from')}: what it found is missing here")
+    for row in report.ranks[1:]:
+        if row.exception is not None:
+            place = f" at {row.exception.file}:{row.exception.line}" if row.exception.file is not None else ""
+            lines += _HEADLINE.wrap(f"rank {row.rank} raised {row.exception.type}{place}")
+    for ranks, rows in divided(report).items():
+        others = [row.rank for row in report.ranks if row.reported and row.rank not in ranks]
+        places = dict.fromkeys(f"{row.location.file}:{row.location.line}" for row in rows if row.location is not None)
+        made = f" (made at {listed(list(places), 3)})" if places else ""
+        lines += _HEADLINE.wrap(
+            f"reached by backward {ranks_text(ranks, world)} and not {ranks_text(others, world)}: "
+            f"{listed([row.name for row in rows])}{made}"
+        )
+    return lines
 
 
 def _count(number: int, what: str) -> str:

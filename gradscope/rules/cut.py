@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
 from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost
+from gradscope.rules.replicas import refusal_label
 from gradscope.rules.wording import listed, steps_text, who
 
 
@@ -323,6 +324,9 @@ def _finding(
         message = f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}"
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))
+    elif refusal_label(run):
+        message = f"no gradient came to {those.subject}, and DDP waits for {those.them}"
+        labels = (*labels, *refusal_label(run))
     else:
         message = f"{those.subject} {those.learns}: {those.counted} got no gradient in {steps_text(run, _steps(loss))}"
     labels += tuple(

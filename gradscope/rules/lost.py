@@ -9,6 +9,7 @@ from typing import Literal
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
 from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, rounds, trains_nothing
+from gradscope.rules.replicas import waited_for
 from gradscope.rules.successors import replaced
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
@@ -80,13 +81,17 @@ def suffering(run: Run) -> list[Tensor]:
     """Tensors that someone relies on and that never got a gradient.
 
     Who steps an optimizer relies on what it holds; who calls backward and is refused relies on what was to be
-    trained, or, where no optimizer is, on the leaves that require grad.
+    trained, or, where no optimizer is, on the leaves that require grad. DDP relies on all that it holds in each step.
     """
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     refused = run.crash is not None and run.crash.symptom in ("no graph", "no tensor to differentiate")
+    waited = waited_for(run)
     found = []
     for tensor in run.tensors:
         if not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
+            continue
+        if tensor.id in waited:
+            found.append(tensor)
             continue
         got = tensor.received is not None and tensor.received.steps > 0
         if tensor.optimizer is not None:
@@ -106,10 +111,11 @@ def _never(run: Run) -> list[Lost]:
     left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
     turns = {number: rounds(run, number) for number in (None, *(optimizer.id for optimizer in run.optimizers))}
     given_up = {old.id for old, _ in replaced(run)}
+    waited = waited_for(run)
     for tensor in suffering(run):
         if tensor.id in given_up:
             continue
-        for flow in turns[tensor.optimizer]:
+        for flow in [waited[tensor.id]] if tensor.id in waited else turns[tensor.optimizer]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue

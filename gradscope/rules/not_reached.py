@@ -12,6 +12,7 @@ from gradscope.graph.naming import expression, loop_around, short_name, source_o
 from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.order import undifferentiated
+from gradscope.rules.replicas import lies_in, refusal_label, replica_note, waited_for
 from gradscope.rules.successors import replaced
 from gradscope.rules.wording import listed, steps_text, who
 
@@ -71,11 +72,16 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     cut_off |= {number for optimizer, _ in undifferentiated(run) for number in optimizer.tensors}
     cut_off |= {old.id for old, _ in replaced(run)}
     # Another tensor of this name that learns has taken its place since: then it is not unused but superseded.
+    waited = waited_for(run)
     superseded = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}
     steps = [flow for flow in flows(run) if flow.roots]
     turns = {number: [flow for flow in rounds(run, number) if flow.roots] for number in optimizers}
     groups: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in suffering(run):
+        if tensor.id in waited and tensor.id not in cut_off:
+            if not _leads_to_loss(waited[tensor.id], tensor):
+                groups[_line(tensor.made) or (tensor.name or "").rpartition(".")[0]].append(tensor)
+            continue
         if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count or tensor.name in superseded:
             continue
         if optimizers[tensor.optimizer].steps and not any(
@@ -85,6 +91,9 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     for tensors in groups.values():
         span = tensors[0].made
         names = tuple(tensor.name or "" for tensor in tensors)
+        if tensors[0].id in waited:
+            yield _waited_for(run, steps, tensors)
+            continue
         optimizer = optimizers[tensors[0].optimizer or 0]
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
         those = who(names, run)
@@ -108,11 +117,37 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
                 f"{'used, but leads to no loss' if used else 'never used'}: {listed(names)}",
                 f"note: {optimizer.name}, which holds {'it' if len(names) == 1 else 'them'}, "
                 f"stepped {optimizer.steps} times",
+                *replica_note(run, tensors),
             ),
             help=(
                 Help("use it in `forward`, or delete it" if not used else "add its result to the loss, or delete it"),
             ),
         )
+
+
+def _waited_for(run: Run, steps: list[StepFlow], tensors: Sequence[Tensor]) -> Finding:
+    """DDP refused a forward since the backward before it did not reach these."""
+    names = tuple(tensor.name or "" for tensor in tensors)
+    those = who(names, run)
+    used = [use for tensor in tensors for use in _uses(steps, tensor) if use.span is not None]
+    ever = any(tensor.received is not None and tensor.received.steps for tensor in tensors)
+    said = "used here, in other steps" if ever else "its result is computed here, and goes nowhere"
+    labels = tuple(Label(use.span, said) for use in used[:1] if use.span is not None)
+    when = "of the last step" if ever else "of any step" if run.step_count > 1 else "of the first step"
+    return Finding(
+        rule="unused-parameter",
+        severity="error",
+        message=f"no loss {when} was computed from {those.subject}, and DDP waits for "
+        f"{'its gradient' if len(names) == 1 else 'their gradients' if those.them == 'them' else 'its gradients'}",
+        span=tensors[0].made,
+        caret="made here; no loss is computed from it" if not ever else "made here; not used in every step",
+        tensors=names,
+        labels=(*labels, *refusal_label(run)),
+        facts=(f"without gradient in the last backward: {listed(names)}",),
+        help=(
+            Help("use it in every step or delete it; else `DistributedDataParallel(..., find_unused_parameters=True)`"),
+        ),
+    )
 
 
 def _loop_that_ends_early(run: Run, steps: list[StepFlow], names: Sequence[str]) -> Span | None:
@@ -404,7 +439,7 @@ def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
         frozen = [
             tensor
             for tensor in run.tensors
-            if tensor.registered == "parameter" and not tensor.requires_grad and _lies_in(tensor, module.path)
+            if tensor.registered == "parameter" and not tensor.requires_grad and lies_in(tensor, module.path)
         ]
         if module.requires_grad_attribute and frozen:
             found[module.path] = frozen
@@ -431,12 +466,6 @@ def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer]]:
         ]
         if frozen and _who_froze(run, frozen) is not None:
             yield frozen, optimizer
-
-
-def _lies_in(tensor: Tensor, path: str) -> bool:
-    name = tensor.name or ""
-    full = name if tensor.module is None or name.startswith(f"{tensor.module}.") else f"{tensor.module}.{name}"
-    return full.startswith(f"{path}.")
 
 
 def _who_froze(run: Run, tensors: list[Tensor]) -> Span | None:

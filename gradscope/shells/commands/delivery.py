@@ -46,7 +46,10 @@ class Delivery:
 
     def deliver(self, run: Run, stream: TextIO) -> int:
         """Judge a run, write and draw; return 1 where there is a finding at the level of `--fail-on`, else 0."""
-        report = Report.of(run, self.select, self.ignore)
+        return self.hand_over(Report.of(run, self.select, self.ignore), stream)
+
+    def hand_over(self, report: Report, stream: TextIO) -> int:
+        """Write and draw a report; return 1 where there is a finding at the level of `--fail-on`, else 0."""
         format_ = format_of(self.format_, self.output)
         if self.output is not None:
             replace_file(self.output, written(report, format_, every_row=self.every_row).encode())

@@ -52,15 +52,27 @@ def command(
             raise
         raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
     from gradscope.graph.storage import encode
+    from gradscope.probes.exchange import place_of
     from gradscope.shells.live import Live
+    from gradscope.shells.ranks import Ranks
 
     stream = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stands in for a closed stream
     program = program_of_module(script, args) if module else program_of_script(script, args)
     # Files are named from where the user stands, and the script may go elsewhere.
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
+    place = place_of(os.environ)
+    ranks = Ranks(place) if place is not None else None
+    if place is not None and place.rank:
+        save = save.with_suffix(f".rank{place.rank}{save.suffix}") if save is not None else None
     live = Live(sys.stderr or open(os.devnull, "w", encoding="utf-8"), delivery.select, delivery.ignore)  # noqa: SIM115
     try:
-        outcome = observe_program(program, steps, checks, live.step)
+        outcome = observe_program(
+            program,
+            steps,
+            checks,
+            live.step if place is None or place.rank == 0 else None,
+            ranks.begin if ranks is not None else None,
+        )
     finally:
         live.end()
     failed = 0
@@ -69,7 +81,7 @@ def command(
             stream.flush()
         if save is not None:
             replace_file(save, encode(outcome.run))
-        failed = delivery.deliver(outcome.run, stream)
+        failed = ranks.deliver(delivery, outcome, stream) if ranks else delivery.deliver(outcome.run, stream)
     except GradscopeError as error:
         click.echo(f"gradscope: {error}", err=True)
         failed = error.exit_code
@@ -83,4 +95,6 @@ def command(
         click.echo(f"gradscope: the report failed: {type(error).__name__}: {error}", err=True)
     if outcome.error is not None:
         sys.excepthook(type(outcome.error), outcome.error, outcome.error.__traceback__)
+    if ranks is not None:
+        ranks.end()
     return failed or outcome.status

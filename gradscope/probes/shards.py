@@ -1,0 +1,55 @@
+"""Tensors that are spread over several processes: what this process holds of them, and how FSDP gathers them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+_WHOLE = (torch.Tensor, torch.nn.Parameter)
+_DEEP = 6  # frames from FSDP's own to the probe of `nn.Parameter`
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a DTensor that lies in this process; any other tensor itself.
+
+    A norm or a sum of a DTensor is a collective: asked for by us on one rank alone, it would hang the program.
+    """
+    if type(tensor) in _WHOLE:
+        return tensor
+    part = getattr(tensor, "_local_tensor", tensor)
+    return part if isinstance(part, torch.Tensor) else tensor
+
+
+def gathered(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The parameters that a module under `fully_shard` computes with, each with the shard that the optimizer holds.
+
+    FSDP puts the whole parameter in the place of the shard while a forward or a backward needs it.
+    """
+    state_of = getattr(module, "_get_fsdp_state", None)
+    if state_of is None:
+        return
+    state = state_of()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch before 2.13 has one at most
+        groups = [group for group in [state._fsdp_param_group] if group is not None]
+    for group in groups:
+        for parameter in group.fsdp_params:
+            whole = getattr(parameter, "_unsharded_param", None)  # there is none before the first forward
+            if whole is not None:
+                yield whole, parameter.sharded_param
+
+
+def sharded_now() -> torch.Tensor | None:
+    """The user's parameter, where FSDP is about to put a shard in its place."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_DEEP):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "_init_sharded_param":
+            found = frame.f_locals.get("param")
+            return found if isinstance(found, torch.Tensor) else None
+        frame = frame.f_back
+    return None
