@@ -71,7 +71,8 @@ class TensorRow(msgspec.Struct, frozen=True):
     """One tensor. `moved` is |change| / |start|, null where there was no start to divide by (`from_zero`).
 
     `updates` are |update| / |value| of single steps, those that were looked at, in time order. Of a run in several
-    processes, `ranks` are those whose own backward reached it; null for a single process.
+    processes, `ranks` are those whose own backward reached it; null for a single process,
+    and where one of them raised too early to tell.
     """
 
     name: str

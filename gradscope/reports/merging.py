@@ -105,12 +105,15 @@ def merged_sources(sources: Mapping[str, Mapping[int, str]], others: Others) -> 
 
 
 def merged(document: Document, others: Others) -> Document:
-    """The report of rank 0, in which each parameter says on which ranks the backward of that rank reached it."""
+    """The report of rank 0, in which each parameter says on which ranks the backward of that rank reached it.
+
+    A rank that raised in its first step cannot tell: then nothing is said of what it alone lacks.
+    """
     rows: dict[int, dict[str, TensorRow]] = {0: {row.name: row for row in document.tensors}}
     rows |= {report.rank: {row.name: row for row in report.tensors} for report in others.reports}
     tensors = tuple(
         msgspec.structs.replace(row, ranks=_reached(row.name, rows))
-        if row.role == "parameter" and row.requires_grad and any(_counted(of, row.name) for of in rows.values())
+        if row.role == "parameter" and row.requires_grad and all(_counted(of, row.name) for of in rows.values())
         else row
         for row in document.tensors
     )
