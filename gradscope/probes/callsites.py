@@ -60,8 +60,8 @@ class CallSites:
 
     def _judge(self, file: str) -> int:
         if file.startswith("<"):
-            # A cell of a notebook has its source in linecache; frozen and generated modules have none.
-            return USER if linecache.getline(file, 1) else LIBRARY
+            # A cell of a notebook has its source in linecache; frozen and generated modules have none, or are of fx.
+            return USER if linecache.getline(file, 1) and not file.startswith("<eval_with_key>") else LIBRARY
         real = os.path.realpath(file)
         if real.startswith(_PACKAGE):
             return CLOSURE if real == _CLOSURES else LIBRARY

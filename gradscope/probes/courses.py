@@ -13,6 +13,7 @@ from gradscope.probes.shards import local
 
 POINTS = 256
 SAMPLE = 4_096
+_PIECE = 1 << 20  # elements that are copied at a time
 
 
 class Series:
@@ -158,14 +159,31 @@ def pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
 
 
 def _norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(_wide(tensor)))
+    return float(torch.linalg.vector_norm(tensor) if _is_wide(tensor) else norm_in(torch.float32, tensor))
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In a type whose squares neither overflow nor vanish at once."""
-    if tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64):
-        return tensor
-    return tensor.to(torch.float32)
+def _is_wide(tensor: torch.Tensor) -> bool:
+    """Whether its type is one whose squares neither overflow nor vanish at once."""
+    return tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
+
+
+def norm_in(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+    """The 2-norm as a scalar of another type; piece by piece, so that no large tensor is copied into that type."""
+    parts: list[torch.Tensor] = [torch.linalg.vector_norm(piece.to(dtype)) for piece in _pieces(tensor)]
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
+
+
+def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Views of a tensor that together are all of it, of about `_PIECE` elements each."""
+    if tensor.numel() <= _PIECE:
+        return (tensor,)
+    pieces: Sequence[torch.Tensor]
+    if tensor.is_contiguous():
+        pieces = torch.split(tensor.view(-1), _PIECE)
+        return pieces
+    longest = max(range(tensor.dim()), key=tensor.shape.__getitem__)
+    pieces = torch.split(tensor, max(1, tensor.shape[longest] * _PIECE // tensor.numel()), longest)
+    return pieces
 
 
 def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
@@ -174,11 +192,14 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
     The sum of squares of tiny or huge numbers leaves the range of float32 before the numbers do, so a norm
     that came out as zero or not finite is taken again after scaling by the largest magnitude.
     """
-    dense = [_wide(_values(gradient)) for gradient in gradients]
+    dense = [_values(gradient) for gradient in gradients]
     filled = [gradient for gradient in dense if gradient.numel() > 0]
     if not filled:
         return [0.0] * len(dense)
-    raw = iter(torch.stack([norm.to(filled[0].device, torch.float64) for norm in torch._foreach_norm(filled)]).tolist())
+    together = [gradient for gradient in filled if _is_wide(gradient)]
+    wide = iter(torch._foreach_norm(together) if together else ())
+    found = [next(wide) if _is_wide(gradient) else norm_in(torch.float32, gradient) for gradient in filled]
+    raw = iter(torch.stack([norm.to(filled[0].device, torch.float64) for norm in found]).tolist())
     result = [next(raw) if gradient.numel() > 0 else 0.0 for gradient in dense]
     for place, (gradient, norm) in enumerate(zip(dense, result, strict=True)):
         if gradient.numel() > 0 and not (0 < norm < math.inf):
@@ -194,7 +215,10 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _scaled_norm(gradient: torch.Tensor) -> float:
-    largest = float(gradient.abs().max())
+    pieces = _pieces(gradient)
+    largest = float(torch.stack([piece.abs().max() for piece in pieces]).max())
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * float(torch.linalg.vector_norm(gradient.to(torch.float64) / largest))
+    wide = torch.complex128 if gradient.is_complex() else torch.float64
+    parts = [torch.linalg.vector_norm(piece.to(wide) / largest) for piece in pieces]
+    return largest * float(torch.linalg.vector_norm(torch.stack(parts)))

@@ -83,7 +83,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
         running["function"] = outer
         try:
             with unasked():
-                values = _results(tape, given, result)
+                values = results_of(tape, given, result)
             inputs = [value for _, value in given]
             for _, subject, _ in inputs:
                 subject.used = True
@@ -115,7 +115,7 @@ def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[An
     return result
 
 
-def _results(tape: Tape, given: list[tuple[torch.Tensor, ValueRecord]], result: Any) -> list[ValueRecord]:
+def results_of(tape: Tape, given: list[tuple[torch.Tensor, ValueRecord]], result: Any) -> list[ValueRecord]:
     """The values that a Function gave: its results, and those of its arguments that it changed in place."""
     values = []
     for tensor in tensors((result,)):

@@ -115,6 +115,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         mark = tape.mark(module)
         if mark is not root_mark and id(mark) in tape.roots:
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
+        path = ".".join(part for part in path.split(".") if part != _COMPILED)
         mark.path, mark.root, mark.training = path, root_mark, module.training
         flag = vars(module).get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
@@ -149,6 +150,7 @@ def is_replica(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.parallel.DistributedDataParallel)
 
 
+_COMPILED = "_orig_mod"  # where `torch.compile(module)` holds the module: its names stay those that the user gave
 _REGISTERS = frozenset({"_parameters", "_buffers", "_modules"})
 
 

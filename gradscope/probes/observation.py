@@ -16,6 +16,7 @@ from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.backward import watch_backward
 from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
+from gradscope.probes.compiled import watch_compiled
 from gradscope.probes.custom import watch_custom_backwards
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
@@ -133,6 +134,7 @@ class Observation:
         enter(watch_modes(self.tape))
         enter(watch_functions(self.tape))
         enter(watch_custom_backwards(self.tape))
+        enter(watch_compiled(self.tape))
         enter(watch_inference_mode(self.tape))
 
     def stop(self) -> None:

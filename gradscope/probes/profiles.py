@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradscope.probes.courses import norm_in
 from gradscope.probes.nonfinite import graph_behind
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.shards import local
@@ -147,5 +148,5 @@ def _norms(gradients: Iterable[Any]) -> Iterable[tuple[int, torch.Tensor]]:
     for place, gradient in enumerate(gradients):
         if isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided and gradient.numel():
             gradient = local(gradient)
-            wide = gradient if gradient.is_complex() else gradient.to(torch.float64)
-            yield place, torch.linalg.vector_norm(wide).to(torch.float64)
+            norm = torch.linalg.vector_norm(gradient) if gradient.is_complex() else norm_in(torch.float64, gradient)
+            yield place, norm.to(torch.float64)

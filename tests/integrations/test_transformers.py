@@ -192,4 +192,5 @@ def test_observe_around_a_loop_of_accelerate() -> None:
             stepping.zero_grad()
     report = seen.report()
     assert report.run.step_count == 3
+    assert [loss.name for loss in report.run.losses] == ["loss"]  # and not "accelerator", which calls backward
     assert [finding.rule for finding in report.findings] == ["detach"]

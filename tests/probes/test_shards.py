@@ -46,6 +46,7 @@ dist.destroy_process_group()
 
 
 def judged(workshop: Workshop, cut: str = "", blocks: str = "") -> Report:
+    """The report on the program."""
     """The report on the program under FSDP."""
     source = textwrap.dedent(PROGRAM).format(cut=cut, blocks=blocks)
     return Report.of(workshop.run(source))

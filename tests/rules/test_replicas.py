@@ -52,6 +52,7 @@ def judged(workshop: Workshop, forward: str, options: str = "", steps: int | Non
 
 
 def line_of(workshop: Workshop, finding: Finding) -> str:
+    """The line that a finding points at."""
     """The line of the program that a finding points at."""
     assert finding.span is not None
     return (workshop.folder / "script.py").read_text().splitlines()[finding.span.line - 1].strip()
