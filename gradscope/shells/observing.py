@@ -103,7 +103,9 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
                 "gradscope is observing already: leave the first `with gradscope.observe()` before the second"
             )
         frame = sys._getframe(1)
-        self._prepare(dict(frame.f_locals), frame.f_globals).start(self._operations)
+        observation = self._prepare(frame.f_globals)
+        _add_optimizers(observation, frame.f_locals)
+        observation.start(self._operations)
         observe._running = True
         return self
 
@@ -124,9 +126,8 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
             observation.add_model(self._model)
         if self._optimizer is not None:
             observation.add_optimizer(self._optimizer)
-        known = [value for found in variables for value in found.values() if isinstance(value, torch.optim.Optimizer)]
-        for optimizer in known:
-            observation.add_optimizer(optimizer)
+        for found in variables:
+            _add_optimizers(observation, found)
         self._observation, self._crash = observation, None
         return observation
 
@@ -253,6 +254,13 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         if self._observation is None:
             return {"text/plain": repr(self)}
         return self.report()._repr_mimebundle_()
+
+
+def _add_optimizers(observation: Observation, variables: Mapping[str, Any]) -> None:
+    """Know the optimizers that exist before: what they have stepped in is counted from the first step on."""
+    for value in list(variables.values()):
+        if isinstance(value, torch.optim.Optimizer):
+            observation.add_optimizer(value)
 
 
 def check_instances(model: object, optimizer: object) -> None:
