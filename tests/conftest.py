@@ -10,10 +10,15 @@ import torch
 
 from tests.workshop import Workshop
 
+# What tells programs, pytest among them, how wide to write, in colour or not, and that nobody looks on.
+SURROUNDINGS = ("BUILD_NUMBER", "CI", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "PY_COLORS", "PYTEST_ADDOPTS")
+
 
 @pytest.fixture(autouse=True)
-def steady() -> Iterator[None]:
-    """The same numbers in every test, whatever ran before it."""
+def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same numbers and surroundings in every test, whatever ran before it and wherever it runs."""
+    for name in SURROUNDINGS:
+        monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield

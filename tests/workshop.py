@@ -88,7 +88,11 @@ class Workshop:
 
 
 def _wait(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return Ended(process.returncode, out, err)
 
 

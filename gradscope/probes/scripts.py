@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import thread as workers
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ def observe_program(
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
     observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch)
+    threads = threading.enumerate()
     ended: Ending = "end"
     status: int = 0
     error: BaseException | None = None
@@ -136,7 +138,7 @@ def observe_program(
             observation.start()
             try:
                 exec(program.code, main.__dict__)
-                _join_threads()
+                _join_threads(threads)
             finally:
                 observation.stop()
         except StepsReached:
@@ -180,11 +182,28 @@ def _scene(main: ModuleType, program: Program) -> Iterator[None]:
         sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, before
 
 
-def _join_threads() -> None:
-    """Python waits for threads that are no daemons before it ends, and so do we."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+def _join_threads(before: Collection[threading.Thread]) -> None:
+    """Wait for what the program started and that is no daemon, as Python does before it ends.
+
+    Workers of an executor wait for more work for ever, until Python tells them that none will come. Here only the
+    program's own threads are told, for this may be the process of somebody else; pools of processes are left to Python.
+    """
+    managers = getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", {})
+    queues = getattr(workers, "_threads_queues", {})
+    started = [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread not in before and thread not in managers
+    ]
+    try:
+        for thread in started:
+            if thread in queues:
+                workers._shutdown = True
+                queues[thread].put(None)
+        for thread in started:
             thread.join()
+    finally:
+        workers._shutdown = False
 
 
 def _end_fork(error: BaseException | None, status: int) -> None:

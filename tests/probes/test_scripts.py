@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -356,6 +357,34 @@ def test_threads_are_seen(workshop: Workshop) -> None:
     assert run.backward_count == 1
     assert "sin" in [operation.name for operation in operations(run)]
     assert named(run, "w").received is not None
+
+
+def test_executors_that_are_left_open(workshop: Workshop) -> None:
+    """Their work is waited for, as Python does; workers of somebody else's executor are left in peace."""
+    with ThreadPoolExecutor(1) as other:
+        other.submit(int).result()
+        run = workshop.run(
+            """
+            import multiprocessing
+            import time
+            from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+            import torch
+            w = torch.ones(3, requires_grad=True)
+
+            def work():
+                time.sleep(0.05)
+                w.sum().backward()
+
+            if __name__ == "__main__":
+                executor = ThreadPoolExecutor(1)
+                for _ in range(3):
+                    executor.submit(work)
+                processes = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+                processes.submit(int).result()
+            """
+        )
+        assert run.backward_count == 3
+        assert other.submit(int).result() == 0
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

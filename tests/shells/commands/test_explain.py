@@ -323,7 +323,9 @@ def test_interrupts_end_with_the_report(workshop: Workshop) -> None:
                 print("running", flush=True)
         """
     )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = workshop.start("-m", "gradscope", "explain", "script.py")
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGINT)
