@@ -1,5 +1,5 @@
 # Each target makes the environment it needs. The same commands stand in the README.
-.PHONY: example test check benchmark
+.PHONY: example test check benchmark docs
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,9 @@ check: $(BIN)/pytest
 benchmark: $(BIN)/pytest
 	$(BIN)/python -m benchmarks
 
+docs: $(BIN)/sphinx-build
+	$(BIN)/sphinx-build -W --keep-going -n docs docs/_build/html
+
 $(BIN)/gradscope:
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt . numpy  # without numpy, torch warns at every start
@@ -26,3 +29,7 @@ $(BIN)/gradscope:
 $(BIN)/pytest:
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+
+$(BIN)/sphinx-build:
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt -e '.[docs]' numpy
