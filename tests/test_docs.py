@@ -123,12 +123,27 @@ def test_python_runs(snippet: Snippet, folder: Path, capsys: pytest.CaptureFixtu
     for module in re.findall(r"^(?:import|from) (\w+)", snippet.text, flags=re.MULTILINE):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+    has_tests = "\ndef test_" in snippet.text
+    printed = run_by_pytest(folder, snippet) if has_tests else run_as_script(folder, snippet, capsys)
+    for output in snippet.outputs:
+        assert output in printed
+
+
+def run_as_script(folder: Path, snippet: Snippet, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a snippet prints as a script."""
     script = folder / "snippet.py"
     script.write_text((GIVEN if snippet.page.name == "README.md" else "") + snippet.text, encoding="utf-8")
     runpy.run_path(str(script), run_name="__main__")
-    printed = capsys.readouterr().out
-    for output in snippet.outputs:
-        assert output in printed
+    return capsys.readouterr().out
+
+
+def run_by_pytest(folder: Path, snippet: Snippet) -> str:
+    """What pytest prints of a snippet with a test, which fails where a failure is shown."""
+    (folder / "test_training.py").write_text(snippet.text, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_training.py"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ("1 failed" if snippet.outputs else "1 passed") in ended.stdout, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 @those("sh")
