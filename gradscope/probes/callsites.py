@@ -22,6 +22,8 @@ from gradscope.graph.facts import Span
 Site: TypeAlias = tuple[CodeType, int]
 
 LIBRARY, USER, OPTIMIZER, CLOSURE = 0, 1, 2, 3
+# The user's own function and dispatch modes only pass a call on.
+PASSING = ("__torch_function__", "__torch_dispatch__")
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CLOSURES = os.path.join(_PACKAGE, "probes", "closures.py")
@@ -83,8 +85,7 @@ class CallSites:
             kind = kinds.get(code.co_filename)
             if kind is None:
                 kind = self.kind(code.co_filename)
-            # The user's own function and dispatch modes only pass a call on.
-            if kind == USER and code.co_name not in ("__torch_function__", "__torch_dispatch__"):
+            if kind == USER and code.co_name not in PASSING:
                 return code, frame.f_lasti
             if kind > USER:
                 return self._outside(frame) if kind == CLOSURE else None

@@ -14,6 +14,7 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from gradscope.probes import gradients
+from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
 from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
@@ -65,6 +66,8 @@ _data_of = _getter("data")
 _DETACHED = frozenset({_data_of, torch.Tensor.detach, torch.detach})
 # These look at a tensor or change what it is; nothing is computed with it.
 _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.register_hook}
+# Their arguments are looked at before the call.
+_PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, torch._C._set_grad_enabled, torch.Tensor.as_subclass}
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _Accessor = type(_data_of)
@@ -94,13 +97,28 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         if is_compiling() or func in _QUIET or not self.tape.active:
             return func(*args, **(kwargs or {}))
-        kwargs = kwargs or {}
-        others = bool(types) or _modes_on() > 0 or func is _AS_SUBCLASS
+        if types or func in _PARTICULAR or _modes_on():
+            return self._carefully(func, args, kwargs or {}, bool(types) or _modes_on() > 0 or func is _AS_SUBCLASS)
+        call = self._before(func, sys._getframe(1), args, kwargs)
+        try:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        except BaseException:
+            if call is not None:
+                self._failed(call)
+            raise
+        if call is not None:
+            self._after(call, result)
+        return result
+
+    def _carefully(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], others: bool) -> Any:
+        """Run a call that is more than an operation, or that `others` have a say in: modes, or classes of tensors."""
+        frame = sys._getframe(2)
         if others:
             with unasked():
-                call = self._before(func, args, kwargs)
+                call = self._before_particular(func, frame, args, kwargs)
         else:
-            call = self._before(func, args, kwargs)
+            call = self._before_particular(func, frame, args, kwargs)
+        del frame
         try:
             result = func(*args, **kwargs)
         except BaseException:
@@ -115,17 +133,45 @@ class Recorder(TorchFunctionMode):
                 self._after(call, result)
         return result
 
-    def _before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
+    def _before_particular(
+        self, func: Any, frame: FrameType, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> _Call | None:
         tape = self.tape
+        call = self._before(func, frame, args, kwargs)
+        if call is None:
+            return None
         try:
-            frame = sys._getframe(2)  # past the handler's own frames
-            site = tape.sites.find(frame)
-            if site is None:
-                return None
+            site, inputs = call[1], call[3]
             if type(func) is _Accessor and func == gradients.SET:
                 gradients.cleared(tape, args[0], args[1], site)
+            if func in SINGULAR:
+                tape.singular = True
+            look = LOOKS.get(func)
+            if look is not None and _transforming() is None:
+                look(tape, Call(func, site, args, kwargs, inputs))
+            if func is _set_grad_enabled:
+                return (switch_name("set_grad_enabled", bool(args[0])), *call[1:])
+        except Exception as error:
+            tape.fail("recorder", error)
+            return None
+        return call
+
+    def _before(
+        self, func: Any, frame: FrameType, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> _Call | None:
+        tape = self.tape
+        try:
+            code = frame.f_code
+            if tape.sites.kinds.get(code.co_filename) == USER and code.co_name not in PASSING:
+                site = code, frame.f_lasti
+            else:
+                found = tape.sites.find(frame)
+                if found is None:
+                    return None
+                site = found
             known = tape.known
             of_gradient = False
+            nonzero: int | None = None
             taken: list[Tensor] = []
             inputs: list[ValueRecord] = []
             for value in args if not kwargs else (*args, *kwargs.values()):
@@ -150,17 +196,9 @@ class Recorder(TorchFunctionMode):
                         inputs.append(subject.held())
                         if subject.gradient_of:
                             of_gradient = True
-            if func in SINGULAR:
-                tape.singular = True
-            look = LOOKS.get(func)
-            if look is not None and _transforming() is None:
-                look(tape, Call(func, site, args, kwargs, inputs))
-            if func is _set_grad_enabled:
-                func = switch_name("set_grad_enabled", bool(args[0]))
-            nonzero: int | None = None
-            if of_gradient and inputs[0][1].gradient_of and frame.f_code is site[0] and _transforming() is None:
+            if of_gradient and inputs[0][1].gradient_of and code is site[0] and _transforming() is None:
                 nonzero = gradients.nonzero_before(tape, taken, inputs)
-            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number(), (of_gradient, nonzero)
+            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number(), of_gradient, nonzero
         except Exception as error:
             tape.fail("recorder", error)
             return None
@@ -168,13 +206,13 @@ class Recorder(TorchFunctionMode):
     def _after(self, call: _Call, result: Any) -> None:
         tape = self.tape
         try:
-            func, site, taken, inputs, _, _, (of_gradient, nonzero) = call
+            func, site, taken, inputs, _, _, of_gradient, nonzero = call
             made = (result,) if isinstance(result, Tensor) else tuple(tensors(result))
             outputs: list[ValueRecord] = []
             changed: list[Tensor] = []
-            for tensor, (_, subject, history) in zip(taken, inputs, strict=True):
-                counted = subject.version >= 0
-                if tensor.requires_grad != history or (counted and subject.version != tensor._version):
+            for tensor, (_, subject, history) in zip(taken, inputs):  # noqa: B905 - of one length; checking costs time
+                version = subject.version
+                if tensor.requires_grad != history or (version >= 0 and version != tensor._version):
                     tape.changed(tensor, subject)
                     if history and not subject.requires_grad and subject.course is not None:
                         subject.course.frozen_at = site
@@ -190,7 +228,8 @@ class Recorder(TorchFunctionMode):
             for tensor in made:
                 seen = known.get(id(tensor))
                 if seen is None or seen.ref() is not tensor:
-                    outputs.append(tape.meet(tensor, site).held())
+                    seen = tape.meet(tensor, site)
+                    outputs.append((seen.value, seen, seen.requires_grad))
             if not outputs and made and func not in _SPEAKING:
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs))
@@ -213,15 +252,15 @@ class Recorder(TorchFunctionMode):
             self.tape.fail("recorder", error)
 
     def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
-        func, site, _, inputs, grad_enabled, before, _ = call
+        func, site, _, inputs, grad_enabled, before, _, _ = call
         tape = self.tape
         local = tape.local.__dict__
         modules = local.get("modules")
         thread = local.get("number") or tape.thread()
+        history = False
+        for value in outputs:
+            history = history or value[2]
         if func not in _LOOKS:
-            history = False
-            for value in outputs:
-                history = history or value[2]
             if history:
                 tape.differentiating.add(thread)
             for _, subject, _ in inputs:

@@ -275,18 +275,22 @@ class Tape:
         self._values += 1
         requires_grad = tensor.requires_grad
         leaf = not requires_grad or is_leaf(tensor)
+        try:
+            shape, count = tuple(tensor.shape), tensor._version
+        except RuntimeError:
+            shape, count = shape_of(tensor), version(tensor)
         subject = Subject(
             self._subjects,
             weakref.ref(tensor),
             site,
-            shape_of(tensor),
+            shape,
             tensor.dtype,
             tensor.device,
             requires_grad,
             leaf,
             type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
             self._values,
-            version(tensor),
+            count,
             step=self.step.index,
         )
         known = self.known
