@@ -27,7 +27,7 @@ def rows(quick: bool) -> Iterator[Row]:
     torch.manual_seed(0)
     rounds = 3 if quick else 15
 
-    model, optimizer, step = _transformer()
+    model, optimizer, step = transformer()
     forms: dict[str, Form] = {_RECORD: partial(gradscope.observe, model=model, optimizer=optimizer), _ANOMALY: _anomaly}
     ratios = against_bare(step, nullcontext, forms, rounds, steps=4)
     yield from _rows("T: 6-layer d=256 transformer step", ratios, 1.05)
@@ -53,7 +53,8 @@ def _rows(program: str, ratios: dict[str, float], budget: float) -> Iterator[Row
         yield Row(f"{program}, {form}", "the bare step", ratio, budget if form == _RECORD else None)
 
 
-def _transformer() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
+def transformer() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
+    """T: a training step on 8 sequences of 32 tokens."""
     layer = nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
     model = nn.Sequential(nn.Embedding(1000, 256), nn.TransformerEncoder(layer, 6), nn.Linear(256, 1000))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -69,7 +70,7 @@ def _transformer() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]
 
 
 def _recurrent() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
-    """120 times five operations: an item of the input, two products, a sum and a tanh."""
+    """S: 120 times five operations: an item of the input, two products, a sum and a tanh."""
     model = nn.ParameterDict({"w": torch.randn(16, 64) / 4, "u": torch.randn(64, 64) / 8})
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     data, target = torch.randn(120, 16, 16), torch.randn(16, 64)
