@@ -35,6 +35,7 @@ html_theme = "furo"
 html_title = "gradscope"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def keep_matching_globs(app: Sphinx, page: str, source: list[str]) -> None:
