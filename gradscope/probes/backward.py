@@ -15,8 +15,9 @@ from gradscope.probes.courses import norms
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
-from gradscope.probes.tape import BackwardRecord, Subject, Tape
+from gradscope.probes.tape import Tape
 from gradscope.probes.walker import walk
 
 WALK_LIMIT = 200_000

@@ -23,7 +23,8 @@ from gradscope.probes.quiet import unobserved
 from gradscope.probes.walker import outputs_in
 
 if TYPE_CHECKING:
-    from gradscope.probes.tape import ModuleMark, OperationRecord, StepRecord, Tape
+    from gradscope.probes.records import ModuleMark, OperationRecord, StepRecord
+    from gradscope.probes.tape import Tape
 
 _MOST = 10  # modules of one run
 _LOOKUPS = frozenset({"Embedding", "EmbeddingBag", "EmbeddingBagPacked", "IndexSelect", "Index", "Gather"})

@@ -22,7 +22,8 @@ from gradscope.probes.functions import results_of
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
-from gradscope.probes.tape import OperationRecord, StepRecord, Tape
+from gradscope.probes.records import OperationRecord, StepRecord
+from gradscope.probes.tape import Tape
 
 _MODULE = "torch._dynamo.output_graph"
 _tapes: list[Tape] = []

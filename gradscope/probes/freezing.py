@@ -37,6 +37,7 @@ from gradscope.graph.facts import (
     Tensor,
     Value,
 )
+from gradscope.probes.attributes import INFERENCE
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
@@ -44,17 +45,16 @@ from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.tape import (
-    INFERENCE,
+from gradscope.probes.records import (
     BackwardRecord,
     ModuleMark,
     OperationRecord,
     OptimizerMark,
     StepRecord,
     Subject,
-    Tape,
     ValueRecord,
 )
+from gradscope.probes.tape import Tape
 
 _VIEWS = frozenset(
     [

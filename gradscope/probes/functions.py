@@ -14,8 +14,9 @@ from torch.compiler import is_compiling
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
+from gradscope.probes.records import OperationRecord, ValueRecord
 from gradscope.probes.shards import local, sharded_now
-from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
+from gradscope.probes.tape import Tape
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gradscope.probes.accounts import NO_GRADIENT
 from gradscope.probes.callsites import Site
+from gradscope.probes.records import Subject, ValueRecord
 from gradscope.probes.shards import local
-from gradscope.probes.tape import Subject, Tape, ValueRecord
+from gradscope.probes.tape import Tape
 
 READ = vars(torch._C.TensorBase)["grad"].__get__
 SET = vars(torch._C.TensorBase)["grad"].__set__

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from gradscope.probes.callsites import Site
 
 if TYPE_CHECKING:
-    from gradscope.probes.tape import OperationRecord, Subject
+    from gradscope.probes.records import OperationRecord, Subject
 
 _STEPS, _CALLS, _KEPT = 5, 8, 6
 _CENSUS = 8  # the first step after which live results are counted; then after 12, 18, 27, ...

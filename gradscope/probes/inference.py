@@ -15,7 +15,8 @@ from torch.compiler import is_compiling
 from gradscope.probes.callsites import USER, Site
 from gradscope.probes.patches import patched
 from gradscope.probes.recorder import sequence_number, switch_name
-from gradscope.probes.tape import OperationRecord, Tape
+from gradscope.probes.records import OperationRecord
+from gradscope.probes.tape import Tape
 
 
 @contextmanager

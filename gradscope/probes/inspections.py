@@ -13,7 +13,8 @@ from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
-    from gradscope.probes.tape import ModuleMark, Tape, ValueRecord
+    from gradscope.probes.records import ModuleMark, ValueRecord
+    from gradscope.probes.tape import Tape
 
 _LOOKS = 4  # at the values that one line squashes: reading them waits for the device
 _LARGEST = 4_000_000

@@ -11,7 +11,8 @@ from gradscope.probes.nonfinite import Watch, judge_pass, watch_pass
 from gradscope.probes.profiles import Profiling, profile_pass
 
 if TYPE_CHECKING:
-    from gradscope.probes.tape import BackwardRecord, Tape
+    from gradscope.probes.records import BackwardRecord
+    from gradscope.probes.tape import Tape
 
 
 class PassLook:

@@ -13,7 +13,8 @@ from torch.compiler import is_compiling
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
-from gradscope.probes.tape import ModuleMark, Tape
+from gradscope.probes.records import ModuleMark
+from gradscope.probes.tape import Tape
 
 
 def watch_modes(tape: Tape) -> AbstractContextManager[None]:

@@ -14,8 +14,9 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import tensors
+from gradscope.probes.records import CallRecord, ModuleMark, Subject
 from gradscope.probes.shards import gathered
-from gradscope.probes.tape import CallRecord, ModuleMark, Subject, Tape
+from gradscope.probes.tape import Tape
 
 _CALLS = 1_000  # of root modules that are remembered in one step
 _ITEMS = 1_000  # that are looked at in what a module holds besides its parameters

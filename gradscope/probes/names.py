@@ -18,7 +18,8 @@ from torch.overrides import resolve_name
 
 from gradscope.graph.naming import is_library
 from gradscope.probes.callsites import CallSites, Site
-from gradscope.probes.tape import OperationRecord, StepRecord, Subject, Tape
+from gradscope.probes.records import OperationRecord, StepRecord, Subject
+from gradscope.probes.tape import Tape
 
 _Position: TypeAlias = tuple[int, int, int, int]
 _ITEMS = 1_000

@@ -29,7 +29,8 @@ from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
-    from gradscope.probes.tape import BackwardRecord, OperationRecord, Subject, Tape, ValueRecord
+    from gradscope.probes.records import BackwardRecord, OperationRecord, Subject, ValueRecord
+    from gradscope.probes.tape import Tape
 
 NODES = 10_000  # touched in one pass: so many fit into any stack (see `gradscope.probes.walker`)
 

@@ -23,7 +23,8 @@ from gradscope.probes.patches import patched
 from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import tensors
-from gradscope.probes.tape import OptimizerMark, Tape
+from gradscope.probes.records import OptimizerMark
+from gradscope.probes.tape import Tape
 
 
 class StepsReached(SystemExit):

@@ -8,7 +8,8 @@ import torch
 
 from gradscope.probes.backward import WALK_LIMIT
 from gradscope.probes.courses import norms
-from gradscope.probes.tape import BackwardRecord, Subject, Tape
+from gradscope.probes.records import BackwardRecord, Subject
+from gradscope.probes.tape import Tape
 from gradscope.probes.walker import walk
 
 

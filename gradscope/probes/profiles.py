@@ -20,7 +20,8 @@ from gradscope.probes.quiet import unobserved
 from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
-    from gradscope.probes.tape import OperationRecord, OptimizerMark, Subject, Tape
+    from gradscope.probes.records import OperationRecord, OptimizerMark, Subject
+    from gradscope.probes.tape import Tape
 
 LARGEST = 4_000  # nodes of a graph that is looked at
 MOST = 3  # profiles of one run

@@ -18,7 +18,8 @@ from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
 from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
-from gradscope.probes.tape import OperationRecord, Tape, ValueRecord
+from gradscope.probes.records import OperationRecord, ValueRecord
+from gradscope.probes.tape import Tape
 
 # Looked up once: these are asked for at every operation.
 sequence_number: Callable[[], int] = vars(torch.autograd)["_get_sequence_nr"]

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from gradscope.probes.attributes import storage_key
 from gradscope.probes.custom import complained
+from gradscope.probes.records import Subject
 from gradscope.probes.symptoms import same_complaint, symptom_of, told_versions
-from gradscope.probes.tape import Subject, Tape, storage_key
+from gradscope.probes.tape import Tape
 from gradscope.probes.walker import nodes_behind
 
 _LIMIT = 200_000

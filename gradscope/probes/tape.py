@@ -5,9 +5,7 @@ Rules of the tape:
 2. Nothing here holds a tensor, a module or an autograd node, so everything dies when it would have died.
 3. Operations are kept for the first and the latest steps only, and a step that grows beyond all bounds is
    swept of operations that lead to nothing that is still alive. What a long run adds is a bounded series a tensor.
-4. What is written at every operation are structs that the garbage collector does not track, and tuples of them,
-   which it drops at first sight: thousands of tracked objects a step would set off full collections. No such
-   struct may lead back to itself.
+4. What is written at every operation are the structs of `records`, which the garbage collector does not track.
 """
 
 from __future__ import annotations
@@ -16,17 +14,24 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
 
-from gradscope.graph.facts import Registration
 from gradscope.probes.accounts import Discards
+from gradscope.probes.attributes import is_leaf, shape_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import Growth
+from gradscope.probes.records import (
+    BackwardRecord,
+    ModuleMark,
+    OperationRecord,
+    OptimizerMark,
+    StepRecord,
+    Subject,
+    ValueRecord,
+)
 from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
@@ -34,163 +39,13 @@ if TYPE_CHECKING:
 
     from gradscope.probes.batches import BatchCheck
     from gradscope.probes.custom import CustomRecord
-    from gradscope.probes.inspections import ModeCourse
-    from gradscope.probes.movement import Moment
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
-    from gradscope.probes.refusals import RefusalRecord
-    from gradscope.probes.walker import Walk
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
-INFERENCE = -1  # in the place of a version, for torch counts no changes of inference tensors
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 100_000
-
-
-class Subject(msgspec.Struct, eq=False, gc=False):
-    """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like.
-
-    `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
-    thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
-    `built` is the line whose call made the module that it belongs to.
-    `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
-    """
-
-    serial: int
-    ref: Callable[[], torch.Tensor | None]
-    site: Site | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    requires_grad: bool
-    leaf: bool
-    nn_parameter: bool
-    value: int
-    version: int
-    thread: int = 0
-    used: bool = False
-    consumed: bool = False
-    name: tuple[ModuleMark, str] | None = None
-    registered: Registration | None = None
-    course: Course | None = None
-    built: Site | None = None
-    gradient_of: int = 0
-    step: int = 0
-    call: int = 0
-    steps: int = 0
-    calls: int = 0
-
-    def held(self) -> ValueRecord:
-        """What it holds now."""
-        return self.value, self, self.requires_grad
-
-
-class OptimizerMark:
-    """One optimizer and the tensors that it holds, in its order."""
-
-    __slots__ = (
-        "cleared_at", "fed", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps", "subjects", "type",
-        "uses",
-    )  # fmt: skip
-
-    def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
-        self.serial = serial
-        self.type = kind
-        self.ref = ref
-        self.site = site
-        self.steps = 0
-        self.refused = False
-        self.subjects: dict[int, Subject] = {}
-        # Calls that used gradients (steps, or calls of their closures), and those that found any new to use.
-        self.uses = self.fed = 0
-        self.stepped_at: Site | None = None
-        self.cleared_at: Site | None = None
-        self.moment: Moment | None = None
-
-    def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
-        """What is known of a tensor that the optimizer holds."""
-        subject = tape.seen(tensor)
-        return subject if subject is not None and subject.serial in self.subjects else None
-
-
-class ModuleMark:
-    """One module object: its class and, once its root is known, its path."""
-
-    __slots__ = ("awaits_all", "modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
-        self.type = type(module).__name__
-        self.path = ""
-        self.training = module.training
-        self.requires_grad: bool | None = None
-        self.awaits_all = False
-        self.root: ModuleMark | None = None
-        self.modes: ModeCourse | None = None
-        self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
-
-
-# value: (serial, subject, history); operation: see `Recorder`
-ValueRecord: TypeAlias = tuple[int, Subject, bool]
-
-
-class OperationRecord(msgspec.Struct, eq=False, gc=False):
-    """One call. `nodes` are sequence numbers of the thread that made it."""
-
-    serial: int
-    function: Any
-    site: Site | None
-    inputs: tuple[ValueRecord, ...]
-    outputs: tuple[ValueRecord, ...]
-    grad_enabled: bool
-    nodes: tuple[int, int]
-    module: ModuleMark | None
-    thread: int
-    within: int | None = None
-    failed: bool = False
-
-
-@dataclass(slots=True)
-class BackwardRecord:
-    kind: str
-    roots: tuple[ValueRecord, ...]
-    site: Site | None
-    thread: int
-    walk: Walk | None = None
-    arrivals: tuple[Subject, ...] = ()
-    failed: bool = False
-    began: int = 0
-    retained: bool = False
-    refusal: RefusalRecord | None = None
-
-
-@dataclass(slots=True)
-class CallRecord:
-    """A call of a root module: how the user's line names what goes in and what comes out.
-
-    `given` are all tensors that came out, also those in tuples, lists and dicts.
-    """
-
-    site: Site
-    inputs: tuple[Subject | None, ...]
-    outputs: tuple[Subject | None, ...]
-    given: tuple[Subject, ...]
-
-
-@dataclass(slots=True)
-class StepRecord:
-    index: int
-    operations: list[OperationRecord] = field(default_factory=list)
-    backwards: list[BackwardRecord] = field(default_factory=list)
-    calls: list[CallRecord] = field(default_factory=list)
-    optimizer: int | None = None
-    site: Site | None = None
-    writes: list[tuple[int, int]] = field(default_factory=list)  # in place: operation, storage
-
-    @property
-    def empty(self) -> bool:
-        return not (self.operations or self.backwards)
 
 
 class Tape:
@@ -548,38 +403,6 @@ class Tape:
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
-
-
-def version(tensor: torch.Tensor) -> int:
-    """The number of in-place changes so far, `INFERENCE` where torch does not count."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return INFERENCE
-
-
-def is_leaf(tensor: torch.Tensor) -> bool:
-    """`Tensor.is_leaf`; torch refuses the question for a view made under no_grad of what was changed since."""
-    try:
-        return not tensor.requires_grad or tensor.is_leaf
-    except RuntimeError:
-        return False
-
-
-def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape; () for what has none: parameters of lazy modules before their first call, nested tensors."""
-    try:
-        return tuple(tensor.shape)
-    except RuntimeError:
-        return ()
-
-
-def storage_key(tensor: torch.Tensor) -> int | None:
-    """Identifies the memory of a tensor while it is alive; None for tensors without storage of their own."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):
-        return None
 
 
 def _nobody() -> None:

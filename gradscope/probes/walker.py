@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gradscope.probes.tape import Subject
+from gradscope.probes.records import Subject
 
 try:
     import resource

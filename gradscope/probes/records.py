@@ -1,0 +1,177 @@
+"""What a tape holds: structs and tuples that hold no tensor, no module and no node of autograd.
+
+What is written at every operation are structs that the garbage collector does not track, and tuples of them, which it
+drops at first sight: thousands of tracked objects a step would set off full collections. No such struct may lead back
+to itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import torch
+
+from gradscope.graph.facts import Registration
+from gradscope.probes.callsites import Site
+from gradscope.probes.courses import Course
+
+if TYPE_CHECKING:
+    from gradscope.probes.inspections import ModeCourse
+    from gradscope.probes.movement import Moment
+    from gradscope.probes.refusals import RefusalRecord
+    from gradscope.probes.tape import Tape
+    from gradscope.probes.walker import Walk
+
+
+class Subject(msgspec.Struct, eq=False, gc=False):
+    """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like.
+
+    `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
+    thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
+    `built` is the line whose call made the module that it belongs to.
+    `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
+    """
+
+    serial: int
+    ref: Callable[[], torch.Tensor | None]
+    site: Site | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    leaf: bool
+    nn_parameter: bool
+    value: int
+    version: int
+    thread: int = 0
+    used: bool = False
+    consumed: bool = False
+    name: tuple[ModuleMark, str] | None = None
+    registered: Registration | None = None
+    course: Course | None = None
+    built: Site | None = None
+    gradient_of: int = 0
+    step: int = 0
+    call: int = 0
+    steps: int = 0
+    calls: int = 0
+
+    def held(self) -> ValueRecord:
+        """What it holds now."""
+        return self.value, self, self.requires_grad
+
+
+class OptimizerMark:
+    """One optimizer and the tensors that it holds, in its order."""
+
+    __slots__ = (
+        "cleared_at", "fed", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps", "subjects", "type",
+        "uses",
+    )  # fmt: skip
+
+    def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
+        self.serial = serial
+        self.type = kind
+        self.ref = ref
+        self.site = site
+        self.steps = 0
+        self.refused = False
+        self.subjects: dict[int, Subject] = {}
+        # Calls that used gradients (steps, or calls of their closures), and those that found any new to use.
+        self.uses = self.fed = 0
+        self.stepped_at: Site | None = None
+        self.cleared_at: Site | None = None
+        self.moment: Moment | None = None
+
+    def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
+        """What is known of a tensor that the optimizer holds."""
+        subject = tape.seen(tensor)
+        return subject if subject is not None and subject.serial in self.subjects else None
+
+
+class ModuleMark:
+    """One module object: its class and, once its root is known, its path."""
+
+    __slots__ = ("awaits_all", "modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
+        self.type = type(module).__name__
+        self.path = ""
+        self.training = module.training
+        self.requires_grad: bool | None = None
+        self.awaits_all = False
+        self.root: ModuleMark | None = None
+        self.modes: ModeCourse | None = None
+        self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
+
+
+# value: (serial, subject, history); operation: see `Recorder`
+ValueRecord: TypeAlias = tuple[int, Subject, bool]
+
+
+class OperationRecord(msgspec.Struct, eq=False, gc=False):
+    """One call. `nodes` are sequence numbers of the thread that made it."""
+
+    serial: int
+    function: Any
+    site: Site | None
+    inputs: tuple[ValueRecord, ...]
+    outputs: tuple[ValueRecord, ...]
+    grad_enabled: bool
+    nodes: tuple[int, int]
+    module: ModuleMark | None
+    thread: int
+    within: int | None = None
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class BackwardRecord:
+    """One pass of the engine; `began` is the number of the latest operation when it began."""
+
+    kind: str
+    roots: tuple[ValueRecord, ...]
+    site: Site | None
+    thread: int
+    walk: Walk | None = None
+    arrivals: tuple[Subject, ...] = ()
+    failed: bool = False
+    began: int = 0
+    retained: bool = False
+    refusal: RefusalRecord | None = None
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """A call of a root module: how the user's line names what goes in and what comes out.
+
+    `given` are all tensors that came out, also those in tuples, lists and dicts.
+    """
+
+    site: Site
+    inputs: tuple[Subject | None, ...]
+    outputs: tuple[Subject | None, ...]
+    given: tuple[Subject, ...]
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What happened until an optimizer had stepped. `writes` are changes in place: operation and storage."""
+
+    index: int
+    operations: list[OperationRecord] = field(default_factory=list)
+    backwards: list[BackwardRecord] = field(default_factory=list)
+    calls: list[CallRecord] = field(default_factory=list)
+    optimizer: int | None = None
+    site: Site | None = None
+    writes: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has happened in it yet."""
+        return not (self.operations or self.backwards)
