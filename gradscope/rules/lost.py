@@ -287,9 +287,9 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
         if any(backward.failed for backward in flow.step.backwards):
             continue  # what stopped it is to be mended first
         for root in flow.roots:
-            for term in _dead_terms(flow, root):
+            for term, adder in _dead_terms(flow, root):
                 loss = _cause_of_term(flow, term)
-                if loss is not None:
+                if loss is not None and not _in_one_call(loss.operation, adder):
                     found.setdefault((loss.operation.name, loss.operation.span), loss)
             for exit_ in _terms_as_numbers(flow, root):
                 trained = _trained_behind(flow, exit_.inputs)
@@ -297,6 +297,11 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
                     number = Lost("left-torch", exit_, flow, tuple(trained), "warning", term=True)
                     found.setdefault((exit_.name, exit_.span), number)
     return list(found.values())
+
+
+def _in_one_call(cut: Operation, adder: Operation) -> bool:
+    """Whether one expression of the user's runs both: then it calls a library, whose loss is its own business."""
+    return cut.span is not None and cut.span == adder.span
 
 
 def _terms_as_numbers(flow: StepFlow, root: int) -> list[Operation]:
@@ -309,7 +314,11 @@ def _terms_as_numbers(flow: StepFlow, root: int) -> list[Operation]:
     exits = [
         op for op in flow.operations if short_name(op.name) in EXIT_NAMES and not op.outputs and op.span is not None
     ]
-    return [exit_ for exit_ in exits if any(exit_.span is not None and within(exit_.span, span) for span in sums)]
+    return [
+        exit_
+        for exit_ in exits
+        if any(exit_.span is not None and exit_.span != span and within(exit_.span, span) for span in sums)
+    ]
 
 
 def _summing(flow: StepFlow, root: int) -> list[Operation]:
@@ -331,11 +340,12 @@ def _is_scalar(flow: StepFlow, value: int) -> bool:
     return tensor is not None and all(size == 1 for size in tensor.shape)
 
 
-def _dead_terms(flow: StepFlow, root: int) -> list[int]:
-    """The summands of a scalar root without history; looked for through sums, and scalings by constants."""
+def _dead_terms(flow: StepFlow, root: int) -> list[tuple[int, Operation]]:
+    """The summands of a scalar root without history and who adds them; through sums, and scalings by constants."""
     if not flow.history[root]:
         return []
-    dead, waiting, seen = [], [root], {root}
+    dead: list[tuple[int, Operation]] = []
+    waiting, seen = [root], {root}
     while waiting:
         value = waiting.pop()
         operation = flow.maker.get(value)
@@ -357,7 +367,7 @@ def _dead_terms(flow: StepFlow, root: int) -> list[int]:
             if flow.history[source]:
                 waiting.append(source)
             elif name in _SUMS and source in flow.maker:
-                dead.append(source)
+                dead.append((source, operation))
     return dead
 
 

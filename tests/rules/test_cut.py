@@ -210,3 +210,28 @@ def test_optimizers_that_step_in_turn(workshop: Workshop) -> None:
     found = Report.of(run).findings
     assert [(finding.rule, finding.span.line if finding.span else 0) for finding in found] == [("detach", 13)]
     assert found[0].tensors == ("maker.weight", "maker.bias")
+
+
+def test_terms_inside_a_library_are_its_own_business(workshop: Workshop) -> None:
+    """What is constant in a library's loss by design is told by no line of the user's."""
+    run = workshop.run(
+        """
+        import torch
+
+        library = {}
+        exec(
+            "def loss_of(w, x):\\n"
+            "    kept = w.detach().square().sum()\\n"
+            "    return (w * x).sum() + kept + w.sum().item()\\n",
+            library,
+        )
+        w = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = library["loss_of"](w, torch.rand(3))
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    assert list(Report.of(run).findings) == []
