@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import inspect
-import os
 import sys
 import warnings
 from collections import ChainMap
@@ -20,6 +19,7 @@ from gradscope.probes.observation import Observation
 from gradscope.probes.scripts import crash_of
 from gradscope.reports.report import Report
 from gradscope.shells.awaiting import await_within
+from gradscope.shells.switch import is_off
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 OnFinding = Literal["warn", "raise"] | Callable[[Report], Any]
@@ -137,7 +137,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
     def __call__(self, function: _Function) -> _Function:
         """Decorate a training step."""
-        if os.environ.get("GRADSCOPE") == "0":
+        if is_off():
             return function
         if inspect.isgeneratorfunction(function):
 

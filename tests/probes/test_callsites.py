@@ -31,7 +31,7 @@ def test_torch_is_a_library_wherever_it_lies(tmp_path: Path, monkeypatch: pytest
     """Also where it was built among its sources; what lies beside it is the user's."""
     paths = dict.fromkeys(sysconfig.get_paths(), str(tmp_path / "env"))
     monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
-    monkeypatch.setattr(site, "getsitepackages", lambda: [])
+    monkeypatch.setattr(site, "getsitepackages", list)
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "pytorch" / "torch" / "__init__.py"))
     sites = CallSites(str(tmp_path))
     assert sites.kind(str(tmp_path / "pytorch" / "torch" / "nn" / "functional.py")) == LIBRARY
