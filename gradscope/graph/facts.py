@@ -472,16 +472,27 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class Wrapper:
+    """An exception that the script raised for one that it had caught, at the user's innermost line."""
+
+    type: str
+    message: str
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """The exception that ended the script, at the user's innermost line.
 
-    `symptom` says of which trouble with gradients the exception is the usual sign, if of any.
+    `symptom` says of which trouble with gradients the exception is the usual sign, if of any. Where the script caught
+    such an exception and raised another for it, this is the one that it caught, and `raised` the one that ended it.
     """
 
     type: str
     message: str
     span: Span | None = None
     symptom: Symptom | None = None
+    raised: Wrapper | None = None
 
 
 @dataclass(frozen=True, slots=True)

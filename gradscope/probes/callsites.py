@@ -29,12 +29,15 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CLOSURES = os.path.join(_PACKAGE, "probes", "closures.py")
 _OPTIMIZERS = os.path.join(os.path.realpath(os.path.dirname(torch.__file__)), "optim", "")
 
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
 
 def _library_folders() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     folders = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update(site.getsitepackages())
     folders.add(site.getusersitepackages())
+    folders.add(os.path.dirname(torch.__file__))  # which may have been built where its sources lie
     return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders if folder)
 
 
@@ -71,7 +74,9 @@ class CallSites:
             return USER
         if real.startswith(_OPTIMIZERS) and not real.endswith("swa_utils.py"):
             return OPTIMIZER
-        return LIBRARY if real.startswith(self.libraries) else USER
+        # Folders that PYTHONPATH or a .pth file adds may be those of another environment.
+        installed = not _INSTALLED.isdisjoint(real.split(os.sep))
+        return LIBRARY if installed or real.startswith(self.libraries) else USER
 
     def find(self, frame: FrameType | None) -> Site | None:
         """The innermost frame of the user's from `frame` outwards.

@@ -13,7 +13,8 @@ from gradscope.probes.shards import local
 
 POINTS = 256
 SAMPLE = 4_096
-_PIECE = 1 << 20  # elements that are copied at a time
+_PIECE = 1 << 18  # elements that are copied at a time
+_RESULTS = 512  # norms that lie side by side
 
 
 class Series:
@@ -159,7 +160,7 @@ def pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
 
 
 def _norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor) if _is_wide(tensor) else norm_in(torch.float32, tensor))
+    return float(torch.linalg.vector_norm(tensor) if _is_wide(tensor) else Meter(torch.float32).norm(tensor))
 
 
 def _is_wide(tensor: torch.Tensor) -> bool:
@@ -167,23 +168,61 @@ def _is_wide(tensor: torch.Tensor) -> bool:
     return tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
 
 
-def norm_in(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
-    """The 2-norm as a scalar of another type; piece by piece, so that no large tensor is copied into that type."""
-    parts: list[torch.Tensor] = [torch.linalg.vector_norm(piece.to(dtype)) for piece in _pieces(tensor)]
-    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
+class Meter:
+    """Takes 2-norms in a type of its own, piece by piece.
+
+    Pieces are copied into one buffer and norms written into another. Copies made and freed between results that stay
+    would leave gaps in the heap, together as large as all that was copied.
+    """
+
+    __slots__ = ("_dtype", "_results", "_rooms")
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._rooms: dict[torch.device, torch.Tensor] = {}
+        self._results: dict[torch.device, tuple[torch.Tensor, int]] = {}
+
+    def norm(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The norm as a scalar on the tensor's device."""
+        pieces = _pieces(tensor)
+        room = self._rooms.get(tensor.device)
+        needed = max(piece.numel() for piece in pieces)
+        if room is None or len(room) < needed:
+            room = self._rooms[tensor.device] = torch.empty(needed, dtype=self._dtype, device=tensor.device)
+        result = self._result(tensor.device)
+        if len(pieces) == 1:
+            torch.linalg.vector_norm(_copy(tensor, room), out=result)
+            return result
+        parts = torch.empty(len(pieces), dtype=self._dtype, device=tensor.device)
+        for part, piece in zip(parts, pieces, strict=True):
+            torch.linalg.vector_norm(_copy(piece, room), out=part)
+        torch.linalg.vector_norm(parts, out=result)
+        return result
+
+    def _result(self, device: torch.device) -> torch.Tensor:
+        results, used = self._results.get(device, (None, 0))
+        if results is None or used == len(results):
+            results, used = torch.empty(_RESULTS, dtype=self._dtype, device=device), 0
+        self._results[device] = results, used + 1
+        return results[used]
+
+
+def _copy(piece: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    copy: torch.Tensor = room[: piece.numel()].view(piece.shape)
+    return copy.copy_(piece)
 
 
 def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Views of a tensor that together are all of it, of about `_PIECE` elements each."""
+    """Views of a tensor that together are all of it, of at most `_PIECE` elements each."""
     if tensor.numel() <= _PIECE:
         return (tensor,)
-    pieces: Sequence[torch.Tensor]
+    # A transposed tensor is as good as one that is not.
+    tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
     if tensor.is_contiguous():
-        pieces = torch.split(tensor.view(-1), _PIECE)
-        return pieces
+        return list(torch.split(tensor.view(-1), _PIECE))
     longest = max(range(tensor.dim()), key=tensor.shape.__getitem__)
-    pieces = torch.split(tensor, max(1, tensor.shape[longest] * _PIECE // tensor.numel()), longest)
-    return pieces
+    size = max(1, tensor.shape[longest] * _PIECE // tensor.numel())
+    return [piece for part in torch.split(tensor, size, longest) for piece in _pieces(part)]
 
 
 def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
@@ -198,7 +237,8 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
         return [0.0] * len(dense)
     together = [gradient for gradient in filled if _is_wide(gradient)]
     wide = iter(torch._foreach_norm(together) if together else ())
-    found = [next(wide) if _is_wide(gradient) else norm_in(torch.float32, gradient) for gradient in filled]
+    meter = Meter(torch.float32)
+    found = [next(wide) if _is_wide(gradient) else meter.norm(gradient) for gradient in filled]
     raw = iter(torch.stack([norm.to(filled[0].device, torch.float64) for norm in found]).tolist())
     result = [next(raw) if gradient.numel() > 0 else 0.0 for gradient in dense]
     for place, (gradient, norm) in enumerate(zip(dense, result, strict=True)):
@@ -215,10 +255,9 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _scaled_norm(gradient: torch.Tensor) -> float:
-    pieces = _pieces(gradient)
-    largest = float(torch.stack([piece.abs().max() for piece in pieces]).max())
+    largest = float(torch.linalg.vector_norm(gradient, math.inf))
     if largest == 0 or not math.isfinite(largest):
         return largest
     wide = torch.complex128 if gradient.is_complex() else torch.float64
-    parts = [torch.linalg.vector_norm(piece.to(wide) / largest) for piece in pieces]
+    parts = [torch.linalg.vector_norm(piece.to(wide) / largest) for piece in _pieces(gradient)]
     return largest * float(torch.linalg.vector_norm(torch.stack(parts)))

@@ -51,9 +51,13 @@ def uncounted(tape: Tape, func: Any, tensors: Sequence[Tensor], inputs: Sequence
         if leaf is not None:
             tape.moved_by_hand(leaf, tensors[0])
     elif func is _UNSCALE:
+        factor = float(tensors[-1])  # one over the scale, which comes last
         for _, subject, _ in inputs:
             if subject.gradient_of:
                 tape.looked_at_by_hand(subject.gradient_of)
+                leaf = tape.leaves.get(subject.gradient_of)
+                if leaf is not None and leaf.course is not None and leaf.course.norm is not None:
+                    leaf.course.norm *= factor  # as large as it is used: a scale that grows is no gradient that does
 
 
 def _kept(leaf: Tensor) -> bool:

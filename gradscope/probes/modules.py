@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_compiling
 
 from gradscope.probes.callsites import Site
@@ -62,8 +63,12 @@ def _root_returned(
 ) -> None:
     try:
         with unasked():
-            if mark.root is None:
+            if mark.root is None and peek_interpreter_stack() is None:
                 add_root(tape, module, site)
+            elif mark.root is None:
+                # Inside a transform of torch.func a module holds what it was lent: its names are read later.
+                tape.roots.setdefault(id(mark), (mark, site))
+                mark.root = mark
             if site is not None and len(tape.step.calls) < _CALLS:
                 inputs = tuple(_subjects(tape, (*args, *kwargs.values())))
                 outputs = tuple(_subjects(tape, result if isinstance(result, (tuple, list)) else (result,)))

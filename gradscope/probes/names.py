@@ -101,12 +101,14 @@ class SourceNames:
         return [_plain(operand) for operand in _operands(found[1]) if not isinstance(operand, ast.Constant)]
 
     def receiver(self, site: Site) -> str | None:
-        """What a call at a site is called on: `loss` in `loss.backward()`, `model` in `model(x)`."""
+        """What a call at a site is called on: `model` in `model(x)` and in `functional_call(model, ...)`."""
         found = self._node(site)
         if found is None or not isinstance(found[1], ast.Call):
             return None
-        function = found[1].func
-        return _plain(function)
+        called = _plain(found[1].func)
+        if called is not None and called.rpartition(".")[2] == "functional_call" and found[1].args:
+            return _plain(found[1].args[0])
+        return called
 
     def called_on(self, site: Site, method: str) -> str | None:
         """The source of what this method is called on; None where the line calls something else."""

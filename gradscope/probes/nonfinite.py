@@ -26,6 +26,7 @@ import torch
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.saved import Evidence, evidence
 from gradscope.probes.shards import local
+from gradscope.probes.symptoms import speaks_of_values
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
@@ -371,7 +372,7 @@ def explain_crash(tape: Tape, message: str) -> None:
     """The program has ended with an exception: a NaN that torch has refused, if its words say so."""
     if tape.harmed is None and tape.pending is not None:
         tape.harmed, tape.pending = tape.pending, None
-    if tape.harmed is not None or not _speaks_of_values(message):
+    if tape.harmed is not None or not speaks_of_values(message):
         return
     for operation in tape.step.operations:
         for _, subject, history in operation.outputs:
@@ -382,11 +383,3 @@ def explain_crash(tape: Tape, message: str) -> None:
                     event = Event("forward", tape.step.index, None, operation)
                 tape.harmed = event
                 return
-
-
-_WORDS = ("nan", "inf,", "infs", " inf ", "finite", "invalid values", "converge", "infinity")
-
-
-def _speaks_of_values(message: str) -> bool:
-    text = message.lower()
-    return any(word in text for word in _WORDS)

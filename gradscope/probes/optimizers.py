@@ -110,6 +110,8 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
             for tensor in (tensor for group in optimizer.param_groups for tensor in group["params"]):
                 subject = tape.keep(tensor, site)
                 course = tape.course(subject)
+                if course.optimizer is None and not course.steps:
+                    course.of = 0  # steps of other optimizers, before anybody was to train it
                 course.optimizer = mark.serial
                 if subject.serial not in mark.subjects:
                     mark.subjects[subject.serial] = subject

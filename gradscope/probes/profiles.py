@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradscope.probes.courses import norm_in
+from gradscope.probes.courses import Meter
 from gradscope.probes.nonfinite import graph_behind
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.shards import local
@@ -50,6 +50,7 @@ class Profiling:
     profile: Profile
     hooks: list[Any] = field(default_factory=list)
     norms: list[tuple[int, int | None, torch.Tensor]] = field(default_factory=list)
+    meter: Meter = field(default_factory=lambda: Meter(torch.float64))
 
     def remove(self) -> None:
         """Take the hooks out again."""
@@ -136,18 +137,18 @@ def _measurer(profiling: Profiling, place: int) -> Callable[..., None]:
     def measure(sent: Any, arrived: Any) -> None:
         try:
             with unobserved():
-                profiling.norms += [(place, None, norm) for _, norm in _norms(arrived)]
-                profiling.norms += [(place, edge, norm) for edge, norm in _norms(sent)]
+                profiling.norms += [(place, None, norm) for _, norm in _norms(profiling.meter, arrived)]
+                profiling.norms += [(place, edge, norm) for edge, norm in _norms(profiling.meter, sent)]
         except Exception:
             profiling.remove()
 
     return measure
 
 
-def _norms(gradients: Iterable[Any]) -> Iterable[tuple[int, torch.Tensor]]:
+def _norms(meter: Meter, gradients: Iterable[Any]) -> Iterable[tuple[int, torch.Tensor]]:
     """2-norms in float64 on the CPU's terms, so that tiny gradients do not vanish in their squares."""
     for place, gradient in enumerate(gradients):
         if isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided and gradient.numel():
             gradient = local(gradient)
-            norm = torch.linalg.vector_norm(gradient) if gradient.is_complex() else norm_in(torch.float64, gradient)
+            norm = torch.linalg.vector_norm(gradient) if gradient.is_complex() else meter.norm(gradient)
             yield place, norm.to(torch.float64)

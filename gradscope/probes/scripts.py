@@ -17,11 +17,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from gradscope.errors import GradscopeError
-from gradscope.graph.facts import Crash, Ending, Run
+from gradscope.graph.facts import Crash, Ending, Run, Span, Wrapper
 from gradscope.probes.callsites import USER, legible
 from gradscope.probes.observation import Observation
 from gradscope.probes.optimizers import StepsReached
-from gradscope.probes.symptoms import symptom_of
+from gradscope.probes.symptoms import cause_in, symptom_of
 from gradscope.probes.tape import first_line
 from gradscope.probes.tracebacks import clean
 
@@ -137,14 +137,17 @@ def observe_program(
         try:
             observation.start()
             try:
-                exec(program.code, main.__dict__)
+                try:
+                    exec(program.code, main.__dict__)
+                except StepsReached:
+                    raise
+                except SystemExit as exit_:
+                    ended, status = "exit", _status(exit_.code)
                 _join_threads(threads)
             finally:
                 observation.stop()
         except StepsReached:
             ended = "steps"
-        except SystemExit as exit_:
-            ended, status = "exit", _status(exit_.code)
         except KeyboardInterrupt:
             ended, status = "interrupt", 130
         except BaseException as raised:
@@ -216,7 +219,14 @@ def _end_fork(error: BaseException | None, status: int) -> None:
 
 
 def crash_of(error: BaseException, observation: Observation) -> Crash:
-    """Where the program raised: the innermost line of the user's."""
+    """Why the program ended: what torch raised, also where the program wrapped it in an exception of its own."""
+    cause = cause_in(error)
+    raised = Wrapper(*_told(error, observation)) if cause is not error else None
+    return Crash(*_told(cause, observation), symptom_of(cause), raised)
+
+
+def _told(error: BaseException, observation: Observation) -> tuple[str, str, Span | None]:
+    """Type, message, and the innermost line of the user's."""
     span = None
     walk = error.__traceback__
     while walk is not None:
@@ -224,4 +234,4 @@ def crash_of(error: BaseException, observation: Observation) -> Crash:
         if observation.tape.sites.kind(code.co_filename) == USER:
             span = observation.tape.sites.span((code, walk.tb_lasti))
         walk = walk.tb_next
-    return Crash(type(error).__name__, first_line(error), span, symptom_of(error))
+    return type(error).__name__, first_line(error), span

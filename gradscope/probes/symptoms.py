@@ -38,8 +38,43 @@ def symptom_of(error: BaseException) -> Symptom | None:
 
     The texts are those of torch 2.6 to 2.13 and of Python 3.11 to 3.13.
     """
-    text = str(error)
+    text = _text(error)
     return next((symptom for kind, sign, symptom in _SIGNS if isinstance(error, kind) and sign in text), None)
+
+
+def cause_in(error: BaseException) -> BaseException:
+    """The innermost exception of a chain that is a sign of trouble with gradients or values; else the one given.
+
+    What was raised `from` another stands for it. One that was merely raised while another was handled does so only
+    where it is no sign itself.
+    """
+    found, values = None, None
+    seen: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in seen:
+        seen.append(inner)
+        if symptom_of(inner) is not None:
+            found = inner
+        elif speaks_of_values(_text(inner)):
+            values = inner
+        inner = inner.__cause__ or (inner.__context__ if found is None else None)
+    return found or values or error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""  # it fails to tell
+
+
+_WORDS = ("nan", "inf,", "infs", " inf ", "finite", "invalid values", "converge", "infinity")
+
+
+def speaks_of_values(text: str) -> bool:
+    """Whether an exception's message is about values that are not finite."""
+    text = text.lower()
+    return any(word in text for word in _WORDS)
 
 
 def told_versions(error: BaseException) -> tuple[int, int] | None:

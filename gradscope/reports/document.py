@@ -169,7 +169,7 @@ class Document(msgspec.Struct, frozen=True):
 
 def document(run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] = ()) -> Document:
     """The report on a run with what the rules found."""
-    crash = run.crash
+    crash = (run.crash.raised or run.crash) if run.crash is not None else None
     raised = None
     if crash is not None:
         raised = Raised(

@@ -294,6 +294,7 @@ def _folded(path: str, rows: Sequence[TensorRow]) -> _Cells:
     reached = sum(received.steps > 0 for received in counts)
     norms = [norm for norm in map(median_norm, rows) if norm is not None]
     moving = [row for row in rows if row.moved or row.from_zero]
+    measured = any(row.moved is not None or row.from_zero for row in rows if row.role == "parameter")
     trainable = sum(row.requires_grad for row in rows)
     return (
         f"{path}.*" if path else "*",
@@ -303,5 +304,5 @@ def _folded(path: str, rows: Sequence[TensorRow]) -> _Cells:
         "yes" if trainable == len(rows) else "no" if not trainable else f"{trainable} of {len(rows)}",
         f"{reached} of {len(rows)}" if counts else "-",
         _norm(sorted(norms)[len(norms) // 2]) if norms else "-",
-        f"{len(moving)} of {len(rows)}" if rows[0].role == "parameter" else "-",
+        f"{len(moving)} of {len(rows)}" if measured else "-",
     )

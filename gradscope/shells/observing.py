@@ -5,11 +5,10 @@ from __future__ import annotations
 import atexit
 import functools
 import inspect
-import os
 import sys
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -19,6 +18,8 @@ from gradscope.graph.facts import Crash
 from gradscope.probes.observation import Observation
 from gradscope.probes.scripts import crash_of
 from gradscope.reports.report import Report
+from gradscope.shells.awaiting import await_within
+from gradscope.shells.switch import is_off
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 OnFinding = Literal["warn", "raise"] | Callable[[Report], Any]
@@ -43,12 +44,13 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
     `model` and `optimizer` give names to what existed before; `tensors` names plain tensors. What runs inside gives
     bit-identical results, and all probes are taken out at the end, also after an exception.
 
-    As a decorator, bare or with arguments, it takes functions, methods and generators whose every item is a step. It
-    looks at the first `steps` calls (default 5), then takes itself out; `every=1000` looks again from every
-    thousandth call on. When it has looked, findings that are at least warnings are told as `on_finding` says: "warn"
-    (the default) as a GradscopeWarning, "raise" as FindingsRaised, or a function is called with the report. Where
-    backward and step are done by the caller, a call lasts until the next one begins. `step.report()` gives the latest
-    report of a decorated `step`. `GRADSCOPE=0` in the environment leaves the function as it is.
+    As a decorator, bare or with arguments, it takes functions, methods and generators whose every item is a step, and
+    the same with `async def`, of which it looks at nothing that runs while they wait. It looks at the first `steps`
+    calls (default 5), then takes itself out; `every=1000` looks again from every thousandth call on. When it has
+    looked, findings that are at least warnings are told as `on_finding` says: "warn" (the default) as a
+    GradscopeWarning, "raise" as FindingsRaised, or a function is called with the report. Where backward and step are
+    done by the caller, a call lasts until the next one begins. `step.report()` gives the latest report of a decorated
+    `step`. `GRADSCOPE=0` in the environment leaves the function as it is.
 
     `operations=False` is the counting form: which tensors get gradients and how far they move, without the operations,
     so without places and pictures.
@@ -135,7 +137,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
     def __call__(self, function: _Function) -> _Function:
         """Decorate a training step."""
-        if os.environ.get("GRADSCOPE") == "0":
+        if is_off():
             return function
         if inspect.isgeneratorfunction(function):
 
@@ -144,6 +146,22 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
                 return self._drive(function, args, function(*args, **kwargs))
 
             wrapped: Any = steps
+        elif inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            def steps_awaited(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+                return self._drive_awaited(function, args, function(*args, **kwargs))
+
+            wrapped = steps_awaited
+        elif inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def step_awaited(*args: Any, **kwargs: Any) -> Any:
+                if not self._is_due():
+                    return await function(*args, **kwargs)
+                return await self._watch_awaited(function, args, function(*args, **kwargs))
+
+            wrapped = step_awaited
         else:
 
             @functools.wraps(function)
@@ -177,15 +195,41 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         except StopIteration:
             raise
         except BaseException as error:
+            self._raised(error, observation)
+            raise
+        self._returned(observation)
+        return result
+
+    async def _watch_awaited(
+        self, function: Callable[..., Any], args: tuple[Any, ...], awaitable: Awaitable[Any]
+    ) -> Any:
+        if not self._open and not self._begin(function, args):
+            return await awaitable
+        observation = self._observation
+        assert observation is not None
+        try:
+            result = await await_within(observation.recording, awaitable)
+        except StopAsyncIteration:
+            raise
+        except BaseException as error:
+            self._raised(error, observation)
+            raise
+        self._returned(observation)
+        return result
+
+    def _raised(self, error: BaseException, observation: Observation) -> None:
+        if observation is self._observation and self._open:
             if isinstance(error, Exception):
                 self._crash = crash_of(error, observation)
             self._close(raising=True)
-            raise
-        self._seen += 1
-        # Who leaves backward and step to the caller is observed until the next call.
-        if self._seen >= self._steps and observation.steps_so_far >= self._seen:
-            self._close()
-        return result
+
+    def _returned(self, observation: Observation) -> None:
+        """A call is over. One that others have outrun, while it waited, finds its observation closed."""
+        if observation is self._observation and self._open:
+            self._seen += 1
+            # Who leaves backward and step to the caller is observed until the next call.
+            if self._seen >= self._steps and observation.steps_so_far >= self._seen:
+                self._close()
 
     def _begin(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Put the probes in, unless others are at work already."""
@@ -240,6 +284,24 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
                 raise
             except BaseException as error:
                 resume = functools.partial(items.throw, error)
+
+    async def _drive_awaited(
+        self, function: Callable[..., Any], args: tuple[Any, ...], items: AsyncGenerator[Any, Any]
+    ) -> AsyncGenerator[Any, Any]:
+        """The same of an async generator."""
+        resume = functools.partial(items.asend, None)
+        while True:
+            try:
+                item = await (self._watch_awaited(function, args, resume()) if self._is_due() else resume())
+            except StopAsyncIteration:
+                return
+            try:
+                resume = functools.partial(items.asend, (yield item))
+            except GeneratorExit:
+                await items.aclose()
+                raise
+            except BaseException as error:
+                resume = functools.partial(items.athrow, error)
 
     # --- the report --------------------------------------------------------------------------------------
 

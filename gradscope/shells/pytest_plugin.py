@@ -4,7 +4,7 @@
     def test_training(): ...
 
 A marked test is observed from its first line to its last, and fails where there is a finding. torch is imported with
-the first test that is observed, and where none is, nothing happens.
+the first test that is observed, and where none is, nothing happens. With GRADSCOPE=0 in the environment none is.
 
 PYTEST_DONT_REWRITE: there is nothing to rewrite here, and pytest would warn where the module is imported before it.
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from gradscope.errors import GradscopeError
+from gradscope.shells.switch import is_off
 
 if TYPE_CHECKING:
     from gradscope.graph.facts import Ending, Severity
@@ -57,10 +58,13 @@ class Watched:
         self._item = item
 
     def report(self) -> Report:
-        """The report on what the test has done so far. Raises RuntimeError while its fixtures are made."""
+        """The report on what the test has done so far, an empty one where GRADSCOPE=0 is set.
+
+        Raises RuntimeError while its fixtures are made.
+        """
         from gradscope.reports.report import Report
 
-        observation = self._item.stash.get(_OBSERVATION, None)
+        observation = _observation(self._item) if is_off() else self._item.stash.get(_OBSERVATION, None)
         if observation is None:
             raise RuntimeError("the observation begins with the test's body: ask for the report there")
         wish = self._item.stash[_WISH]
@@ -105,7 +109,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     try:
         item.stash[_WISH] = _wish(item.config.getoption("gradscope_fail_on"), marker)
-        import torch  # noqa: F401 - here, lest its import is a part of what is observed
+        if not is_off():
+            import torch  # noqa: F401 - here, lest its import is a part of what is observed
     except (GradscopeError, TypeError, ValueError) as error:
         raise pytest.UsageError(f"gradscope marker of {item.nodeid}: {error}") from None
     except ModuleNotFoundError as error:
@@ -136,7 +141,7 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Observe the test's body; a finding fails a test that would have passed."""
-    if _WISH not in item.stash:
+    if _WISH not in item.stash or is_off():
         return (yield)
     observation = item.stash[_OBSERVATION] = _observation(item)
     observation.start()

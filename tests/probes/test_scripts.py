@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradscope.probes.scripts import ScriptError, observe_program, program_of_module, program_of_script
+from gradscope.reports.report import Report
 from tests.workshop import Workshop, named, operations
 
 TRAINING = """
@@ -190,6 +191,54 @@ def test_exceptions_are_told_with_their_place(workshop: Workshop) -> None:
     assert operations(outcome.run)[-1].failed
 
 
+@pytest.mark.parametrize("how", ["from error", "from None", ""])
+def test_wrapped_exceptions_are_told_by_their_cause(how: str, workshop: Workshop) -> None:
+    """Where the script raises its own exception for one of torch's, the findings are about torch's."""
+    outcome = workshop.observe(
+        f"""
+        import torch
+
+        class TrainingFailed(Exception):
+            pass
+
+        w = torch.ones(3, requires_grad=True)
+        try:
+            w.exp().backward()
+        except RuntimeError as error:
+            raise TrainingFailed("in step 1") {how}
+        """
+    )
+    assert outcome.error is not None
+    assert type(outcome.error).__name__ == "TrainingFailed"
+    crash = outcome.run.crash
+    assert crash is not None
+    assert crash.raised is not None
+    assert crash.span is not None
+    assert (crash.type, crash.symptom, crash.span.line) == ("RuntimeError", "no scalar", 8)
+    report = Report.of(outcome.run)
+    assert [finding.rule for finding in report.findings] == ["non-scalar-backward"]
+    raised = report.document.run.exception
+    assert raised is not None
+    assert (raised.type, raised.message, raised.line) == ("TrainingFailed", "in step 1", 10)
+
+
+def test_an_error_of_its_own_is_not_that_which_was_handled(workshop: Workshop) -> None:
+    """What torch raised and the script has dealt with is no cause of what torch raises after it."""
+    outcome = workshop.observe(
+        """
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        try:
+            w.exp().backward()
+        except RuntimeError:
+            torch.ones(3).sum().backward()
+        """
+    )
+    crash = outcome.run.crash
+    assert crash is not None
+    assert (crash.symptom, crash.raised) == ("no graph", None)
+
+
 def test_interrupts_end_the_observation(workshop: Workshop) -> None:
     """A KeyboardInterrupt ends the run as `interrupt` with status 130, and what was seen is kept."""
     outcome = workshop.observe(TRAINING + "        if step == 2:\n            raise KeyboardInterrupt\n")
@@ -336,10 +385,12 @@ def test_lbfgs_closures(workshop: Workshop) -> None:
     assert named(run, "w").change
 
 
-def test_threads_are_seen(workshop: Workshop) -> None:
-    """What threads of the script compute is recorded, and the run waits for them as Python does."""
-    run = workshop.run(
-        """
+@pytest.mark.parametrize("ending", ["", "sys.exit('stopped')"])
+def test_threads_are_seen(ending: str, workshop: Workshop) -> None:
+    """What threads of the script compute is recorded, and the run waits for them as Python does, however it ends."""
+    outcome = workshop.observe(
+        f"""
+        import sys
         import threading
         import torch
         w = torch.ones(3, requires_grad=True)
@@ -352,8 +403,11 @@ def test_threads_are_seen(workshop: Workshop) -> None:
         worker = threading.Thread(target=work)
         worker.start()
         threading.Timer(0, go.set).start()
+        {ending}
         """
     )
+    run = outcome.run
+    assert (outcome.status, run.ended) == ((1, "exit") if ending else (0, "end"))
     assert run.backward_count == 1
     assert "sin" in [operation.name for operation in operations(run)]
     assert named(run, "w").received is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 import gradscope
 from gradscope.probes.observation import Observation
 from gradscope.reports.report import FindingsRaised, Report
+from tests.workshop import operations
 
 Step = Callable[[], Any]
 
@@ -175,6 +178,108 @@ def test_a_generator_of_steps() -> None:
     with pytest.raises(StopIteration) as end:
         next(items)
     assert end.value.value == ["a", "key", None, None]
+    assert loop.report().run.step_count == 2  # type: ignore[attr-defined]
+
+
+def test_a_coroutine() -> None:
+    """A step that is awaited is looked at while it runs, and not while it waits; calls at one time share a look."""
+    model, step = training(cut=True)
+    reports: list[Report] = []
+    other = torch.ones(2, requires_grad=True)
+
+    @gradscope.observe(steps=3, on_finding=reports.append)
+    async def decorated(number: int) -> int:
+        await asyncio.sleep(0)
+        step()
+        await asyncio.sleep(0)
+        return number
+
+    async def others() -> None:
+        for _ in range(4):
+            other.exp()
+            await asyncio.sleep(0)
+
+    async def main() -> list[Any]:
+        assert await decorated(-1) == -1
+        return await asyncio.gather(*map(decorated, range(4)), others())
+
+    assert inspect.iscoroutinefunction(decorated)
+    assert asyncio.run(main()) == [0, 1, 2, 3, None]
+    assert not Observation.is_running()
+    (report,) = reports
+    assert [finding.rule for finding in report.findings] == ["detach"]
+    names = [operation.name for operation in operations(report.run)]
+    assert "tanh" in names
+    assert "Tensor.exp" not in names
+    assert all(p.grad is not None for p in model[2].parameters())  # type: ignore[index]
+
+
+def test_a_coroutine_that_raises_or_is_cancelled() -> None:
+    """Its exceptions come out, those thrown in come to it, and no probe is left."""
+    told: list[str] = []
+
+    @gradscope.observe(on_finding=lambda report: told.append(report.findings[0].rule))
+    async def decorated(wait: bool) -> None:
+        try:
+            await asyncio.sleep(3600 if wait else 0)
+        except asyncio.CancelledError:
+            told.append("cancelled")
+            raise
+        w = torch.ones(3, requires_grad=True)
+        y = w.exp()
+        y += 1
+        y.sum().backward()
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(decorated(True))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    with pytest.raises(RuntimeError, match="inplace"):
+        asyncio.run(decorated(False))
+    assert told == ["inplace-modified"]
+    assert not Observation.is_running()
+    decorated = gradscope.observe(decorated.__wrapped__)  # type: ignore[attr-defined]
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancel())
+    assert told == ["inplace-modified", "cancelled"]
+    assert not Observation.is_running()
+
+
+def test_an_async_generator_of_steps() -> None:
+    """Each item is a step; values sent, exceptions thrown in and the end pass through."""
+    _, step = training()
+    closed: list[str] = []
+
+    @gradscope.observe(steps=2)
+    async def loop(times: int) -> AsyncGenerator[Any, Any]:
+        got: Any = None
+        try:
+            for number in range(times):
+                await asyncio.sleep(0)
+                step()
+                try:
+                    got = yield number, got
+                except KeyError:
+                    got = "key"
+        finally:
+            closed.append("closed")
+
+    async def main() -> None:
+        items = loop(4)
+        assert await anext(items) == (0, None)
+        assert await items.asend("a") == (1, "a")
+        assert not Observation.is_running()
+        assert await items.athrow(KeyError()) == (2, "key")
+        assert [item async for item in items] == [(3, None)]
+        assert closed == ["closed"]
+        left = loop(4)
+        await anext(left)
+        await left.aclose()
+        assert closed == ["closed"] * 2
+
+    asyncio.run(main())
     assert loop.report().run.step_count == 2  # type: ignore[attr-defined]
 
 

@@ -447,3 +447,46 @@ def test_the_marker_is_listed(pytester: pytest.Pytester) -> None:
         ['@pytest.mark.gradscope(fail_on="error", select=*'],
     )
     pytester.runpytest_inprocess(*_LOAD, *_QUICK, "--fixtures").stdout.fnmatch_lines(["gradscope *"])
+
+
+@pytest.mark.parametrize("options", [(), ("--gradscope",)], ids=["marker", "option"])
+def test_switched_off(options: tuple[str, ...], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With GRADSCOPE=0 nothing is observed and no finding fails a test; assertions and wrong markers do."""
+    monkeypatch.setenv("GRADSCOPE", "0")
+    result = ran(
+        pytester,
+        """
+from gradscope.probes.observation import Observation
+
+
+@pytest.mark.gradscope(fail_on="info")
+def test_training():
+    train()
+    assert not Observation.is_running()
+
+
+def test_fixture(gradscope):
+    train()
+    assert not Observation.is_running()
+    report = gradscope.report()
+    assert report.ok and not report.findings and report.run.step_count == 0
+
+
+def test_assertions(gradscope):
+    w = torch.ones(2, requires_grad=True)
+    gradscope.assert_learns(w, w.sum())
+    with pytest.raises(AssertionError, match="got no gradient"):
+        gradscope.assert_learns(w, w.detach().sum() + torch.ones((), requires_grad=True))
+    raise ValueError("its own")
+
+
+@pytest.mark.gradscope(fail_on="loud")
+def test_wrong():
+    pass
+""",
+        *options,
+    )
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    result.stdout.no_fnmatch_line("*detach*never learns*")
+    result.stdout.no_fnmatch_line("*- gradscope -*")
+    result.stdout.fnmatch_lines(["*ValueError: its own*"])
