@@ -16,11 +16,11 @@ def rows(quick: bool) -> Iterator[Row]:
     """The step undecorated, decorated in the counting form from its first call to its last, and after them."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    steps = 4 if quick else 16
+    steps = 8 if quick else 32
     model, optimizer, step = transformer()
     step()
     counting, spent = [], []
-    for _ in range(3 if quick else 15):
+    for _ in range(3 if quick else 9):
         decorated = gradscope.observe(model=model, optimizer=optimizer, operations=False, steps=steps)(step)
         bare = _run(step, steps)
         counting.append(_run(decorated, steps) / bare)

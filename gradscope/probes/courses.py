@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -12,9 +13,29 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.shards import local
 
 POINTS = 256
-SAMPLE = 4_096
+SAMPLE, _RUN = 4_096, 8
 _PIECE = 1 << 18  # elements that are copied at a time
 _RESULTS = 512  # norms that lie side by side
+
+
+class Runs(NamedTuple):
+    """Elements of a flat tensor of `size`: `number` runs of neighbours, one every `stride`.
+
+    Memory is read by the line: single elements, evenly spread, would cost as much as reading half of the tensor.
+    """
+
+    size: int
+    number: int
+    stride: int
+
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """A view, number x run; empty if the tensor has another size by now."""
+        if flat.numel() != self.size:
+            return flat[:0]
+        return flat.as_strided((self.number, _RUN), (self.stride, 1), flat.storage_offset())
+
+
+Selection: TypeAlias = slice | torch.Tensor | Runs
 
 
 class Series:
@@ -60,7 +81,7 @@ class Course:
         self.norm: float | None = None
         self.norms = Series()
         self.steps = self.of = self.zero = self.nonfinite = 0
-        self.sample: tuple[slice | torch.Tensor, torch.Tensor] | None = None
+        self.sample: tuple[Selection, torch.Tensor] | None = None
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
@@ -119,44 +140,48 @@ class Course:
 def measure(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
     """Measure how far the values of tensors have moved since `begin`, all in one pass."""
     measured: list[Course] = []
-    moves: list[torch.Tensor] = []
+    nows: list[torch.Tensor] = []
+    firsts: list[torch.Tensor] = []
     for course, tensor in courses:
         if course.sample is not None:
             index, first = course.sample
             now = pick(tensor, index)
             if now.shape == first.shape:
                 measured.append(course)
-                moves.append(now.to(first.device) - first)
-    for course, norm in zip(measured, norms(moves), strict=True):
+                nows.append(now if now.device == first.device else now.to(first.device))
+                firsts.append(first)
+    for course, norm in zip(measured, norms(differences(nows, firsts)), strict=True):
         course.change = norm
 
 
-def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> slice | torch.Tensor:
-    """Which elements to look at, of the flat tensor: a slice costs least, indices reach the rows that matter.
+def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> Selection:
+    """Which elements to look at, of the flat tensor: runs cost least, indices reach the rows that matter.
 
     `owner` has the gradient; it is the tensor itself unless that is a shard.
     """
     size = tensor.numel()
     if size <= SAMPLE:
         return slice(None)
-    stride = -(-size // SAMPLE) | 1  # odd, so that it does not fall on the same columns in every row
-    even = slice(None, None, stride)
+    # An odd distance does not fall on the same columns in every row.
+    stride = (size - _RUN) // (SAMPLE // _RUN) - 1 | 1
+    even = Runs(size, SAMPLE // _RUN, stride) if stride > _RUN else slice(None, None, size // SAMPLE)
     gradient = local(owner.grad) if owner.grad is not None else None
-    if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2:
+    if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2 or gradient.numel() != size:
         return even
-    seen = gradient.reshape(-1)[even]
-    if torch.count_nonzero(seen) * 2 > len(seen):
+    seen = pick(gradient, even)
+    if torch.count_nonzero(seen) * 2 > seen.numel():
         return even
     row = size // tensor.shape[0]
     rows = gradient.reshape(tensor.shape[0], row).any(dim=1).nonzero().reshape(-1)[: max(1, SAMPLE // 2 // row)]
     columns = torch.arange(0, row, -(-row // (SAMPLE // 2)), device=tensor.device)
-    spread = torch.arange(0, size, 2 * stride, device=tensor.device)
+    spread = torch.arange(0, size, 2 * -(-size // SAMPLE) | 1, device=tensor.device)
     return torch.cat([spread, (rows[:, None] * row + columns).reshape(-1)])
 
 
-def pick(tensor: torch.Tensor, selection: slice | torch.Tensor) -> torch.Tensor:
+def pick(tensor: torch.Tensor, selection: Selection) -> torch.Tensor:
     """The elements that a course looks at."""
-    return local(tensor).detach().reshape(-1)[selection]
+    flat = local(tensor).detach().reshape(-1)
+    return selection.of(flat) if isinstance(selection, Runs) else flat[selection]
 
 
 def _norm(tensor: torch.Tensor) -> float:
@@ -225,6 +250,11 @@ def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     return [piece for part in torch.split(tensor, size, longest) for piece in _pieces(part)]
 
 
+def differences(after: list[torch.Tensor], before: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The difference of each pair."""
+    return torch._foreach_sub(after, before) if after else ()
+
+
 def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
     """2-norms of gradients, dense or sparse, in one pass; zero and non-finite results are told exactly.
 
@@ -236,10 +266,13 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
     if not filled:
         return [0.0] * len(dense)
     together = [gradient for gradient in filled if _is_wide(gradient)]
-    wide = iter(torch._foreach_norm(together) if together else ())
-    meter = Meter(torch.float32)
-    found = [next(wide) if _is_wide(gradient) else meter.norm(gradient) for gradient in filled]
-    raw = iter(torch.stack([norm.to(filled[0].device, torch.float64) for norm in found]).tolist())
+    found: Sequence[torch.Tensor] = torch._foreach_norm(together) if together else ()
+    if len(together) < len(filled):
+        wide, meter = iter(found), Meter(torch.float32)
+        found = [next(wide) if _is_wide(gradient) else meter.norm(gradient) for gradient in filled]
+    if len({(norm.device, norm.dtype) for norm in found}) > 1:
+        found = [norm.to(found[0].device, torch.float64) for norm in found]
+    raw = iter(torch.stack(list(found)).tolist())
     result = [next(raw) if gradient.numel() > 0 else 0.0 for gradient in dense]
     for place, (gradient, norm) in enumerate(zip(dense, result, strict=True)):
         if gradient.numel() > 0 and not (0 < norm < math.inf):

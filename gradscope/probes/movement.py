@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradscope.probes.courses import Course, norms, pick
+from gradscope.probes.courses import Course, differences, norms, pick
 
 _FIRST, _EVERY = 8, 8
 
@@ -62,7 +62,7 @@ def after_step(moment: Moment) -> None:
         for place, (now, before) in enumerate(zip(picked, moment.values, strict=True))
         if now.shape == before.shape and now.device == before.device
     ]
-    updates = norms([picked[place] - moment.values[place] for place in kept])
+    updates = norms(differences([picked[place] for place in kept], [moment.values[place] for place in kept]))
     sizes = norms([moment.values[place] for place in kept])
     present = [place for place in kept if moment.gradients[place] is not None]
     gradients = dict(zip(present, norms([g for p in present if (g := moment.gradients[p]) is not None]), strict=True))

@@ -108,6 +108,9 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                 tape.optimizers.append(mark)
                 tape.name_all()
             for tensor in (tensor for group in optimizer.param_groups for tensor in group["params"]):
+                held = mark.holds(tape, tensor)
+                if held is not None and held.course is not None and held.course.optimizer == mark.serial:
+                    continue
                 subject = tape.keep(tensor, site)
                 course = tape.course(subject)
                 if course.optimizer is None and not course.steps:
