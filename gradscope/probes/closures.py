@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 
-def watched_closure(closure: Callable[..., Any], called: Callable[[], None]) -> Callable[..., Any]:
-    """The closure, and after each of its calls `called`.
+def watched_closure(
+    closure: Callable[..., Any], calling: Callable[[], None], called: Callable[[], None]
+) -> Callable[..., Any]:
+    """The closure, with `calling` before each of its calls and `called` after it.
 
     Its frame also tells call sites that what runs within is not the optimizer's doing (see `CallSites.find`): trainers
     run a whole step inside a closure.
@@ -16,6 +18,7 @@ def watched_closure(closure: Callable[..., Any], called: Callable[[], None]) -> 
 
     @functools.wraps(closure)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        calling()
         result = closure(*args, **kwargs)
         called()
         return result

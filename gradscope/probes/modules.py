@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
-from gradscope.probes.recorder import tensors
+from gradscope.probes.recorder import pause, tensors
 from gradscope.probes.records import CallRecord, ModuleMark, Subject
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
@@ -41,6 +41,7 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
             outermost = not stack
             if outermost:
                 local["root"] = tape.sites.here()
+                pause(tape, False)
             stack.append(mark)
             try:
                 result = original(self, *args, **kwargs)

@@ -22,7 +22,7 @@ from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
 from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.recorder import tensors
+from gradscope.probes.recorder import pause, tensors
 from gradscope.probes.records import OptimizerMark
 from gradscope.probes.tape import Tape
 
@@ -55,9 +55,14 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
     def wrap_clear(original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
         def zero_grad(self: Optimizer | torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-            if tape.active and not torch.compiler.is_compiling():
-                _cleared(tape, self)
-            return original(self, *args, **kwargs)
+            if not tape.active or torch.compiler.is_compiling():
+                return original(self, *args, **kwargs)
+            _cleared(tape, self)
+            pause(tape, _is_of_torch(self))
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                pause(tape, False)
 
         return zero_grad
 
@@ -70,17 +75,26 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if mark is None:
             return None
+        of_torch = _is_of_torch(optimizer)
         if closure is None:
             _use(tape, mark)
+            pause(tape, of_torch)
             return None
+
+        def used() -> None:
+            _use(tape, mark)
+            pause(tape, of_torch)
+
         mark.moment = None
-        watched = watched_closure(closure, lambda: _use(tape, mark))
+        watched = watched_closure(closure, lambda: pause(tape, False), used)
+        pause(tape, of_torch)
         if "closure" in kwargs:
             return args, {**kwargs, "closure": watched}
         return (args[0], watched, *args[2:]), kwargs
 
     def after(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling():
+            pause(tape, False)
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:
                 raise StepsReached(0)
@@ -123,6 +137,10 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
     except Exception as error:
         tape.fail("optimizer probe", error)
         return None
+
+
+def _is_of_torch(owner: object) -> bool:
+    return type(owner).__module__.startswith("torch.optim.")
 
 
 def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:

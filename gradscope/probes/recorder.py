@@ -92,12 +92,22 @@ class Recorder(TorchFunctionMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
+        self.paused = False  # while torch's optimizers step: what they do inside is no line of the user's
+
+    def __enter__(self) -> Recorder:
+        self.tape.local.recorder = self
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if is_compiling() or func in _QUIET or not self.tape.active:
             return func(*args, **(kwargs or {}))
+        if self.paused:
+            if self.tape.sites.kinds.get(sys._getframe(1).f_code.co_filename) != USER:
+                return func(*args, **(kwargs or {}))
+            self.paused = False  # the step did not come to its end
         if types or func in _PARTICULAR or _modes_on():
             return self._carefully(func, args, kwargs or {}, bool(types) or _modes_on() > 0 or func is _AS_SUBCLASS)
         call = self._before(func, sys._getframe(1), args, kwargs)
@@ -284,6 +294,13 @@ class Recorder(TorchFunctionMode):
         )
         tape.add(operation)
         return operation
+
+
+def pause(tape: Tape, paused: bool) -> None:
+    """Let the operations of this thread pass, until a line of the user's calls one or this is taken back."""
+    recorder: Recorder | None = tape.local.__dict__.get("recorder")
+    if recorder is not None:
+        recorder.paused = paused
 
 
 def switch_name(switch: str, value: bool) -> str:
