@@ -119,7 +119,8 @@ class Tensor:
     `start` and `change` are 2-norms of the first value and of (last - first) value; for tensors of more
     than 4,096 elements both are measured on a fixed selection of elements. `inference` says that it was made in
     inference mode, which autograd cannot save for backward.
-    `made` is the line that made it, `built` the one whose call made the module that it belongs to.
+    `made` is the line that made it, `built` the one whose call made the module that it belongs to, and `callers` are
+    the lines that called the function of `built`, the innermost first.
     """
 
     id: int
@@ -145,6 +146,7 @@ class Tensor:
     change: float | None = None
     made: Span | None = None
     built: Span | None = None
+    callers: tuple[Span, ...] = ()
     ledger: Ledger | None = None
     inference: bool = False
 

@@ -25,6 +25,7 @@ LIBRARY, USER, OPTIMIZER, CLOSURE = 0, 1, 2, 3
 # The user's own function and dispatch modes only pass a call on.
 PASSING = ("__torch_function__", "__torch_dispatch__")
 
+_BUILDERS = 4  # of the lines that a module was built from, the innermost first
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CLOSURES = os.path.join(_PACKAGE, "probes", "closures.py")
 _OPTIMIZERS = os.path.join(os.path.realpath(os.path.dirname(torch.__file__)), "optim", "")
@@ -110,15 +111,16 @@ class CallSites:
             frame = frame.f_back
         return self.find(frame)
 
-    def builder(self) -> Site | None:
-        """The user's line whose call runs the constructors that are at work now."""
+    def builders(self) -> tuple[Site, ...]:
+        """The user's line whose call runs the constructors that are at work now, and those that called its function."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
+        found: list[Site] = []
+        while frame is not None and len(found) < _BUILDERS:
             code = frame.f_code
             if self.kind(code.co_filename) == USER and code.co_name != "__init__":
-                return code, frame.f_lasti
+                found.append((code, frame.f_lasti))
             frame = frame.f_back
-        return None
+        return tuple(found)
 
     def position(self, place: Site) -> tuple[int, int, int, int] | None:
         """Line, column, end line and end column (columns in UTF-8 bytes from 0) of the expression at a site."""

@@ -286,6 +286,7 @@ class _Freezer:
         predicted = course.predicted if course is not None else None
         if predicted is None and self.walked and subject.leaf:
             predicted = False
+        built = tuple(span for site in subject.built if (span := self.span(site)) is not None)
         return Tensor(
             id=subject.serial,
             name=self.name(subject),
@@ -309,7 +310,8 @@ class _Freezer:
             start=_finite_or_none(course.start) if course is not None else None,
             change=_finite_or_none(course.change) if course is not None else None,
             made=self.span(subject.site),
-            built=self.span(subject.built),
+            built=built[0] if built else None,
+            callers=built[1:],
             inference=subject.version == INFERENCE,
             ledger=self.ledger(course) if course is not None and subject.leaf else None,
         )

@@ -144,7 +144,7 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
             if tape.seen(parameter) is None:
                 with unasked():
                     made = tape.meet(parameter, site).held()
-                made[1].built = tape.sites.builder()
+                made[1].built = tape.sites.builders()
                 tape.shares(parameter, data)
                 running = tape.local.__dict__
                 modules = running.get("modules")

@@ -64,7 +64,8 @@ def _root_returned(
 ) -> None:
     try:
         with unasked():
-            if mark.root is None and peek_interpreter_stack() is None:
+            unplaced = mark.root is mark and tape.roots.get(id(mark), (mark, site))[1] is None
+            if (mark.root is None or unplaced) and peek_interpreter_stack() is None:
                 add_root(tape, module, site)
             elif mark.root is None:
                 # Inside a transform of torch.func a module holds what it was lent: its names are read later.
@@ -98,7 +99,8 @@ def add_root(tape: Tape, module: torch.nn.Module, site: Site | None, label: str 
         tape.labels[id(mark)] = label
     if mark.root is not None and mark.root is not mark:
         return
-    tape.roots.setdefault(id(mark), (mark, site))
+    known = tape.roots.get(id(mark))
+    tape.roots[id(mark)] = mark, known[1] if known is not None and known[1] is not None else site
     name_module(tape, module, mark)
 
 

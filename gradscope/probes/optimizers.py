@@ -17,6 +17,7 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms
 from gradscope.probes.inspections import settle_modes
+from gradscope.probes.modules import add_root
 from gradscope.probes.movement import Held, after_step, before_step, is_due
 from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
@@ -24,6 +25,7 @@ from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import pause, tensors
 from gradscope.probes.records import OptimizerMark
+from gradscope.probes.scopes import modules_around
 from gradscope.probes.tape import Tape
 
 
@@ -49,6 +51,7 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
                 raise
             if tape.active:
                 add_optimizer(tape, self, tape.sites.caller())
+                _name_models(tape, self)
 
         return initialise
 
@@ -137,6 +140,18 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
     except Exception as error:
         tape.fail("optimizer probe", error)
         return None
+
+
+def _name_models(tape: Tape, optimizer: Optimizer) -> None:
+    """Name what an optimizer is given while it is still where it was: layers may be replaced before the first call."""
+    try:
+        with unobserved():
+            held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+            for module in modules_around(tape.sites):
+                if tape.mark(module).root is None and any(id(tensor) in held for tensor in module.parameters()):
+                    add_root(tape, module, None)
+    except Exception as error:
+        tape.fail("optimizer probe", error)
 
 
 def _is_of_torch(owner: object) -> bool:

@@ -32,7 +32,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
 
     `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
     thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
-    `built` is the line whose call made the module that it belongs to.
+    `built` is the line whose call made the module that it belongs to, and those that called its function.
     `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
     """
 
@@ -53,7 +53,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     name: tuple[ModuleMark, str] | None = None
     registered: Registration | None = None
     course: Course | None = None
-    built: Site | None = None
+    built: tuple[Site, ...] = ()
     gradient_of: int = 0
     step: int = 0
     call: int = 0

@@ -147,8 +147,14 @@ def _never(run: Run) -> list[Lost]:
 
 def _ranked(flow: StepFlow, reach: Reach) -> Reach:
     """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`."""
-    cuts = sorted(reach.cuts, key=lambda cut: _RANK.index(cause_of(flow, cut)))
+    cuts = sorted(reach.cuts, key=lambda cut: (_takes_the_shape(cut), _RANK.index(cause_of(flow, cut))))
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
+
+
+def _takes_the_shape(cut: Operation) -> bool:
+    """Whether an operation reads nothing but the shape and type of what it is given: `zeros_like`, `new_ones`."""
+    name = short_name(cut.name)
+    return name.endswith("_like") or name.startswith("new_")
 
 
 def _place(flow: StepFlow, cut: Operation) -> object:
@@ -390,15 +396,29 @@ def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
         if not _is_in_training(tensor):
             continue
         reach = flow.reach([value for value in starts if flow.history[value]], flow.behind([term], tensor_id))
-        reach = _ranked(flow, reach)
-        if reach.cuts and term in reach.touched:
-            first = first or reach.cuts
+        cuts = tuple(cut for cut in _ranked(flow, reach).cuts if not _takes_the_shape(cut))
+        if cuts and term in reach.touched:
+            first = first or cuts
             tensors.append(tensor)
     if not first:
-        return None
+        return _gradient_as_number(flow, term)
     tensors.sort(key=lambda tensor: tensor.id)
     cut = first[0]
     return Lost(cause_of(flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut))
+
+
+def _gradient_as_number(flow: StepFlow, term: int) -> Lost | None:
+    """A term made of the `.grad` that a backward brought to an input: a penalty without the graph of its gradient."""
+    behind = flow.behind([term])
+    for operation in flow.operations:
+        if operation.name not in _GRADIENTS or len(operation.inputs) != 1 or behind.isdisjoint(operation.outputs):
+            continue
+        leaf = flow.holder[operation.inputs[0]]
+        passes = [b for b in flow.step.backwards if leaf in b.arrivals and b.began < operation.id]
+        trained = _trained_behind(flow, [root for backward in passes for root in backward.roots])
+        if trained and not _is_in_training(flow.tensors[leaf]):
+            return Lost("missing-create-graph", operation, flow, tuple(trained), "warning", term=True)
+    return None
 
 
 # --- causes ----------------------------------------------------------------------------------------------------------

@@ -396,21 +396,20 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             tuple(Help(f"call `{path}.requires_grad_(True)`") for path in switched)
             or (Help("set `requires_grad_(True)` again before this backward"),),
         )
-    for frozen, optimizer in _given_later(run):
+    for frozen, optimizer, when in (*_given_later(run), *_chosen(run)):
         names = tuple(tensor.name or "" for tensor in frozen)
         those = who(names, run)
         yield Finding(
             "frozen-parameter",
             "warning",
             f"{those.subject} {those.learns}: {those.counted if those.counted != 'they' else 'these'} "
-            f"{'is' if those.counted == 'it' else 'are'} frozen, though {optimizer.name} was given {those.them} "
-            "after a phase without",
+            f"{'is' if those.counted == 'it' else 'are'} frozen, though {optimizer.name} was given {those.them}{when}",
             _who_froze(run, frozen),
             "frozen here, and never unfrozen",
             names,
             (Label(optimizer.made, "given to an optimizer here"),) if optimizer.made is not None else (),
             (f"frozen: {listed(names)}",),
-            (Help("set `requires_grad_(True)` before this phase"),),
+            (Help("set `requires_grad_(True)` before this optimizer steps"),),
         )
     for path, frozen in switched.items():
         if {tensor.id for tensor in refused}.issuperset(tensor.id for tensor in frozen):
@@ -446,7 +445,7 @@ def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
     return found
 
 
-def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer]]:
+def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
     """Tensors that the program froze and trained others without, then gave to a later optimizer, frozen as they were.
 
     That an optimizer holds frozen tensors is no slip by itself. But who builds an optimizer of a part of a model,
@@ -465,7 +464,37 @@ def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer]]:
             if number not in before and not (tensor := tensors[number]).requires_grad and tensor.name is not None
         ]
         if frozen and _who_froze(run, frozen) is not None:
-            yield frozen, optimizer
+            yield frozen, optimizer, " after a phase without"
+
+
+def _chosen(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
+    """Frozen tensors that an optimizer was given one by one, while others of the same module were left out.
+
+    An optimizer of a whole module holds what is frozen in it as well, and means nothing by that.
+    """
+    for optimizer in run.optimizers:
+        held = set(optimizer.tensors)
+        if not optimizer.steps or not optimizer.fed:
+            continue
+        left_out = [
+            tensor.name
+            for tensor in run.tensors
+            if tensor.registered == "parameter" and tensor.id not in held and not tensor.requires_grad and tensor.name
+        ]
+        frozen = [
+            tensor
+            for tensor in run.tensors
+            if tensor.id in held
+            and tensor.registered == "parameter"
+            and not tensor.requires_grad
+            and tensor.used
+            and tensor.name is not None
+            and (tensor.received is None or not tensor.received.steps)
+            and (module := tensor.name.rpartition(".")[0])
+            and any(other.startswith(f"{module}.") for other in left_out)
+        ]
+        if frozen and _who_froze(run, frozen) is not None:
+            yield frozen, optimizer, ""
 
 
 def _who_froze(run: Run, tensors: list[Tensor]) -> Span | None:

@@ -245,16 +245,17 @@ def step_without_backward(run: Run) -> Iterator[Finding]:
         held = [tensors[number] for number in optimizer.tensors]
         names = tuple(tensor.name for tensor in held if tensor.name is not None and tensor.used)
         those = who(names, run)
+        arrived = any(tensor.ledger is not None and tensor.ledger.passes for tensor in held)
         yield Finding(
             "step-without-backward",
             "warning",
             f"{those.subject} {those.learns}: {optimizer.name} stepped {optimizer.steps} times, and no backward "
-            f"ever reached {those.them}",
+            f"ever {'brought a gradient for it' if arrived else f'reached {those.them}'}",
             optimizer.stepped or optimizer.made,
             "steps with no gradient",
             names,
             tuple(Label(span, f"`{name}` is computed here, and no backward starts from it") for name, span in losses),
-            (f"no gradient ever arrived: {listed(names)}",),
+            (f"{'cleared before every step' if arrived else 'no gradient ever arrived'}: {listed(names)}",),
             (Help(f"call `{losses[0][0] if losses else 'loss'}.backward()` before the step"),),
         )
     for optimizer in run.optimizers:
@@ -297,32 +298,45 @@ def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]
         held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id]
         ledgers = [tensor.ledger or _NONE for tensor in held]
         reached = any(ledger.passes or ledger.applied for ledger in ledgers)
-        if optimizer.uses < 2 or optimizer.fed or reached or told.intersection(tensor.id for tensor in held):
+        if optimizer.uses < 2 or optimizer.fed or told.intersection(tensor.id for tensor in held):
             continue
-        losses = _left_alone(run, optimizer, held)
+        # Gradients of a loss that trains others may arrive, and be cleared before they meet a step.
+        if reached and any(ledger.starved < optimizer.uses or ledger.cleared_first for ledger in ledgers):
+            continue
+        losses = _left_alone(run, optimizer, held, reached)
         if losses and any(tensor.name is not None and tensor.used for tensor in held):
             found.append((optimizer, losses))
     return found
 
 
-def _left_alone(run: Run, optimizer: Optimizer, held: list[Tensor]) -> list[tuple[str, Span]]:
-    """The last results computed from these tensors that no backward started from."""
+def _left_alone(run: Run, optimizer: Optimizer, held: list[Tensor], reached: bool) -> list[tuple[str, Span]]:
+    """The last results computed from these tensors that no backward started from.
+
+    Where backwards of other losses have `reached` the tensors, only a scalar will do.
+    """
     for flow in reversed(rounds(run, optimizer.id)):
         starts = [value for tensor in held for value in flow.values_of.get(tensor.id, ())]
         reach = flow.reach(starts, frozenset())
         # A pass of `autograd.grad` with respect to inputs fills no `.grad`.
         roots = [root for backward in flow.step.backwards if backward.kind == "backward" for root in backward.roots]
-        if not reach.touched.isdisjoint(flow.behind(roots)):
+        behind = flow.behind(roots)
+        if not reached and not reach.touched.isdisjoint(behind):
             return []
         taken = {value for operation in flow.operations for value in operation.inputs if _computes(flow, operation)}
         ends = [
             operation
             for operation in flow.operations
-            if any(value in reach.alive and value not in taken for value in operation.outputs)
+            if any(value in reach.alive - set(starts) and value not in taken for value in operation.outputs)
+            and not (reached and (behind.intersection(operation.outputs) or not _is_scalar(flow, operation)))
         ]
         if ends:
             return [_told(flow, ends[-1], run)]
     return []
+
+
+def _is_scalar(flow: StepFlow, operation: Operation) -> bool:
+    tensor = flow.tensor(operation.outputs[0])
+    return tensor is not None and all(size == 1 for size in tensor.shape)
 
 
 def _computes(flow: StepFlow, operation: Operation) -> bool:

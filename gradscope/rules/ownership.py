@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Tensor
+from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Span, Tensor
 from gradscope.rules.lost import lost
 from gradscope.rules.successors import gets_gradients, label_of, path_of, replaced
 from gradscope.rules.wording import listed, who
@@ -50,13 +50,13 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
     groups: dict[tuple[int, object], list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for old, new in replaced(run):
         assert old.optimizer is not None
-        span = new.built or new.made
+        span = _replacing(old, new)
         groups[old.optimizer, (span.file, span.line) if span is not None else None].append((old, new))
     for (number, _), pairs in groups.items():
         optimizer = next(found for found in run.optimizers if found.id == number)
         names = tuple(dict.fromkeys(new.name or "" for _, new in pairs))
         those = who(names, run)
-        span = pairs[0][1].built or pairs[0][1].made
+        span = _replacing(*pairs[0])
         labels = (Label(optimizer.made, "made before, it holds the old ones"),) if optimizer.made is not None else ()
         yield Finding(
             "stale-optimizer",
@@ -69,16 +69,27 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             labels if span is not None else (),
             (
                 f"replaced: {listed(names)}",
-                f"note: {optimizer.name} stepped {optimizer.steps} times; what it holds got its last gradient "
-                + _last(pairs),
+                f"note: {optimizer.name} stepped {optimizer.steps} times; what it holds {_last(pairs)}",
             ),
             (Help("make the optimizer after the model has its final layers, or copy values with `load_state_dict`"),),
         )
 
 
+def _replacing(old: Tensor, new: Tensor) -> Span | None:
+    """The line that made the new tensor; where one function makes both, the line that called for the new one.
+
+    That is a line of the function that had called for the old one, if there is any: there it is given up.
+    """
+    if new.built is None or new.built != old.built:
+        return new.built or new.made
+    others = [span for span in new.callers if span not in old.callers]
+    homes = {span.function for span in old.callers}
+    return next((span for span in others if span.function in homes), others[0] if others else new.built)
+
+
 def _last(pairs: list[tuple[Tensor, Tensor]]) -> str:
     last = max((old.ledger or _NONE).last for old, _ in pairs)
-    return f"in step {last}" if last else "never"
+    return f"got its last gradient in step {last}" if last else "never got a gradient"
 
 
 def not_in_optimizer(run: Run) -> Iterator[Finding]:

@@ -60,6 +60,11 @@ NO_WAY_BACK = {
     "long": ("non-differentiable-op", "z = (encoder(x) * 10).long()  # here\nz = z.float()"),
     "comparison": ("non-differentiable-op", "z = (encoder(x) > 0).float()  # here"),
     "argmax": ("non-differentiable-op", "z = F.one_hot(encoder(x).argmax(1), 4).float()  # here"),
+    "choice": (
+        "non-differentiable-op",
+        "p = encoder(x) + torch.zeros_like(encoder(x))\n"
+        "i = p.max(1, keepdim=True)[1]  # here\nz = torch.zeros_like(p).scatter_(1, i, 1.0)",
+    ),
     "indices": ("non-differentiable-op", "z = x * encoder(x).topk(1).indices  # here"),
     "sample": ("non-differentiable-op", "z = torch.distributions.Normal(encoder(x), 1.0).sample()  # here"),
     "crop": ("non-differentiable-op", "size = int(encoder(x).mean().abs()) + 4  # here\nz = x[:, :size]"),
@@ -89,6 +94,11 @@ DEAD_TERMS = {
         "missing-create-graph",
         "x.requires_grad_()\nout = encoder(x).sum()\n"
         "slope = torch.autograd.grad(out, x, retain_graph=True)[0]  # here\nloss = out + slope.norm()",
+    ),
+    "gradient_of_an_input": (
+        "missing-create-graph",
+        "x = x.clone().requires_grad_()\nencoder(x).sum().backward(retain_graph=True)\n"
+        "slope = x.grad.norm(dim=1)  # here\nloss = F.mse_loss(decoder(z), y) + (slope - 1).square().mean()",
     ),
     "gradient": (
         "missing-create-graph",

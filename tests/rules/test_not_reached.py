@@ -337,6 +337,40 @@ def test_attribute_of_a_module_explains_the_refusal(workshop: Workshop) -> None:
     assert [help_.message for help_ in finding.help] == ["call `net.2.requires_grad_(True)`"]
 
 
+ADAPTER = (
+    TRAIN
+    + """
+class Adapted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base, self.low = nn.Linear(4, 4), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.low
+
+net = nn.Sequential(Adapted(), nn.Linear(4, 1))
+"""
+)
+
+
+def test_chosen_one_by_one_and_frozen(workshop: Workshop) -> None:
+    """An optimizer that was given some parameters of a module, and those are frozen as the others are."""
+    found = judge(
+        workshop,
+        ADAPTER + "net[0].requires_grad_(False)  # here\n"
+        "train(torch.optim.Adam([net[0].low, *net[1].parameters()], lr=0.1), net)\n",
+    )
+    finding = found.must_be("frozen-parameter", "warning", "0.low")
+    assert "though Adam was given it" in finding.message
+
+
+@pytest.mark.parametrize("given", ["net.parameters()", "[*net[0].base.parameters(), *net[1].parameters()]"])
+def test_frozen_parts_of_what_is_given_whole(given: str, workshop: Workshop) -> None:
+    """Who gives an optimizer whole modules means nothing by what is frozen in them."""
+    program = ADAPTER + f"net[0].requires_grad_(False)\ntrain(torch.optim.Adam({given}, lr=0.1), net)\n"
+    assert judge(workshop, program).findings == ()
+
+
 def test_never_unfrozen_for_the_second_phase(workshop: Workshop) -> None:
     """What a first phase froze and a second optimizer was given as it was is a warning, with a label on that."""
     found = judge(

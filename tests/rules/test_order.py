@@ -381,6 +381,21 @@ NOTHING_TO_APPLY = {
             second.step()  # here
         """,
     ),
+    "gradients_of_another_loss_only": (
+        ("judge.weight", "judge.bias"),
+        """
+        net, judge = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizer, second = Adam(net.parameters(), lr=0.01), Adam(judge.parameters(), lr=0.01)
+        for _ in range(5):
+            second.zero_grad()
+            loss = judge(net(data()[0]).detach()).mean() - judge(data()[0]).mean()
+            second.step()  # here
+            optimizer.zero_grad()
+            other = -judge(net(data()[0])).mean()
+            other.backward()
+            optimizer.step()
+        """,
+    ),
     "one_backward_for_many_steps": (
         NET,
         """

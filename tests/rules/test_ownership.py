@@ -8,6 +8,54 @@ from tests.rules.training import BODY, NET, OUT, judge
 from tests.workshop import Workshop
 
 REPLACED = {
+    "new_head_within_a_function": (
+        OUT,
+        """
+        def main():
+            net = Net()
+            optimizer = Adam(net.parameters(), lr=0.01)
+            net.head = nn.Linear(6, 1)  # here
+            fit(net, optimizer)
+
+        main()
+        """,
+    ),
+    "new_head_by_a_method": (
+        OUT,
+        """
+        class Trainer:
+            def __init__(self):
+                self.net = Net()
+                self.optimizer = Adam(self.net.parameters(), lr=0.01)
+
+            def adapt(self):
+                self.net.head = nn.Linear(6, 1)  # here
+
+        def main():
+            trainer = Trainer()
+            trainer.adapt()
+            fit(trainer.net, trainer.optimizer)
+
+        main()
+        """,
+    ),
+    "made_again_by_the_same_function": (
+        tuple(f"net#2.{name}" for name in NET),
+        """
+        def build():
+            return Net()
+
+        def resume(state):
+            net = build()
+            net.load_state_dict(state)
+            return net
+
+        net = build()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        net = resume(net.state_dict())  # here
+        fit(net, optimizer)
+        """,
+    ),
     "model_made_again": (
         tuple(f"net#2.{name}" for name in NET),
         """
@@ -91,7 +139,7 @@ def test_tensors_replaced_after_the_optimizer(case: str, workshop: Workshop) -> 
     found = judge(workshop, program)
     finding = found.must_be("stale-optimizer", "error", tensors)
     assert [label.message for label in finding.labels] == ["made before, it holds the old ones"]
-    assert found.line(finding.labels[0].span).startswith("optimizer = ")
+    assert "optimizer = " in found.line(finding.labels[0].span)
 
 
 def test_values_loaded_by_assignment(workshop: Workshop) -> None:
@@ -113,7 +161,7 @@ def test_replacement_in_the_middle_tells_the_last_gradient(workshop: Workshop) -
     finding = judge(workshop, REPLACED["new_head_in_the_middle"][1]).findings[0]
     assert any("got its last gradient in step 8" in fact for fact in finding.facts)
     finding = judge(workshop, REPLACED["model_made_again"][1]).findings[0]
-    assert any("got its last gradient never" in fact for fact in finding.facts)
+    assert any("never got a gradient" in fact for fact in finding.facts)
 
 
 NOT_HELD = {

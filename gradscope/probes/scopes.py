@@ -1,0 +1,63 @@
+"""Modules that the program's variables hold: its globals, and the locals of functions that are running."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gradscope.probes.callsites import USER, CallSites
+
+_DEPTH = 6  # of the user's functions, from the innermost outwards
+
+
+def modules_in(variables: Mapping[str, Any], sites: CallSites) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules among variables, and among the attributes of objects of the program's own classes."""
+    for name, value in list(variables.items()):
+        if isinstance(value, torch.nn.Module):
+            yield name, value
+        elif _is_own_class(type(value), sites):
+            for attribute, held in _attributes(value).items():
+                if isinstance(held, torch.nn.Module):
+                    yield f"{name}.{attribute}", held
+
+
+def modules_around(sites: CallSites) -> Iterator[torch.nn.Module]:
+    """The modules that the variables of the user's running functions hold."""
+    frame: FrameType | None = sys._getframe(1)
+    depth = 0
+    while frame is not None and depth < _DEPTH:
+        if sites.kind(frame.f_code.co_filename) == USER:
+            depth += 1
+            for _, module in modules_in(variables_of(frame), sites):
+                yield module
+        frame = frame.f_back
+
+
+def variables_of(frame: FrameType) -> dict[str, Any]:
+    """A copy of the variables of a frame.
+
+    Before Python 3.13 the frame of a function keeps what it gives, and with it all tensors: they would live on.
+    """
+    given = frame.f_locals
+    variables = dict(given)
+    if isinstance(given, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        given.clear()
+    return variables
+
+
+def _is_own_class(kind: type, sites: CallSites) -> bool:
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return kind.__module__ == "__main__" or (file is not None and sites.kind(file) == USER)
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    """The attributes of an object itself, read without running any code of its class."""
+    try:
+        return dict(object.__getattribute__(value, "__dict__"))
+    except AttributeError:
+        return {}
