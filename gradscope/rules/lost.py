@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -292,6 +292,8 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
     for flow in steps:
         if any(backward.failed for backward in flow.step.backwards):
             continue  # what stopped it is to be mended first
+        for residual in _gradients_beside_their_output(flow):
+            found.setdefault((residual.operation.name, residual.operation.span), residual)
         for root in flow.roots:
             for term, adder in _dead_terms(flow, root):
                 loss = _cause_of_term(flow, term)
@@ -419,6 +421,47 @@ def _gradient_as_number(flow: StepFlow, term: int) -> Lost | None:
         if trained and not _is_in_training(flow.tensors[leaf]):
             return Lost("missing-create-graph", operation, flow, tuple(trained), "warning", term=True)
     return None
+
+
+def _gradients_beside_their_output(flow: StepFlow) -> Iterator[Lost]:
+    """Gradients without a graph that meet the output that they are of, element by element: residuals of equations.
+
+    Nothing is said of gradients that go on into layers (adversarial inputs), of those with respect to what is trained
+    (inner loops), and of single numbers (weights of several losses).
+    """
+    for operation in flow.operations:
+        if operation.name != "autograd.grad" or any(flow.history[value] for value in operation.outputs):
+            continue
+        sources = [flow.tensor(value) for value in operation.inputs]
+        trained = _trained_behind(flow, operation.inputs)
+        if not trained or any(tensor is None or _is_in_training(tensor) for tensor in sources):
+            continue
+        if _meets(flow, operation):
+            yield Lost("missing-create-graph", operation, flow, tuple(trained), "warning", term=True)
+
+
+def _meets(flow: StepFlow, gradient: Operation) -> bool:
+    """Whether a root is computed, without any layer, from a gradient together with the output that it is of."""
+    tensors = {value: flow.tensor(value) for values in flow.values_of.values() for value in values}
+    in_training = {value for value, tensor in tensors.items() if tensor is not None and _is_in_training(tensor)}
+    output = {
+        value
+        for value in flow.behind(gradient.inputs)
+        if flow.history[value] and (tensor := tensors.get(value)) is not None and not tensor.leaf
+    }
+    numbers, met = set(gradient.outputs), set[int]()
+    for operation in flow.operations:
+        given = set(operation.inputs)
+        if given & in_training or not operation.grad_enabled or operation.name in _DETACHING:
+            continue
+        made = [value for value in operation.outputs if value not in given]
+        if given & met or (given & numbers and given & output and not all(_is_scalar(flow, v) for v in made)):
+            met.update(made)
+        elif given & numbers:
+            numbers.update(value for value in made if not flow.history[value])
+        elif given & output:
+            output.update(value for value in made if flow.history[value])
+    return not met.isdisjoint(flow.roots)
 
 
 # --- causes ----------------------------------------------------------------------------------------------------------

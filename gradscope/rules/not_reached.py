@@ -617,6 +617,13 @@ def kept_as_attribute(run: Run) -> Iterator[tuple[Tensor, Operation]]:
             if tensor.leaf or tensor.registered != "attribute" or maker is None or maker in flow.operations:
                 continue
             sources = [source for value in maker.inputs if (source := flow.tensor(value)) is not None]
-            lost_ones = [s for s in sources if s.leaf and s.nn_parameter and s.optimizer is None and not s.change]
-            if lost_ones:
+            if any(source.leaf and _is_out_of_reach(source) for source in sources):
                 yield tensor, maker
+
+
+def _is_out_of_reach(leaf: Tensor) -> bool:
+    """Whether a leaf that was to learn is held by nobody: a parameter, or a nameless one that gradients come to."""
+    if leaf.optimizer is not None or leaf.change:
+        return False
+    fed = leaf.requires_grad and leaf.name is None and leaf.received is not None and leaf.received.steps >= 2
+    return leaf.nn_parameter or fed

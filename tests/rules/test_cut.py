@@ -95,6 +95,12 @@ DEAD_TERMS = {
         "x.requires_grad_()\nout = encoder(x).sum()\n"
         "slope = torch.autograd.grad(out, x, retain_graph=True)[0]  # here\nloss = out + slope.norm()",
     ),
+    "residual": (
+        "missing-create-graph",
+        "t = torch.rand(16, 4, requires_grad=True)\nu = encoder(t)\n"
+        "slope = torch.autograd.grad(u.sum(), t, retain_graph=True)[0]  # here\n"
+        "loss = F.mse_loss(decoder(z), y) + (slope + u).square().mean()",
+    ),
     "gradient_of_an_input": (
         "missing-create-graph",
         "x = x.clone().requires_grad_()\nencoder(x).sum().backward(retain_graph=True)\n"
@@ -133,8 +139,27 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "loss = -(d.log_prob(a) * (r - r.mean())).mean() + decoder(x).square().mean()",
         "z = encoder(x)\nhits = (z.argmax(1) == 1).sum().item()\n"
         "loss = F.mse_loss(decoder(z), y)\nlog = loss.item() + hits",
+        "x.requires_grad_()\nslope = torch.autograd.grad(F.mse_loss(decoder(encoder(x)), y), x)[0]\n"
+        "loss = F.mse_loss(decoder(encoder(x + 0.1 * slope.sign())), y)",
+        "z = encoder(x)\nfirst, second = F.mse_loss(decoder(z), y), decoder(z).square().mean()\n"
+        "a, b = (torch.autograd.grad(part, z, retain_graph=True)[0].norm() for part in (first, second))\n"
+        "loss = first + a / (b + 1e-6) * second",
+        "z = encoder(x)\nfirst = F.mse_loss(decoder(z), y)\n"
+        "slope = torch.autograd.grad(first, z, retain_graph=True)[0]\n"
+        "loss = first + F.mse_loss(decoder(z), slope[:, :2])",
     ],
-    ids=["scaled", "stop_gradient", "straight_through", "gumbel", "teacher", "reinforce", "metrics"],
+    ids=[
+        "scaled",
+        "stop_gradient",
+        "straight_through",
+        "gumbel",
+        "teacher",
+        "reinforce",
+        "metrics",
+        "adversarial",
+        "weights",
+        "learned_gradient",
+    ],
 )
 def test_cuts_on_purpose_are_silent(body: str, workshop: Workshop) -> None:
     """Detaching, sampling and leaving torch draw nothing where everyone who is relied on gets a gradient."""
