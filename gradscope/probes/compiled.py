@@ -1,4 +1,4 @@
-"""Regions that `torch.compile` has compiled: each call of one is one operation.
+"""Regions that `torch.compile` has compiled: each call of one is one operation, with those that lose gradients inside.
 
 Dynamo makes a graph of a piece of the program and hands it to a backend; what comes back is called with every tensor
 that the piece takes, the parameters among them. That callable is wrapped as it is made. Code that was compiled before
@@ -23,6 +23,7 @@ from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
 from gradscope.probes.records import OperationRecord, StepRecord
+from gradscope.probes.regions import InnerCut, cuts_in
 from gradscope.probes.tape import Tape
 
 _MODULE = "torch._dynamo.output_graph"
@@ -78,30 +79,44 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
     def call_user_compiler(graph: Any, *args: Any, **kwargs: Any) -> Any:
+        cuts = _cuts(args[0] if args else kwargs.get("gm"))  # before the backend changes it
         compiled = original(graph, *args, **kwargs)
         if getattr(graph, "package", None) is not None:
             return compiled  # it is going to be pickled
-        return _region(compiled)
+        return _region(compiled, cuts)
 
     return call_user_compiler
 
 
-def _region(compiled: Callable[..., Any]) -> Callable[..., Any]:
+def _cuts(module: Any) -> tuple[InnerCut, ...]:
+    tape = _tapes[-1] if _tapes else None
+    if tape is None or not tape.active:
+        return ()
+    try:
+        with unasked():
+            return cuts_in(module.graph, tape.sites)
+    except Exception as error:
+        tape.fail("compile probe", error)
+        return ()
+
+
+def _region(compiled: Callable[..., Any], cuts: tuple[InnerCut, ...]) -> Callable[..., Any]:
     def region(*args: Any) -> Any:
         # Asked for at each call: what was compiled in one observation may be used in the next, or in none.
         tape = _tapes[-1] if _tapes else None
         if tape is None or not tape.active or is_compiling():
             return compiled(*args)
-        return _called(tape, compiled, args)
+        return _called(tape, compiled, args, cuts)
 
     return region
 
 
-def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...], cuts: tuple[InnerCut, ...]) -> Any:
     site, grad_enabled, before = tape.sites.here(), torch.is_grad_enabled(), sequence_number()
     try:
         with unasked():
             given = [(tensor, tape.subject(tensor, site).held()) for tensor in tensors(args)]
+            inner = [_cut(tape, cut, args) for cut in cuts] if grad_enabled else []
         step, number = tape.step, tape.next_operation()
     except Exception as error:
         tape.fail("compile probe", error)
@@ -124,12 +139,18 @@ def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...]) -> 
             # What was seen of the inside is a part of this: backends differ in how much they show.
             _forget(step, number, thread)
             modules = local.get("modules")
+            ended = {value for operation in inner for value in operation.inputs}
+            for operation in inner:
+                tape.add(operation)
             tape.add(
                 OperationRecord(
                     number,
                     "compiled",
                     site,
-                    tuple(value for _, value in given),
+                    (
+                        *(value for _, value in given if value not in ended),
+                        *(value for operation in inner for value in operation.outputs),
+                    ),
                     tuple(values),
                     grad_enabled,
                     (before, sequence_number()),
@@ -142,6 +163,25 @@ def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...]) -> 
         except Exception as error:
             tape.fail("compile probe", error)
     return result
+
+
+def _cut(tape: Tape, cut: InnerCut, args: tuple[Any, ...]) -> OperationRecord:
+    """A call inside the region that ends the gradients of some arguments: from them to a value without history."""
+    inputs = tuple(tape.subject(args[place]).held() for place in cut.arguments)
+    made = tape.meet(torch.empty(cut.shape, device="meta"), cut.site)
+    made.device = inputs[0][1].device
+    modules, before = tape.local.__dict__.get("modules"), sequence_number()
+    return OperationRecord(
+        tape.next_operation(),
+        cut.function,
+        cut.site,
+        inputs,
+        (made.held(),),
+        cut.grad_enabled,
+        (before, before),
+        modules[-1] if modules else None,
+        tape.thread(),
+    )
 
 
 def _forget(step: StepRecord, since: int, thread: int) -> None:

@@ -385,7 +385,11 @@ def never_stepped(run: Run) -> Iterator[Finding]:
         if optimizer.steps or optimizer.refused:
             continue
         held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
-        waiting = [tensor for tensor in held if (tensor.ledger or _NONE).passes >= 3 and not tensor.change]
+        waiting = [
+            tensor
+            for tensor in held
+            if (tensor.ledger or _NONE).passes >= 3 and not tensor.change and _is_applicable(tensor)
+        ]
         used = any((tensor.ledger or _NONE).by_hand or tensor.change for tensor in held)
         if not waiting or used:
             continue
@@ -405,6 +409,11 @@ def never_stepped(run: Run) -> Iterator[Finding]:
             (f"never moved: {listed(names)}",),
             (Help("call `optimizer.step()` after backward"),),
         )
+
+
+def _is_applicable(tensor: Tensor) -> bool:
+    """Whether a gradient was finite, as far as they were measured: of others a scaler keeps the step back."""
+    return not tensor.gradient_norms or any(norm is not None for norm in tensor.gradient_norms)
 
 
 def _latest_to(run: Run, tensors: list[Tensor]) -> Backward | None:

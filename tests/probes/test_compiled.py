@@ -156,6 +156,81 @@ def test_a_cut_before_a_region_is_found(workshop: Workshop) -> None:
     assert received.steps == 3
 
 
+INSIDE = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.scale, self.decoder = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def hidden(self, x):
+            return torch.tanh(self.encoder(x))
+
+        def forward(self, x):
+            z = self.hidden(x)
+            {line}
+            return self.decoder(z + self.scale(x))
+
+    torch.manual_seed(0)
+    net = torch.compile(Net(), backend="{backend}")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        x = torch.rand(5, 4)
+        loss = net(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("line", "rule", "columns"),
+    [
+        ("z = z.detach()", "detach", (14, 23)),
+        ("z = z.data * 2", "detach", (14, 19)),
+        ("with torch.no_grad(): z = torch.relu(z) + 1", "no-grad", (35, 48)),
+        ("z = nn.functional.one_hot(z.argmax(1), 4).float()", "non-differentiable-op", (36, 46)),
+        ("z = z.topk(4)[1].float()", "non-differentiable-op", (14, 22)),
+        ("z = z.detach() + z.detach()", "detach", (13, 36)),
+    ],
+)
+def test_a_cut_inside_a_region_is_found(
+    line: str, rule: str, columns: tuple[int, int], backend: str, workshop: Workshop
+) -> None:
+    """The graph that was compiled knows where the gradient of an argument ends, and the line that it comes from."""
+    run = workshop.run(INSIDE.format(line=line, backend=backend))
+    (finding,) = gradscope.Report.of(run).findings
+    assert (finding.rule, finding.tensors) == (rule, ("encoder.weight", "encoder.bias"))
+    assert finding.span is not None
+    assert finding.span.line == 14
+    source = "        " + line
+    method = source[finding.span.column - 1 : finding.span.end_column - 1]  # type: ignore[operator]
+    assert (method, finding.span.column) == (source[columns[0] - 1 : columns[1] - 1], columns[0])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "z = z + (z.round() - z).detach()",
+        "z = z * z.detach().norm()",
+        "y = torch.zeros_like(z); y[:] = z; z = y + z.detach()",
+        "y = z.detach().clone().add_(z); z = y",
+        "with torch.no_grad(): s = z.mean()\n            z = z - s",
+        "z = z + self.decoder(z).detach().argmax(1, keepdim=True)",
+    ],
+)
+def test_innocent_regions(line: str, workshop: Workshop) -> None:
+    """What is detached beside a way that carries the gradient is no cut."""
+    run = workshop.run(INSIDE.format(line=line, backend="eager"))
+    assert gradscope.Report.of(run).findings == ()
+    received = named(run, "encoder.weight").received
+    assert received is not None
+    assert received.steps == 3
+
+
 def test_dynamo_is_not_imported_for_us(workshop: Workshop) -> None:
     """A program that compiles nothing does not pay for the compiler."""
     workshop.write("import sys, torch\nw = torch.ones(2, requires_grad=True)\nw.sum().backward()\n"

@@ -661,6 +661,16 @@ IN_ORDER = {
             else:
                 scale /= 16
     """,
+    "scaler_that_only_skips": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 120)
+        for _ in range(6):
+            optimizer.zero_grad()
+            scaler.scale(1e20 * loss_of(net)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    """,
     "grad_scaler": """
         net = Net()
         optimizer = SGD(net.parameters(), lr=0.01)
