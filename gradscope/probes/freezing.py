@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-import torch
-
 from gradscope.graph.facts import (
     Backward,
     BatchCheck,
@@ -54,6 +52,7 @@ from gradscope.probes.records import (
     Subject,
     ValueRecord,
 )
+from gradscope.probes.scopes import modules_in
 from gradscope.probes.tape import Tape
 
 _VIEWS = frozenset(
@@ -132,12 +131,16 @@ class _Freezer:
 
     def _root_labels(self, namespace: Mapping[str, Any]) -> dict[int, str]:
         """The variable of each root module."""
-        variables = {id(value): name for name, value in namespace.items() if isinstance(value, torch.nn.Module)}
+        variables: dict[int, str] = {}
+        attributes: dict[int, str] = {}
+        for name, module in modules_in(namespace, self.tape.sites):
+            (variables if name in namespace else attributes)[id(module)] = name
         labels: dict[int, str] = {}
         for key, (mark, site) in self.tape.roots.items():
-            module = mark.ref()
-            label = self.tape.labels.get(key) or (variables.get(id(module)) if module is not None else None)
-            label = label or (self.sources.receiver(site) if site is not None else None) or mark.type.lower()
+            root = id(mark.ref())
+            label = self.tape.labels.get(key) or variables.get(root)
+            label = label or (self.sources.receiver(site) if site is not None else None)
+            label = label or attributes.get(root) or mark.type.lower()
             taken = sum(other == label or other.rpartition("#")[0] == label for other in labels.values())
             labels[key] = f"{label}#{taken + 1}" if taken else label
         return labels

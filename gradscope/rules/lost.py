@@ -427,14 +427,13 @@ def _gradients_beside_their_output(flow: StepFlow) -> Iterator[Lost]:
     """Gradients without a graph that meet the output that they are of, element by element: residuals of equations.
 
     Nothing is said of gradients that go on into layers (adversarial inputs), of those with respect to what is trained
-    (inner loops), and of single numbers (weights of several losses).
+    or computed from it (inner loops), and of single numbers (weights of several losses).
     """
     for operation in flow.operations:
         if operation.name != "autograd.grad" or any(flow.history[value] for value in operation.outputs):
             continue
-        sources = [flow.tensor(value) for value in operation.inputs]
         trained = _trained_behind(flow, operation.inputs)
-        if not trained or any(tensor is None or _is_in_training(tensor) for tensor in sources):
+        if not trained or _trained_behind(flow, operation.inputs[1:]):
             continue
         if _meets(flow, operation):
             yield Lost("missing-create-graph", operation, flow, tuple(trained), "warning", term=True)

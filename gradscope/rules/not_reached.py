@@ -107,7 +107,8 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         yield Finding(
             rule="unused-parameter",
             severity="warning",
-            message=f"{those.subject} is never trained: no loss was computed from {those.counted} "
+            message=f"{those.subject} {'is' if those.them == 'it' else 'are'} never trained: "
+            f"no loss was computed from {those.counted} "
             f"in {steps_text(run, optimizer.steps)}",
             span=place,
             caret=caret,

@@ -147,6 +147,10 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "z = encoder(x)\nfirst = F.mse_loss(decoder(z), y)\n"
         "slope = torch.autograd.grad(first, z, retain_graph=True)[0]\n"
         "loss = first + F.mse_loss(decoder(z), slope[:, :2])",
+        "weight, part = decoder.weight, encoder(x)\nfor _ in range(2):\n"
+        "    inner = F.mse_loss(F.linear(part, weight), y)\n"
+        "    weight = weight - 0.1 * torch.autograd.grad(inner, weight, retain_graph=True)[0]\n"
+        "loss = F.mse_loss(F.linear(part, weight, decoder.bias), y)",
     ],
     ids=[
         "scaled",
@@ -159,6 +163,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "adversarial",
         "weights",
         "learned_gradient",
+        "inner_loop",
     ],
 )
 def test_cuts_on_purpose_are_silent(body: str, workshop: Workshop) -> None:
