@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from gradscope.graph.facts import Backward, Operation, Run, Step, Tensor
 from gradscope.graph.naming import short_name
@@ -76,6 +77,16 @@ class StepFlow:
             if value not in operation.inputs
         }
 
+    @cached_property
+    def before(self) -> dict[int, int]:
+        """The value of the same tensor before, of each that no operation made: an optimizer's step moved it."""
+        return {
+            value: earlier
+            for values in self.values_of.values()
+            for earlier, value in pairwise(sorted(values))
+            if value not in self.maker
+        }
+
     def tensor(self, value: int) -> Tensor | None:
         """The tensor that held a value."""
         return self.tensors.get(self.holder.get(value, -1))
@@ -87,11 +98,20 @@ class StepFlow:
         part of the way from it to a loss.
         """
         needed = set(ends)
+        self._add_moved(needed, ends)
         for operation in reversed(self.operations):
             found = needed.intersection(operation.outputs)
             if found and not all(self.holder[value] == stop for value in found):
                 needed.update(operation.inputs)
+                self._add_moved(needed, operation.inputs)
         return frozenset(needed)
+
+    def _add_moved(self, needed: set[int], values: Iterable[int]) -> None:
+        for value in values:
+            earlier = self.before.get(value)
+            while earlier is not None and earlier not in needed:
+                needed.add(earlier)
+                earlier = self.before.get(earlier)
 
     @cached_property
     def behind_roots(self) -> frozenset[int]:
@@ -106,6 +126,7 @@ class StepFlow:
         cuts: list[Operation] = []
         exits: list[Operation] = []
         for operation in self.operations:
+            touched.update(value for value in operation.inputs if self.before.get(value) in touched)
             if touched.isdisjoint(operation.inputs):
                 continue
             live = not alive.isdisjoint(operation.inputs)

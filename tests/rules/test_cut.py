@@ -211,6 +211,41 @@ def test_copy_that_learns_in_place_of_the_model(workshop: Workshop) -> None:
     assert [finding.rule for finding in found] == ["rebuilt-tensor"]
 
 
+def test_copies_that_learn_in_place_of_a_model_nobody_calls(workshop: Workshop) -> None:
+    """A model whose deep copies are called, stepped and asked for a loss has its name, and is told of the copy."""
+    run = workshop.run(
+        """
+        import copy
+        import torch
+        from torch import nn
+
+        class Meta:
+            def __init__(self):
+                self.net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+                self.optimizer = torch.optim.Adam(self.net.parameters())
+
+            def step(self):
+                learner = copy.deepcopy(self.net)
+                inner = torch.optim.SGD(learner.parameters(), lr=0.02)
+                for _ in range(2):
+                    loss = learner(torch.rand(5, 1)).square().mean()
+                    inner.zero_grad()
+                    loss.backward()
+                    inner.step()
+                self.optimizer.zero_grad()
+                learner(torch.rand(5, 1)).square().mean().backward()
+                self.optimizer.step()
+
+        meta = Meta()
+        for _ in range(4):
+            meta.step()
+        """
+    )
+    (finding,) = Report.of(run).findings
+    assert (finding.rule, finding.severity) == ("rebuilt-tensor", "error")
+    assert [name.partition("net.")[2] for name in finding.tensors] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
 def test_picture_shows_the_cut(workshop: Workshop) -> None:
     """The picture of a broken program has a red edge with the line on it; that of a healthy one has none."""
     broken = Report.of(workshop.run(PROGRAM.format(before="", body="    loss = decoder(encoder(x).detach()).mean()")))
