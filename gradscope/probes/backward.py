@@ -15,6 +15,7 @@ from gradscope.probes.courses import norms
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
 from gradscope.probes.tape import Tape
@@ -66,6 +67,7 @@ def _before(
         return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None  # a transform of torch.func at work: its tensors are wrappers without values to read
+    resume(tape)  # where an optimizer has raised
     try:
         with unobserved():
             root_tensors = [root for root in roots if isinstance(root, torch.Tensor)]

@@ -16,23 +16,26 @@ POINTS = 256
 SAMPLE, _RUN = 4_096, 8
 _PIECE = 1 << 18  # elements that are copied at a time
 _RESULTS = 512  # norms that lie side by side
+_WIDE = (torch.float32, torch.float64)
+_ALL = slice(None)
 
 
 class Runs(NamedTuple):
-    """Elements of a flat tensor of `size`: `number` runs of neighbours, one every `stride`.
+    """Elements of a flat tensor of `size`: runs of neighbours, one every `stride`.
 
     Memory is read by the line: single elements, evenly spread, would cost as much as reading half of the tensor.
     """
 
     size: int
-    number: int
     stride: int
 
-    def of(self, flat: torch.Tensor) -> torch.Tensor:
-        """A view, number x run; empty if the tensor has another size by now."""
-        if flat.numel() != self.size:
-            return flat[:0]
-        return flat.as_strided((self.number, _RUN), (self.stride, 1), flat.storage_offset())
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view, runs x elements; empty if the tensor has another size by now."""
+        if not tensor.is_contiguous():
+            tensor = tensor.reshape(-1)
+        if tensor.numel() != self.size:
+            return tensor.new_empty(0)
+        return tensor.as_strided((SAMPLE // _RUN, _RUN), (self.stride, 1), tensor.storage_offset())
 
 
 Selection: TypeAlias = slice | torch.Tensor | Runs
@@ -139,17 +142,20 @@ class Course:
 
 def measure(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
     """Measure how far the values of tensors have moved since `begin`, all in one pass."""
+    measure_picked((course, pick(tensor, course.sample[0])) for course, tensor in courses if course.sample is not None)
+
+
+def measure_picked(courses: Iterable[tuple[Course, torch.Tensor]]) -> None:
+    """The same for elements that have been picked already."""
     measured: list[Course] = []
     nows: list[torch.Tensor] = []
     firsts: list[torch.Tensor] = []
-    for course, tensor in courses:
-        if course.sample is not None:
-            index, first = course.sample
-            now = pick(tensor, index)
-            if now.shape == first.shape:
-                measured.append(course)
-                nows.append(now if now.device == first.device else now.to(first.device))
-                firsts.append(first)
+    for course, now in courses:
+        first = course.sample[1] if course.sample is not None else now
+        if now.shape == first.shape:
+            measured.append(course)
+            nows.append(now if now.device == first.device else now.to(first.device))
+            firsts.append(first)
     for course, norm in zip(measured, norms(differences(nows, firsts)), strict=True):
         course.change = norm
 
@@ -161,10 +167,10 @@ def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> Selection:
     """
     size = tensor.numel()
     if size <= SAMPLE:
-        return slice(None)
+        return _ALL
     # An odd distance does not fall on the same columns in every row.
     stride = (size - _RUN) // (SAMPLE // _RUN) - 1 | 1
-    even = Runs(size, SAMPLE // _RUN, stride) if stride > _RUN else slice(None, None, size // SAMPLE)
+    even = Runs(size, stride) if stride > _RUN else slice(None, None, size // SAMPLE)
     gradient = local(owner.grad) if owner.grad is not None else None
     if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2 or gradient.numel() != size:
         return even
@@ -180,8 +186,10 @@ def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> Selection:
 
 def pick(tensor: torch.Tensor, selection: Selection) -> torch.Tensor:
     """The elements that a course looks at."""
-    flat = local(tensor).detach().reshape(-1)
-    return selection.of(flat) if isinstance(selection, Runs) else flat[selection]
+    part = local(tensor).detach()
+    if selection is _ALL:
+        return part.reshape(-1)
+    return selection.of(part) if isinstance(selection, Runs) else part.reshape(-1)[selection]
 
 
 def _norm(tensor: torch.Tensor) -> float:
@@ -190,7 +198,7 @@ def _norm(tensor: torch.Tensor) -> float:
 
 def _is_wide(tensor: torch.Tensor) -> bool:
     """Whether its type is one whose squares neither overflow nor vanish at once."""
-    return tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64)
+    return tensor.is_complex() or tensor.dtype in _WIDE
 
 
 class Meter:
@@ -261,6 +269,8 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
     The sum of squares of tiny or huge numbers leaves the range of float32 before the numbers do, so a norm
     that came out as zero or not finite is taken again after scaling by the largest magnitude.
     """
+    if _are_alike(gradients):
+        return list(map(_exact, gradients, torch.stack(torch._foreach_norm(list(gradients))).tolist()))
     dense = [_values(gradient) for gradient in gradients]
     filled = [gradient for gradient in dense if gradient.numel() > 0]
     if not filled:
@@ -273,11 +283,20 @@ def norms(gradients: Sequence[torch.Tensor]) -> list[float]:
     if len({(norm.device, norm.dtype) for norm in found}) > 1:
         found = [norm.to(found[0].device, torch.float64) for norm in found]
     raw = iter(torch.stack(list(found)).tolist())
-    result = [next(raw) if gradient.numel() > 0 else 0.0 for gradient in dense]
-    for place, (gradient, norm) in enumerate(zip(dense, result, strict=True)):
-        if gradient.numel() > 0 and not (0 < norm < math.inf):
-            result[place] = _scaled_norm(gradient)
-    return result
+    return [_exact(gradient, next(raw)) if gradient.numel() > 0 else 0.0 for gradient in dense]
+
+
+def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the norms of these can be taken at once, without a look at each."""
+    kinds = {(type(tensor), tensor.dtype, tensor.device, tensor.layout, tensor.is_nested) for tensor in tensors}
+    if len(kinds) != 1:
+        return False
+    kind, dtype, _, layout, nested = kinds.pop()
+    return kind is torch.Tensor and dtype in _WIDE and layout is torch.strided and not nested
+
+
+def _exact(tensor: torch.Tensor, norm: float) -> float:
+    return norm if 0 < norm < math.inf or tensor.numel() == 0 else _scaled_norm(tensor)
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:

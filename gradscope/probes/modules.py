@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,7 @@ from torch.compiler import is_compiling
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
-from gradscope.probes.recorder import pause, tensors
+from gradscope.probes.recorder import resume, tensors
 from gradscope.probes.records import CallRecord, ModuleMark, Subject
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
@@ -41,7 +42,7 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
             outermost = not stack
             if outermost:
                 local["root"] = tape.sites.here()
-                pause(tape, False)
+                resume(tape)
             stack.append(mark)
             try:
                 result = original(self, *args, **kwargs)
@@ -137,7 +138,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
             if buffer is not None:
                 _register(tape.keep(buffer), root_mark, prefix + name, "buffer")
         for name, value in vars(module).items():
-            if name not in _REGISTERS:
+            if name not in _REGISTERS and type(value) not in _BARE:
                 for place, tensor in _plain_tensors(value, prefix + name):
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
@@ -161,6 +162,7 @@ def is_replica(module: torch.nn.Module) -> bool:
 
 _COMPILED = "_orig_mod"  # where `torch.compile(module)` holds the module: its names stay those that the user gave
 _REGISTERS = frozenset({"_parameters", "_buffers", "_modules"})
+_BARE = frozenset({bool, int, float, str, type(None), OrderedDict})  # most attributes; modules keep hooks in the last
 
 
 def _plain_tensors(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradscope.probes.courses import Course, differences, norms, pick
+from gradscope.probes.courses import Course, differences, measure_picked, norms, pick
 
 _FIRST, _EVERY = 8, 8
 
@@ -55,8 +55,9 @@ def before_step(tensors: Iterable[Held]) -> Moment:
 
 
 def after_step(moment: Moment) -> None:
-    """Note in each course whether the step moved its tensor, how far, and whether it should have."""
+    """Note in each course whether the step moved its tensor, how far in all, and whether it should have."""
     picked = [pick(held.tensor, held.course.sample[0]) for held in moment.held if held.course.sample is not None]
+    measure_picked(zip((held.course for held in moment.held), picked, strict=True))
     kept = [
         place
         for place, (now, before) in enumerate(zip(picked, moment.values, strict=True))

@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from gradscope.probes.accounts import Account, Pass, stamp_of
 from gradscope.probes.callsites import Site
@@ -23,7 +28,7 @@ from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
 from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.recorder import pause, tensors
+from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
 from gradscope.probes.scopes import modules_around
 from gradscope.probes.tape import Tape
@@ -61,11 +66,12 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
             if not tape.active or torch.compiler.is_compiling():
                 return original(self, *args, **kwargs)
             _cleared(tape, self)
-            pause(tape, _is_of_torch(self))
+            if _is_of_torch(self):
+                pause(tape, out=True)
             try:
                 return original(self, *args, **kwargs)
             finally:
-                pause(tape, False)
+                resume(tape)
 
         return zero_grad
 
@@ -81,23 +87,26 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         of_torch = _is_of_torch(optimizer)
         if closure is None:
             _use(tape, mark)
-            pause(tape, of_torch)
+            if of_torch:
+                pause(tape, out=_is_alone(optimizer))
             return None
 
         def used() -> None:
             _use(tape, mark)
-            pause(tape, of_torch)
+            if of_torch:
+                pause(tape)
 
         mark.moment = None
-        watched = watched_closure(closure, lambda: pause(tape, False), used)
-        pause(tape, of_torch)
+        watched = watched_closure(closure, lambda: resume(tape), used)
+        if of_torch:
+            pause(tape)
         if "closure" in kwargs:
             return args, {**kwargs, "closure": watched}
         return (args[0], watched, *args[2:]), kwargs
 
     def after(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling():
-            pause(tape, False)
+            resume(tape)
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:
                 raise StepsReached(0)
@@ -156,6 +165,13 @@ def _name_models(tape: Tape, optimizer: Optimizer) -> None:
 
 def _is_of_torch(owner: object) -> bool:
     return type(owner).__module__.startswith("torch.optim.")
+
+
+def _is_alone(optimizer: Optimizer) -> bool:
+    """Whether no hooks but those of one observation run around its step."""
+    return len(_global_optimizer_pre_hooks) == len(_global_optimizer_post_hooks) == 1 and not (
+        optimizer._optimizer_step_pre_hooks
+    )
 
 
 def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
@@ -256,16 +272,17 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             moment, mark.moment = mark.moment, None
             if moment is not None:
                 after_step(moment)
-            stepped: list[tuple[Course, torch.Tensor]] = []
+            measured = {held.course for held in moment.held} if moment is not None else set()
+            others: list[tuple[Course, torch.Tensor]] = []
             for subject in mark.subjects.values():
                 course = tape.course(subject)
                 if course.optimizer == mark.serial:
                     course.count()
                     tensor = subject.ref()
-                    if tensor is not None:
-                        stepped.append((course, tensor))
+                    if tensor is not None and course not in measured:
+                        others.append((course, tensor))
             if moment is not None:
-                measure(stepped)
+                measure(others)
             for subject in list(tape.leaves.values()):
                 if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
                     subject.course.count()

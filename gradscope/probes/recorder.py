@@ -61,21 +61,24 @@ _QUIET = frozenset(
 _SPEAKING = frozenset(
     {getattr(torch.Tensor, name) for name in _EXITS if hasattr(torch.Tensor, name)}
     | {member.__set__ for name, member in _descriptors()}
-    | {_getter("grad"), torch.Tensor.__setitem__, torch._C._set_grad_enabled}
+    | {_getter("grad"), torch.Tensor.__setitem__, _set_grad_enabled}
 )
 _data_of = _getter("data")
 _DETACHED = frozenset({_data_of, torch.Tensor.detach, torch.detach})
 # These look at a tensor or change what it is; nothing is computed with it.
 _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.register_hook}
 # Their arguments are looked at before the call.
-_PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, torch._C._set_grad_enabled, torch.Tensor.as_subclass}
-_PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _AS_SUBCLASS = torch.Tensor.as_subclass
+_PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, _set_grad_enabled, _AS_SUBCLASS}
+_PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
 # Inside a transform of torch.func tensors are wrappers whose values cannot be read.
 _transforming: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 _modes_on: Callable[[], int] = torch._C._len_torch_function_stack
+_mode_on_top: Callable[[], TorchFunctionMode | None] = torch.overrides._get_current_function_mode
+_push_mode: Callable[[TorchFunctionMode], None] = torch.overrides._push_mode
+_pop_mode: Callable[[], TorchFunctionMode] = torch.overrides._pop_mode
 
 
 class Recorder(TorchFunctionMode):
@@ -93,11 +96,18 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.paused = False  # while torch's optimizers step: what they do inside is no line of the user's
+        self.out = False  # of the stack of modes, for as long as it is paused
 
     def __enter__(self) -> Recorder:
         self.tape.local.recorder = self
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.out:
+            self.out = False
+        else:
+            super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -108,8 +118,9 @@ class Recorder(TorchFunctionMode):
             if self.tape.sites.kinds.get(sys._getframe(1).f_code.co_filename) != USER:
                 return func(*args, **(kwargs or {}))
             self.paused = False  # the step did not come to its end
-        if types or func in _PARTICULAR or _modes_on():
-            return self._carefully(func, args, kwargs or {}, bool(types) or _modes_on() > 0 or func is _AS_SUBCLASS)
+        others = bool(types) or _modes_on() > 0
+        if others or func in _PARTICULAR:
+            return self._carefully(func, args, kwargs or {}, others or func is _AS_SUBCLASS)
         call = self._before(func, sys._getframe(1), args, kwargs)
         try:
             result = func(*args, **kwargs) if kwargs else func(*args)
@@ -296,11 +307,27 @@ class Recorder(TorchFunctionMode):
         return operation
 
 
-def pause(tape: Tape, paused: bool) -> None:
-    """Let the operations of this thread pass, until a line of the user's calls one or this is taken back."""
+def pause(tape: Tape, out: bool = False) -> None:
+    """Let the operations of this thread pass, until `resume` or until a line of the user's calls one.
+
+    With `out`, no line of the user's will: the recorder leaves the stack of modes, so that what passes costs nothing.
+    """
     recorder: Recorder | None = tape.local.__dict__.get("recorder")
     if recorder is not None:
-        recorder.paused = paused
+        recorder.paused = True
+        if out and not recorder.out and _mode_on_top() is recorder:
+            _pop_mode()
+            recorder.out = True
+
+
+def resume(tape: Tape) -> None:
+    """Record the operations of this thread again."""
+    recorder: Recorder | None = tape.local.__dict__.get("recorder")
+    if recorder is not None:
+        recorder.paused = False
+        if recorder.out:
+            recorder.out = False
+            _push_mode(recorder)
 
 
 def switch_name(switch: str, value: bool) -> str:

@@ -339,3 +339,33 @@ def test_failed_operations_are_marked() -> None:
             torch.mm(w, w)
     (failed,) = operations(seen.report().run)
     assert (failed.name, failed.failed, failed.outputs) == ("mm", True, ())
+
+
+def test_a_step_that_raises_ends_no_recording() -> None:
+    """The recorder is off while torch's optimizers step; after one that raised it is on again at the next backward."""
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def stumble() -> None:
+        weight.sum().backward()
+        weight.grad = torch.ones(3).to_sparse()
+        optimizer.param_groups[0]["lr"] = "fast"
+        with pytest.raises(TypeError):
+            optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.1
+        optimizer.zero_grad()
+
+    before = torch._C._len_torch_function_stack()
+    with gradscope.observe(optimizer=optimizer) as seen:
+        stumble()
+        weight.exp().sum().backward()
+        optimizer.step()
+        stumble()
+    assert torch._C._len_torch_function_stack() == before
+    assert "Tensor.exp" in {operation.name for operation in operations(seen.report().run)}
+    with gradscope.observe(optimizer=optimizer):
+        weight.sum().backward()
+        optimizer.param_groups[0]["lr"] = "fast"
+        with pytest.raises(TypeError):
+            optimizer.step()
+    assert torch._C._len_torch_function_stack() == before
