@@ -150,6 +150,11 @@ class Tensor:
     ledger: Ledger | None = None
     inference: bool = False
 
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it holds one number, in whatever number of dimensions."""
+        return all(size == 1 for size in self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Value:

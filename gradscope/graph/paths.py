@@ -91,24 +91,28 @@ class StepFlow:
         """The tensor that held a value."""
         return self.tensors.get(self.holder.get(value, -1))
 
+    def is_scalar(self, value: int) -> bool:
+        """Whether a tensor of one number held a value."""
+        tensor = self.tensor(value)
+        return tensor is not None and tensor.is_scalar
+
     def behind(self, ends: Iterable[int], stop: int | None = None) -> frozenset[int]:
         """All values that these were computed from, themselves included.
 
         What went into the values of the tensor `stop` is left out: how a parameter came to hold what it holds is no
         part of the way from it to a loss.
         """
-        needed = set(ends)
-        self._add_moved(needed, ends)
+        needed = set[int]()
+        self._add(needed, ends)
         for operation in reversed(self.operations):
             found = needed.intersection(operation.outputs)
             if found and not all(self.holder[value] == stop for value in found):
-                needed.update(operation.inputs)
-                self._add_moved(needed, operation.inputs)
+                self._add(needed, operation.inputs)
         return frozenset(needed)
 
-    def _add_moved(self, needed: set[int], values: Iterable[int]) -> None:
+    def _add(self, needed: set[int], values: Iterable[int]) -> None:
         for value in values:
-            earlier = self.before.get(value)
+            earlier: int | None = value
             while earlier is not None and earlier not in needed:
                 needed.add(earlier)
                 earlier = self.before.get(earlier)

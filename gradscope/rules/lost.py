@@ -337,15 +337,10 @@ def _summing(flow: StepFlow, root: int) -> list[Operation]:
         if operation is None or short_name(operation.name) not in _SUMS | _SCALES:
             continue
         chain.append(operation)
-        fresh = [i for i in operation.inputs if i not in seen and flow.history[i] and _is_scalar(flow, i)]
+        fresh = [i for i in operation.inputs if i not in seen and flow.history[i] and flow.is_scalar(i)]
         seen.update(fresh)
         waiting += fresh
     return chain
-
-
-def _is_scalar(flow: StepFlow, value: int) -> bool:
-    tensor = flow.tensor(value)
-    return tensor is not None and all(size == 1 for size in tensor.shape)
 
 
 def _dead_terms(flow: StepFlow, root: int) -> list[tuple[int, Operation]]:
@@ -454,7 +449,7 @@ def _meets(flow: StepFlow, gradient: Operation) -> bool:
         if given & in_training or not operation.grad_enabled or operation.name in _DETACHING:
             continue
         made = [value for value in operation.outputs if value not in given]
-        if given & met or (given & numbers and given & output and not all(_is_scalar(flow, v) for v in made)):
+        if given & met or (given & numbers and given & output and not all(flow.is_scalar(v) for v in made)):
             met.update(made)
         elif given & numbers:
             numbers.update(value for value in made if not flow.history[value])

@@ -327,16 +327,11 @@ def _left_alone(run: Run, optimizer: Optimizer, held: list[Tensor], reached: boo
             operation
             for operation in flow.operations
             if any(value in reach.alive - set(starts) and value not in taken for value in operation.outputs)
-            and not (reached and (behind.intersection(operation.outputs) or not _is_scalar(flow, operation)))
+            and not (reached and (behind.intersection(operation.outputs) or not flow.is_scalar(operation.outputs[0])))
         ]
         if ends:
             return [_told(flow, ends[-1], run)]
     return []
-
-
-def _is_scalar(flow: StepFlow, operation: Operation) -> bool:
-    tensor = flow.tensor(operation.outputs[0])
-    return tensor is not None and all(size == 1 for size in tensor.shape)
 
 
 def _computes(flow: StepFlow, operation: Operation) -> bool:

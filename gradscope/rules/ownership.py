@@ -177,7 +177,7 @@ def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:
         return any(other.registered == "parameter" or other.name is None for other in trained)
     if tensor.nn_parameter:
         return any(other.nn_parameter for other in trained)
-    return tensor.registered is None and bool(trained) and all(size == 1 for size in tensor.shape)
+    return tensor.registered is None and bool(trained) and tensor.is_scalar
 
 
 def _nearest(run: Run, stepped: list[Optimizer], tensor: Tensor) -> Optimizer | None:

@@ -19,6 +19,7 @@ from gradscope.probes.backward import WALK_LIMIT
 from gradscope.probes.names import names_in
 from gradscope.probes.observation import Observation, running, unrecorded
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.scopes import variables_of
 from gradscope.probes.symptoms import symptom_of
 from gradscope.probes.walker import outputs_in, walk
 from gradscope.reports.frames import WIDTH
@@ -136,7 +137,7 @@ def assert_no_gradient(what: Tensors, loss: Any) -> None:
 def _variables() -> dict[str, Any]:
     """The variables at the line that called the assertion, where this is not held any longer than it takes."""
     frame = sys._getframe(2)
-    return {**frame.f_globals, **frame.f_locals}
+    return {**frame.f_globals, **variables_of(frame)}
 
 
 def _tensors(what: Any, variables: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
 from gradscope.probes.batches import check_module
 from gradscope.probes.observation import Observation
+from gradscope.probes.scopes import variables_of
 from gradscope.probes.snapshots import reachable, snapshot
 from gradscope.probes.walker import outputs_in
 from gradscope.reports.report import Report
@@ -66,7 +67,7 @@ def _run_of(
 def _variables() -> Mapping[str, Any]:
     """The variables at the line that called the library."""
     frame = sys._getframe(2)
-    return ChainMap(dict(frame.f_locals), frame.f_globals)
+    return ChainMap(variables_of(frame), frame.f_globals)
 
 
 def check_batch(model: torch.nn.Module, inputs: Any) -> Report:

@@ -8,7 +8,8 @@ import inspect
 import sys
 import warnings
 from collections import ChainMap
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -16,6 +17,7 @@ import torch
 
 from gradscope.graph.facts import Crash
 from gradscope.probes.observation import Observation
+from gradscope.probes.scopes import variables_of
 from gradscope.probes.scripts import crash_of
 from gradscope.reports.report import Report
 from gradscope.shells.awaiting import await_within
@@ -106,7 +108,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
             )
         frame = sys._getframe(1)
         observation = self._prepare(frame.f_globals)
-        _add_optimizers(observation, frame.f_locals)
+        _add_optimizers(observation, variables_of(frame))
         observation.start(self._operations)
         observe._running = True
         return self
@@ -187,35 +189,30 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
     def _watch(self, function: Callable[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         if not self._open and not self._begin(function, args):
             return call()
-        observation = self._observation
-        assert observation is not None
-        try:
-            with observation.recording():
-                result = call()
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._raised(error, observation)
-            raise
-        self._returned(observation)
-        return result
+        with self._looking() as observation, observation.recording():
+            return call()
 
     async def _watch_awaited(
         self, function: Callable[..., Any], args: tuple[Any, ...], awaitable: Awaitable[Any]
     ) -> Any:
         if not self._open and not self._begin(function, args):
             return await awaitable
+        with self._looking() as observation:
+            return await await_within(observation.recording, awaitable)
+
+    @contextmanager
+    def _looking(self) -> Iterator[Observation]:
+        """The time of one call. The end of a generator is none."""
         observation = self._observation
         assert observation is not None
         try:
-            result = await await_within(observation.recording, awaitable)
-        except StopAsyncIteration:
+            yield observation
+        except (StopIteration, StopAsyncIteration):
             raise
         except BaseException as error:
             self._raised(error, observation)
             raise
         self._returned(observation)
-        return result
 
     def _raised(self, error: BaseException, observation: Observation) -> None:
         if observation is self._observation and self._open:
