@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
+from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
@@ -146,27 +147,32 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
                     made = tape.meet(parameter, site).held()
                 made[1].built = tape.sites.builders()
                 tape.shares(parameter, data)
-                running = tape.local.__dict__
-                modules = running.get("modules")
-                tape.add(
-                    OperationRecord(
-                        tape.next_operation(),
-                        "nn.Parameter",
-                        site,
-                        (source,),
-                        (made,),
-                        torch.is_grad_enabled(),
-                        (before, before),
-                        modules[-1] if modules else None,
-                        tape.thread(),
-                        running.get("function"),
-                    )
-                )
+                link(tape, "nn.Parameter", site, source, made, before)
             if local(data) is not data:
                 _made_of(tape, parameter)
     except Exception as error:
         tape.fail("parameter probe", error)
     return parameter
+
+
+def link(tape: Tape, name: str, site: Site, source: ValueRecord, made: ValueRecord, number: int) -> None:
+    """Write down a call that makes one tensor of another; `number` is that of the next node of autograd."""
+    running = tape.local.__dict__
+    modules = running.get("modules")
+    tape.add(
+        OperationRecord(
+            tape.next_operation(),
+            name,
+            site,
+            (source,),
+            (made,),
+            torch.is_grad_enabled(),
+            (number, number),
+            modules[-1] if modules else None,
+            tape.thread(),
+            running.get("function"),
+        )
+    )
 
 
 def _made_of(tape: Tape, shard: torch.Tensor) -> None:

@@ -230,7 +230,7 @@ def _from_operation(
 
 def _take(names: dict[int, str], subjects: Sequence[Subject | None], found: Sequence[str | None]) -> None:
     for subject, name in zip(subjects, found, strict=False):
-        if subject is not None and name is not None:
+        if subject is not None and name is not None and not subject.wrapper:
             names.setdefault(subject.serial, name)
 
 

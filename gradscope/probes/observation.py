@@ -32,6 +32,7 @@ from gradscope.probes.scopes import modules_in
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
+from gradscope.probes.transforms import watch_transforms
 from gradscope.probes.warned import warnings_in_place
 
 _RUNNING: list[Observation] = []
@@ -134,6 +135,7 @@ class Observation:
         enter(watch_modules(self.tape))
         enter(watch_modes(self.tape))
         enter(watch_functions(self.tape))
+        enter(watch_transforms(self.tape))
         enter(watch_custom_backwards(self.tape))
         enter(watch_compiled(self.tape))
         enter(watch_inference_mode(self.tape))

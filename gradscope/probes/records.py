@@ -33,6 +33,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
     thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
     `built` is the line whose call made the module that it belongs to, and those that called its function.
+    `wrapper` says that a transform of `torch.func` put another tensor into it, which has the name.
     `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
     """
 
@@ -59,6 +60,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     call: int = 0
     steps: int = 0
     calls: int = 0
+    wrapper: bool = False
 
     def held(self) -> ValueRecord:
         """What it holds now."""

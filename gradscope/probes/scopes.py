@@ -12,18 +12,27 @@ import torch
 
 from gradscope.probes.callsites import USER, CallSites
 
+_ITEMS = 1_000  # of a list that is looked into
 _DEPTH = 6  # of the user's functions, from the innermost outwards
 
 
 def modules_in(variables: Mapping[str, Any], sites: CallSites) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The modules among variables, and among the attributes of objects of the program's own classes."""
+    """The modules among variables and in plain lists, tuples and dicts of them, also of objects of own classes."""
     for name, value in list(variables.items()):
-        if isinstance(value, torch.nn.Module):
-            yield name, value
-        elif _is_own_class(type(value), sites):
+        yield from _held(name, value)
+        if not isinstance(value, torch.nn.Module) and _is_own_class(type(value), sites):
             for attribute, held in _attributes(value).items():
-                if isinstance(held, torch.nn.Module):
-                    yield f"{name}.{attribute}", held
+                yield from _held(f"{name}.{attribute}", held)
+
+
+def _held(name: str, value: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    if isinstance(value, torch.nn.Module):
+        yield name, value
+    elif type(value) in (list, tuple, dict) and len(value) <= _ITEMS:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if isinstance(item, torch.nn.Module) and isinstance(key, (str, int)):
+                yield f"{name}[{key!r}]", item
 
 
 def modules_around(sites: CallSites) -> Iterator[torch.nn.Module]:

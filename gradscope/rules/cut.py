@@ -10,6 +10,9 @@ from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost
 from gradscope.rules.replicas import refusal_label
 from gradscope.rules.wording import listed, steps_text, who
 
+# Names of calls that say themselves what they do.
+_DETACHING = frozenset({"detach", "detach_", "set_data"})
+
 
 def detach(run: Run) -> Iterator[Finding]:
     """The path from a parameter to the loss goes through `.detach()` or `.data`.
@@ -51,12 +54,13 @@ def detach(run: Run) -> Iterator[Finding]:
         span = loss.operation.span
         place = last_call(span, run.sources) if span is not None else None
         word = ".data" if loss.operation.name == "Tensor.data" else ".detach()"
-        edit = None
+        help_ = Help(f"to let it learn, leave out `{word}`")
+        called = callee(span, run.sources) if span is not None else None
         if place is not None and place != span and source_of(place, run.sources) == word:
-            edit = Edit(place, "")
-        yield _finding(
-            run, loss, place, "the path to the loss is cut here", Help(f"to let it learn, leave out `{word}`", edit)
-        )
+            help_ = Help(help_.message, Edit(place, ""))
+        elif called is not None and called not in _DETACHING:
+            help_ = Help(f"`{called}` leaves the history behind: compute the loss without it, or optimize its result")
+        yield _finding(run, loss, place, "the path to the loss is cut here", help_)
 
 
 def no_grad(run: Run) -> Iterator[Finding]:
