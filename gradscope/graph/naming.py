@@ -74,6 +74,24 @@ def last_call(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span:
     return replace(span, column=span.column + characters)
 
 
+def changed_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
+    """What is changed in place at a span, as it is called there: `h` in `h[0] = x`, `h += x` and `h.add_(x)`."""
+    node: ast.AST | None = expression(span, sources)
+    if isinstance(node, ast.Call):
+        function = node.func
+        node = function.value if isinstance(function, ast.Attribute) and function.attr.endswith("_") else None
+    elif isinstance(node, ast.AugAssign):
+        node = node.target
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    inner = node
+    while isinstance(inner, ast.Attribute):
+        inner = inner.value
+    if node is None or not isinstance(inner, ast.Name) or is_library(inner):
+        return None
+    return ast.unparse(node).removeprefix("self.")
+
+
 def within(inner: Span, outer: Span) -> bool:
     """Whether a span lies inside another one of the same file."""
     if inner.file != outer.file or None in (inner.column, inner.end_column, outer.column, outer.end_column):

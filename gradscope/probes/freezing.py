@@ -117,8 +117,13 @@ class _Freezer:
         self.grad_fns: dict[int, str] = {}
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
-        checked = [check.step for check in tape.checks]
-        self.names = {**given, **source_names(tape, [*self.records, *checked])}
+        others = [check.step for check in tape.checks]
+        if tape.harmed is not None:
+            step = StepRecord(tape.harmed.step)  # it may not be kept
+            step.operations += filter(None, [tape.harmed.operation])
+            step.backwards += filter(None, [tape.harmed.backward])
+            others.append(step)
+        self.names = {**given, **source_names(tape, [*self.records, *others])}
         for name, tensor in names_in(namespace):
             subject = tape.seen(tensor)
             if subject is not None:

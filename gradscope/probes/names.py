@@ -223,9 +223,12 @@ def _from_operation(
         if named or (last and not own[0].leaf):
             _take(assigned, own, source.targets(operation.site, len(own)))
     operands = source.operands(operation.site)
+    taken = [value[1] for value in operation.inputs]
     named = source.is_call_of(operation.site, function_name(operation.function))
-    if named and len(operands) == len(operation.inputs) and operation.module is None:
-        _take(used, [value[1] for value in operation.inputs], operands)
+    if operation.function is torch.Tensor.__setitem__:
+        _take(used, taken[:1], operands)
+    elif named and len(operands) == len(taken) and operation.module is None:
+        _take(used, taken, operands)
 
 
 def _take(names: dict[int, str], subjects: Sequence[Subject | None], found: Sequence[str | None]) -> None:

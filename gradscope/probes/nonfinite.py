@@ -234,8 +234,37 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
                 event.operation, event.node, event.evidence, event.given = made, "", None, False
         return event
     if order:
-        event.operation, event.node = maker_of(tape, order[0]), plain_name(order[0])
+        sound = _sound(tape, order, known)
+        node = next((node for node in order if node not in sound), order[0])
+        event.operation, event.node = maker_of(tape, node), plain_name(node)
+        made = _made_without_history(tape, event.operation)
+        if made is not None:
+            event.operation, event.node = made, ""
+        elif node not in sound and plain_name(node) in _PLAIN:
+            event.given = sound.issuperset(_before(node))  # then it took something that has no history
     return event
+
+
+def _sound(tape: Tape, order: Sequence[Any], known: Mapping[Any, Evidence | None]) -> set[Any]:
+    """Of nodes in time order, those whose results are finite: known to be, or plainly made of what is."""
+    sound: set[Any] = set()
+    for node in order:
+        found = known[node]
+        if found is not None and (found.result is not None or not found.inputs):
+            sound.update([node] if found.result else [])
+        elif (plain_name(node) in _PLAIN or plain_name(node) == "Mul") and sound.issuperset(_before(node)):
+            operation = maker_of(tape, node)
+            constants = operation is None or any(not history for _, _, history in operation.inputs)
+            if found is not None or not constants:
+                sound.add(node)
+    return sound
+
+
+def _before(node: Any) -> list[Any]:
+    """The nodes whose results a node took; leaves are none of them."""
+    return [
+        target for target, _ in node.next_functions if target is not None and plain_name(target) != "AccumulateGrad"
+    ]
 
 
 def _producer(node: Any, found: Evidence) -> Any:

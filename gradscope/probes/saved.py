@@ -75,7 +75,7 @@ def _saved(node: Any) -> dict[str, Any]:
 
 
 def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
-    """The result once more, of operations that save what they were computed from."""
+    """The result once more, or one that is as finite, of operations that save what they were computed from."""
     own, other = saved.get("self"), saved.get("other")
     if kind in _AGAIN and isinstance(own, torch.Tensor):
         return _AGAIN[kind](own)
@@ -95,6 +95,8 @@ def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
     weight = saved.get("total_weight")
     if kind.startswith("NllLoss") and isinstance(weight, torch.Tensor) and saved.get("reduction") == 1 and not weight:
         return torch.tensor(float("nan"))
+    if kind.startswith("NllLoss") and isinstance(own, torch.Tensor) and isinstance(weight, torch.Tensor):
+        return torch.zeros(()) if _finite(own) and _finite(weight) else None
     factor, target = saved.get("mat2"), saved.get("target")
     if kind in ("Mm", "Bmm") and isinstance(own, torch.Tensor) and isinstance(factor, torch.Tensor):
         return torch.matmul(own, factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Refused, Run, Step, Tensor
-from gradscope.graph.naming import short_name
+from gradscope.graph.naming import changed_name, short_name
 from gradscope.rules.raised import refused_backward
 
 
@@ -63,8 +63,12 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
     if writer is not None:
         step = None
     written = _written(run, writer, tensors)
-    named = [tensor for tensor in (saved, written) if tensor is not None and tensor.name is not None]
-    name = named[0].name if named else None
+    names = [tensor.name for tensor in (saved, written) if tensor is not None and tensor.name is not None]
+    if writer is not None and writer.span is not None and written is not None and written.registered is None:
+        # The reader looks at the line that changes it, where a plain tensor may go by another name than later.
+        there = changed_name(writer.span, run.sources)
+        names = [there if there is not None and name == written.name else name for name in names]
+    name = names[0] if names else None
     said = f"`{name}`" if name is not None else "a tensor"
     by = f"`{short_name(saver.name)}`" if saver is not None else "autograd"
     span = backward.span
@@ -96,7 +100,7 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
         f"{said} was changed after {by} saved it for backward",
         span,
         caret,
-        tuple(dict.fromkeys(tensor.name or "" for tensor in named)),
+        tuple(dict.fromkeys(names)),
         tuple(labels),
         tuple(facts),
         (help_,),

@@ -49,9 +49,11 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
     name = short_name(event.operation.name)
     values = {value.id: value.tensor for value in run.values}
     tensors = {tensor.id: tensor for tensor in run.tensors}
-    made = [tensors[values[value]].name for value in event.operation.outputs if value in values]
-    names = tuple(name for name in made if name)
-    taken = [tensors[values[value]] for value in event.operation.inputs if value in values]
+    root = (event.root,) if event.root is not None else ()
+    named = (
+        tuple(said for value in of if value in values and (said := tensors[values[value]].name))
+        for of in (event.operation.outputs, event.operation.inputs, root)
+    )
     if event.given:
         message = f"`{name}` took what is not finite in step {event.step}: so the loss is not finite"
         caret = "what comes in here is NaN or infinite already"
@@ -64,7 +66,7 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
         message,
         event.operation.span,
         caret,
-        names or tuple(tensor.name for tensor in taken if tensor.name),
+        next((names for names in named if names), ()),
         _labels(event, "so the loss is not finite here"),
         tuple(_facts(run, event)),
         (Help(_FORWARD_HELP.get(_kind(event), _ANY_HELP)),),

@@ -176,3 +176,24 @@ def test_line_that_changed_a_saved_tensor(case: str, workshop: Workshop) -> None
     found = must_be(workshop, "inplace-modified", CHANGED[case])
     assert any("saves" in label.message for label in found.labels)
     assert any("torch raises RuntimeError" in label.message for label in found.labels)
+
+
+def test_it_is_called_as_at_the_line_that_changes_it(workshop: Workshop) -> None:
+    """A tensor that is `h` where it is overwritten, and bears another name where the program ended."""
+    found = must_be(
+        workshop,
+        "inplace-modified",
+        """
+        cell = nn.Linear(3, 3)
+
+        def roll():
+            h = torch.zeros(2, 3)
+            for k in (0, 1, 0):
+                h[k] = torch.tanh(cell(h[k]))  # here
+            return h
+
+        last = roll()
+        last.sum().backward()
+        """,
+    )
+    assert found.tensors == ("h",)

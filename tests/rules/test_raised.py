@@ -233,6 +233,27 @@ def test_refused_call(case: str, workshop: Workshop) -> None:
     must_be(workshop, case.split()[0], REFUSED[case])
 
 
+def test_leaf_that_is_filled_before_its_model_is_known(workshop: Workshop) -> None:
+    """A weight that is written to while its module is made has the name that the writing line gives it."""
+    found = must_be(
+        workshop,
+        "leaf-inplace",
+        """
+        def fill(weight):
+            weight[:, 0] = torch.ones(4)  # here
+
+        class Positions(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table = nn.Embedding(4, 2)
+                fill(self.table.weight)
+
+        Positions()
+        """,
+    )
+    assert found.tensors == ("weight",)
+
+
 @pytest.mark.parametrize("case", INNOCENT)
 def test_exceptions_that_are_no_news(case: str, workshop: Workshop) -> None:
     """What the program catches, or raises in words of its own, draws nothing."""

@@ -51,6 +51,8 @@ FORWARD = {
     "mean of nothing": "each = last(net(x)).sum(1)\nloss = each[y > 5].mean() + each.square().mean()  # here",
     "of data": "x = (x - x) / (x - x)  # here\nloss = F.cross_entropy(last(net(x)), y)",
     "late": f"{PLAIN}\nif step == 5:\n    loss = loss / (loss - loss)  # here",
+    "a constant": f"{PLAIN}\nloss = loss * 0.5 + 1 + torch.log(x * 0 - 1).mean()  # here",
+    "an older constant": f"bound = torch.log(x * 0 - 1)  # here\n{PLAIN}\nloss = loss * 0.5 + bound.mean()",
     "refused": "p = last(net(x))\np = p / (p - p)  # here\nloss = torch.distributions.Categorical(p).logits.sum()",
 }
 
@@ -59,6 +61,20 @@ FORWARD = {
 def test_loss_is_not_finite(workshop: Workshop, body: str) -> None:
     """The first operation that makes NaN or infinity is told, and nothing that follows from it."""
     assert found(workshop, body)[:1] == [("nonfinite-forward", True)]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (f"{PLAIN}\nif step == 2:\n    att = torch.log(x * 0 - 1)\n    loss = loss + att.mean()", "att"),
+        (f"{PLAIN}\nif step == 2:\n    loss = -torch.log(torch.sigmoid(last(net(x)) - 999)).mean()", "loss"),
+    ],
+)
+def test_name_of_what_is_not_finite(workshop: Workshop, body: str, name: str) -> None:
+    """The result has a name also where its step is not kept; where it has none, the loss stands for it."""
+    body = textwrap.indent(body, "    ")
+    (finding,) = Report.of(workshop.run(PROGRAM.format(body=body, before=""))).findings
+    assert (finding.rule, finding.tensors) == ("nonfinite-forward", (name,))
 
 
 BACKWARD = {
