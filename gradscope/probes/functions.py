@@ -137,7 +137,14 @@ def results_of(tape: Tape, given: list[tuple[torch.Tensor, ValueRecord]], result
 
 def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
     site, before = tape.sites.here(), sequence_number()
-    parameter = make()
+    parameter: Any = None
+    failed = True
+    try:
+        parameter = make()
+        failed = False
+    finally:
+        if failed:
+            _parameter_refused(tape, site, data, before)
     try:
         if site is not None and isinstance(data, torch.Tensor) and isinstance(parameter, torch.Tensor):
             with unasked():
@@ -155,8 +162,17 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
     return parameter
 
 
-def link(tape: Tape, name: str, site: Site, source: ValueRecord, made: ValueRecord, number: int) -> None:
-    """Write down a call that makes one tensor of another; `number` is that of the next node of autograd."""
+def _parameter_refused(tape: Tape, site: Site | None, data: Any, number: int) -> None:
+    try:
+        if site is not None and isinstance(data, torch.Tensor):
+            with unasked():
+                link(tape, "nn.Parameter", site, tape.subject(data, site).held(), None, number)
+    except Exception as error:
+        tape.fail("parameter probe", error)
+
+
+def link(tape: Tape, name: str, site: Site, source: ValueRecord, made: ValueRecord | None, number: int) -> None:
+    """Write down a call that makes one tensor of another, or fails to; `number` is of the next node of autograd."""
     running = tape.local.__dict__
     modules = running.get("modules")
     tape.add(
@@ -165,12 +181,13 @@ def link(tape: Tape, name: str, site: Site, source: ValueRecord, made: ValueReco
             name,
             site,
             (source,),
-            (made,),
+            (made,) if made is not None else (),
             torch.is_grad_enabled(),
             (number, number),
             modules[-1] if modules else None,
             tape.thread(),
             running.get("function"),
+            failed=made is None,
         )
     )
 

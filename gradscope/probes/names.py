@@ -225,7 +225,9 @@ def _from_operation(
     operands = source.operands(operation.site)
     taken = [value[1] for value in operation.inputs]
     named = source.is_call_of(operation.site, function_name(operation.function))
-    if operation.function is torch.Tensor.__setitem__:
+    if operation.function == "nn.Parameter" and operation.failed:
+        _take(used, taken, source.targets(operation.site, 1))
+    elif operation.function is torch.Tensor.__setitem__:
         _take(used, taken[:1], operands)
     elif named and len(operands) == len(taken) and operation.module is None:
         _take(used, taken, operands)

@@ -139,9 +139,9 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                     continue
                 subject = tape.keep(tensor, site)
                 course = tape.course(subject)
-                if course.optimizer is None and not course.steps:
+                before, course.optimizer = course.optimizer, mark.serial  # first: other threads may be counting
+                if before is None and not course.steps:
                     course.of = 0  # steps of other optimizers, before anybody was to train it
-                course.optimizer = mark.serial
                 if subject.serial not in mark.subjects:
                     mark.subjects[subject.serial] = subject
                 course.begin(tensor)

@@ -239,12 +239,8 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
     made_in = _made_in_inference_mode(operations)
     holder = {value.id: value.tensor for value in run.values}
     tensors = {tensor.id: tensor for tensor in run.tensors}
-    if met is not None:
-        taken = [value for value in met[1].inputs if tensors[holder[value]].inference]
-    else:
-        # `nn.Parameter(t)` makes no record where torch refuses it: the tensor that was made last is meant.
-        taken = [value for op in operations for value in op.outputs if tensors[holder[value]].inference][-1:]
-    if not taken:
+    taken = [value for value in met[1].inputs if tensors[holder[value]].inference] if met is not None else []
+    if met is None or not taken:
         return
     maker, switch = _origin(taken[0], operations, made_in)
     tensor = tensors[holder[taken[0]]]
@@ -256,7 +252,7 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
     if span is not None and made is not None and made.line != span.line:
         labels = (Label(made, "so an inference tensor is made here"),)
     span = span or made or crash.span
-    where = "a computation that autograd records" if met is not None else "what is to require grad"
+    where = "what is to require grad" if met[1].name == "nn.Parameter" else "a computation that autograd records"
     labels += raised_at(run, span, "autograd meets it: torch raises")
     yield Finding(
         "inference-tensor",

@@ -254,6 +254,21 @@ def test_leaf_that_is_filled_before_its_model_is_known(workshop: Workshop) -> No
     assert found.tensors == ("weight",)
 
 
+def test_parameter_that_was_never_made(workshop: Workshop) -> None:
+    """A tensor that torch refuses as a parameter is called as the parameter was to be called."""
+    body = """
+        class Basis(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.centres = nn.Parameter(torch.arange(4))  # here
+
+        Basis()
+        """
+    found = must_be(workshop, "integer-requires-grad", body)
+    assert found.tensors == ("centres",)
+    assert found.message.startswith("`centres`, of int64, cannot require grad")
+
+
 @pytest.mark.parametrize("case", INNOCENT)
 def test_exceptions_that_are_no_news(case: str, workshop: Workshop) -> None:
     """What the program catches, or raises in words of its own, draws nothing."""
