@@ -40,7 +40,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
                 return original(t_outputs, *args, **kwargs)
             kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
             inputs = args[3] if len(args) > 3 else kwargs.get("inputs", ())
-            seen = _before(tape, kind, t_outputs)
+            seen = _before(tape, kind, t_outputs, inputs)
             if seen is not None and kind == "backward" and (args[2] if len(args) > 2 else kwargs.get("create_graph")):
                 tape.cyclic = seen[0].site
             if seen is not None:
@@ -61,7 +61,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
 
 
 def _before(
-    tape: Tape, kind: Literal["backward", "grad"], roots: Any
+    tape: Tape, kind: Literal["backward", "grad"], roots: Any, inputs: Any
 ) -> tuple[BackwardRecord, _State, PassLook] | None:
     if tape.thread() in tape.backwards_running:
         return None  # a pass within a pass (checkpointing, hooks) is a part of the outer one
@@ -89,7 +89,7 @@ def _before(
                         continue
                     gradient = tensor.grad
                     state[subject.serial] = (subject, tensor, stamp_of(gradient), tensor._version)
-            look = look_at_pass(tape, record, root_tensors)
+            look = look_at_pass(tape, record, root_tensors, inputs)
             tape.backwards_running.add(record.thread)
             return record, state, look
     except Exception as error:

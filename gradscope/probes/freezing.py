@@ -506,7 +506,7 @@ class _Freezer:
         for mark in self.tape.marks.values():
             if mark.modes is None or mark.root is None:
                 continue
-            site, by = mark.switched or (None, None)
+            site, by = mark.modes.switched or (None, None)
             for optimizer, (training, evaluation) in mark.modes.counts.items():
                 yield Modes(
                     self.path(mark) or "",

@@ -41,15 +41,18 @@ class ModeCourse:
     """In which mode a module that behaves differently in training has run, while gradients were kept.
 
     `ran` holds the modes since the last step of an optimizer, `counts` for each optimizer the steps in which it ran in
-    training mode, and those in which it ran in evaluation mode only.
+    training mode, and those in which it ran in evaluation mode only. `latest` tells where it had been put into that
+    mode when it last ran in it, and as a part of which module; `switched` the same of the last such step.
     """
 
-    __slots__ = ("counts", "operation", "ran")
+    __slots__ = ("counts", "latest", "operation", "ran", "switched")
 
     def __init__(self, operation: str) -> None:
         self.operation = operation
         self.ran: set[bool] = set()
         self.counts: dict[int, list[int]] = {}
+        self.latest: tuple[Site | None, ModuleMark] | None = None
+        self.switched: tuple[Site | None, ModuleMark] | None = None
 
 
 def settle_modes(tape: Tape, optimizer: int) -> None:
@@ -58,7 +61,11 @@ def settle_modes(tape: Tape, optimizer: int) -> None:
         course = mark.modes
         if course is not None and course.ran:
             counts = course.counts.setdefault(optimizer, [0, 0])
-            counts[0 if True in course.ran else 1] += 1
+            if True in course.ran:
+                counts[0] += 1
+            else:
+                counts[1] += 1
+                course.switched = course.latest
             course.ran.clear()
     tape.moded.clear()
 
@@ -78,7 +85,10 @@ def _mode(place: int, name: str, default: bool, rate: int | None) -> Look:
             mark.modes = ModeCourse(call.func.__name__)
         if not mark.modes.ran:
             tape.moded.append(mark)
-        mark.modes.ran.add(bool(call.argument(place, name, default)))
+        training = bool(call.argument(place, name, default))
+        mark.modes.ran.add(training)
+        if not training:
+            mark.modes.latest = mark.switched
 
     return look
 

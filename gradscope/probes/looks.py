@@ -39,6 +39,8 @@ class PassLook:
                 part.remove()
 
 
-def look_at_pass(tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor]) -> PassLook:
-    """Decide what to look at in a pass that is about to run."""
-    return PassLook(record, watch_pass(tape, record, roots), profile_pass(tape, roots))
+def look_at_pass(
+    tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> PassLook:
+    """Decide what to look at in a pass that is about to run; without `inputs`, it goes on to all leaves."""
+    return PassLook(record, watch_pass(tape, record, roots), profile_pass(tape, roots, inputs))

@@ -66,7 +66,9 @@ def _root_returned(
     try:
         with unasked():
             unplaced = mark.root is mark and tape.roots.get(id(mark), (mark, site))[1] is None
-            if (mark.root is None or unplaced) and peek_interpreter_stack() is None:
+            if mark.root is None and _is_held_unregistered(tape, module):
+                pass  # it is a part of a module that is known, though not as torch knows parts
+            elif (mark.root is None or unplaced) and peek_interpreter_stack() is None:
                 add_root(tape, module, site)
             elif mark.root is None:
                 # Inside a transform of torch.func a module holds what it was lent: its names are read later.
@@ -82,6 +84,13 @@ def _root_returned(
             tape.check_calls(module.get_submodule("module") if is_replica(module) else module, args, kwargs)
     except Exception as error:
         tape.fail("module probe", error)
+
+
+def _is_held_unregistered(tape: Tape, module: torch.nn.Module) -> bool:
+    """Whether another module holds this one in a plain list, tuple or dict."""
+    first = next(module.parameters(), None)
+    subject = tape.seen(first) if first is not None else None
+    return subject is not None and subject.registered == "attribute"
 
 
 def _subjects(tape: Tape, values: Any) -> Iterator[Subject | None]:

@@ -93,7 +93,7 @@ def suspect(tape: Tape, mark: OptimizerMark) -> None:
             tape.patience = _PATIENCE
 
 
-def profile_pass(tape: Tape, roots: Sequence[torch.Tensor]) -> Profiling | None:
+def profile_pass(tape: Tape, roots: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Profiling | None:
     """Hook every node of a pass that reaches a suspect."""
     if not tape.suspects or len(tape.profiles) >= MOST:
         return None
@@ -106,7 +106,8 @@ def profile_pass(tape: Tape, roots: Sequence[torch.Tensor]) -> Profiling | None:
         tape.suspects.clear()
         return None
     leaves = {place: tape.subject(node.variable) for place, node in enumerate(nodes) if hasattr(node, "variable")}
-    reached = tape.suspects.intersection(subject.serial for subject in leaves.values())
+    aims = [tape.subject(tensor) for tensor in inputs if isinstance(tensor, torch.Tensor)] or leaves.values()
+    reached = tape.suspects.intersection(subject.serial for subject in aims)
     if not reached:
         return None
     for serial in reached:

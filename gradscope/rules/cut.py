@@ -155,8 +155,16 @@ def rebuilt_tensor(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     for loss in _with_cause(run, "rebuilt-tensor"):
-        help_ = Help("join tensors with `torch.stack` or `torch.cat`, convert one with `.to()`: these keep the history")
+        help_ = Help(_REBUILT.get(loss.operation.name, _JOINED))
         yield _finding(run, loss, loss.operation.span, "only the values are copied: the history ends here", help_)
+
+
+_JOINED = "join tensors with `torch.stack` or `torch.cat`, convert one with `.to()`: these keep the history"
+_COPIED = "a copy learns for itself: compute with the original, or by `functional_call` with weights made from it"
+_REBUILT = {
+    "nn.Parameter": "use the tensor as it is: `nn.Parameter` makes a new leaf of its values",
+    **dict.fromkeys(("Tensor.__deepcopy__", "Tensor.data", "Tensor.detach"), _COPIED),
+}
 
 
 def left_torch(run: Run) -> Iterator[Finding]:

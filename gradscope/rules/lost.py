@@ -119,7 +119,7 @@ def _never(run: Run) -> list[Lost]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
-            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)))
+            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)), frozenset(flow.roots))
             exit_ = _telling_exit(flow, reach)
             if reach.cuts and (exit_ is None or reach.touched.intersection(flow.roots)):
                 cut.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach, flow))
@@ -131,7 +131,9 @@ def _never(run: Run) -> list[Lost]:
     for group in cut.values():
         _, reach, flow = group[0]
         first = reach.cuts[0]
-        others = _distinct(reach.cuts[1:], first)
+        leads = [_leads_on(flow, cut, frozenset(flow.roots)) for cut in reach.cuts]
+        leading = [cut for cut, leads_on in zip(reach.cuts[1:], leads[1:], strict=True) if leads_on or not leads[0]]
+        others = _distinct(leading, first)
         found.append(Lost(cause_of(flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others))
     for exits in left.values():
         _, exit_, flow = exits[0]
@@ -145,10 +147,37 @@ def _never(run: Run) -> list[Lost]:
     return found
 
 
-def _ranked(flow: StepFlow, reach: Reach) -> Reach:
-    """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`."""
-    cuts = sorted(reach.cuts, key=lambda cut: (_takes_the_shape(cut), _RANK.index(cause_of(flow, cut))))
+def _ranked(flow: StepFlow, reach: Reach, ends: frozenset[int]) -> Reach:
+    """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`.
+
+    One whose mending would let no gradient through, since there is another behind it, is not the one to tell: in
+    `w = softmax(e - e.max().detach()).data` it is the second.
+    """
+    cuts = sorted(
+        reach.cuts,
+        key=lambda cut: (not _leads_on(flow, cut, ends), _takes_the_shape(cut), _RANK.index(cause_of(flow, cut))),
+    )
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
+
+
+def _leads_on(flow: StepFlow, cut: Operation, ends: frozenset[int]) -> bool:
+    """Whether a gradient would come from one of these values to what a cut gives."""
+    carrying = set(cut.outputs)
+    for operation in flow.operations:
+        if operation.id <= cut.id or carrying.isdisjoint(operation.inputs):
+            continue
+        history = any(flow.history[value] for value in operation.inputs)
+        if not _stops(operation) and (not history or any(flow.history[value] for value in operation.outputs)):
+            carrying.update(value for value in operation.outputs if _is_continuous(flow.tensor(value)))
+    return not carrying.isdisjoint(ends)
+
+
+def _stops(operation: Operation) -> bool:
+    return operation.name in _DETACHING | _REBUILDING | _GRADIENTS or not operation.grad_enabled
+
+
+def _is_continuous(tensor: Tensor | None) -> bool:
+    return tensor is None or tensor.dtype.startswith(("float", "bfloat", "complex"))
 
 
 def _takes_the_shape(cut: Operation) -> bool:
@@ -194,9 +223,12 @@ def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
         return reach.exits[-1]
     backs = [back for back in _entries(flow) if back > reach.exits[0].id]
     if not backs:
-        # Whole numbers made of a prediction choose an index, a length, a crop: nothing comes back.
+        # Whole numbers made of a prediction choose an index, a length, a crop: nothing comes back. And what a module
+        # takes out of torch while it computes is a factor, rather than a number for a log.
+        ended = max((flow.maker[root].id for root in flow.roots if root in flow.maker), default=0)
+        within_module = [exit_ for exit_ in reach.exits if exit_.module is not None and exit_.id < ended]
         choices = [exit_ for exit_ in reach.exits if short_name(exit_.name) in _CHOOSING]
-        return choices[-1] if choices else None
+        return next(iter(choices[-1:] or within_module[-1:]), None)
     before = [exit_ for exit_ in reach.exits if exit_.id < backs[-1]]
     return before[-1]
 
@@ -241,7 +273,7 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
                 or not any(flow.history[value] for value in starts)
             ):
                 continue
-            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)))
+            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)), frozenset(flow.roots))
             if reach.cuts:
                 groups.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
         return [
@@ -271,8 +303,7 @@ def _would_carry(flow: StepFlow, starts: list[int], ends: frozenset[int]) -> boo
     """Whether a gradient would come back to these values if they required one."""
     carrying = set(starts)
     for operation in flow.operations:
-        cutting = operation.name in _DETACHING | _REBUILDING | _GRADIENTS or not operation.grad_enabled
-        if not cutting and not carrying.isdisjoint(operation.inputs):
+        if not _stops(operation) and not carrying.isdisjoint(operation.inputs):
             carrying.update(operation.outputs)
     return not carrying.isdisjoint(ends)
 
@@ -378,30 +409,33 @@ def _trained_behind(flow: StepFlow, values: Iterable[int]) -> list[Tensor]:
     """The tensors in training from which a gradient would have come to these values."""
     behind = flow.behind([value for value in values if flow.history[value]])
     held = {flow.holder[value]: flow.tensor(value) for value in sorted(behind)}
-    return [tensor for tensor in held.values() if tensor is not None and _is_in_training(tensor)]
+    return [tensor for tensor in held.values() if tensor is not None and _is_in_training(flow, tensor)]
 
 
-def _is_in_training(tensor: Tensor) -> bool:
-    return tensor.optimizer is not None and tensor.leaf and tensor.requires_grad and tensor.name is not None
+def _is_in_training(flow: StepFlow, tensor: Tensor) -> bool:
+    """Whether an optimizer holds it and it required grad here, whatever it does by the end: GANs freeze by turns."""
+    required = tensor.requires_grad or any(flow.history[value] for value in flow.values_of.get(tensor.id, ()))
+    return tensor.optimizer is not None and tensor.leaf and required and tensor.name is not None
 
 
 def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
-    first: tuple[Operation, ...] = ()
-    tensors = []
+    ends = frozenset({term})
+    found: list[tuple[Tensor, tuple[Operation, ...]]] = []
     for tensor_id, starts in flow.values_of.items():
         tensor = flow.tensors[tensor_id]
-        if not _is_in_training(tensor):
+        if not _is_in_training(flow, tensor):
             continue
         reach = flow.reach([value for value in starts if flow.history[value]], flow.behind([term], tensor_id))
-        cuts = tuple(cut for cut in _ranked(flow, reach).cuts if not _takes_the_shape(cut))
+        cuts = tuple(cut for cut in _ranked(flow, reach, ends).cuts if not _takes_the_shape(cut))
         if cuts and term in reach.touched:
-            first = first or cuts
-            tensors.append(tensor)
-    if not first:
+            found.append((tensor, cuts))
+    if not found:
         return _gradient_as_number(flow, term)
-    tensors.sort(key=lambda tensor: tensor.id)
-    cut = first[0]
-    return Lost(cause_of(flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(first[1:], cut))
+    # A generator that is detached before the critic's penalty loses nothing by the penalty's missing graph.
+    found = [(tensor, cuts) for tensor, cuts in found if _leads_on(flow, cuts[0], ends)] or found
+    tensors = sorted((tensor for tensor, _ in found), key=lambda tensor: tensor.id)
+    cut, *others = found[0][1]
+    return Lost(cause_of(flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(others, cut))
 
 
 def _gradient_as_number(flow: StepFlow, term: int) -> Lost | None:
@@ -413,7 +447,7 @@ def _gradient_as_number(flow: StepFlow, term: int) -> Lost | None:
         leaf = flow.holder[operation.inputs[0]]
         passes = [b for b in flow.step.backwards if leaf in b.arrivals and b.began < operation.id]
         trained = _trained_behind(flow, [root for backward in passes for root in backward.roots])
-        if trained and not _is_in_training(flow.tensors[leaf]):
+        if trained and not _is_in_training(flow, flow.tensors[leaf]):
             return Lost("missing-create-graph", operation, flow, tuple(trained), "warning", term=True)
     return None
 
@@ -437,7 +471,7 @@ def _gradients_beside_their_output(flow: StepFlow) -> Iterator[Lost]:
 def _meets(flow: StepFlow, gradient: Operation) -> bool:
     """Whether a root is computed, without any layer, from a gradient together with the output that it is of."""
     tensors = {value: flow.tensor(value) for values in flow.values_of.values() for value in values}
-    in_training = {value for value, tensor in tensors.items() if tensor is not None and _is_in_training(tensor)}
+    in_training = {value for value, tensor in tensors.items() if tensor is not None and _is_in_training(flow, tensor)}
     output = {
         value
         for value in flow.behind(gradient.inputs)

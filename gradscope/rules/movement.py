@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Span, Tensor
+from gradscope.rules.values import exploding_gradient
 from gradscope.rules.wording import listed, who
 
 _NONE = Ledger()
 _NO_RATE = 1e-12
+_SQUARABLE = 1e18  # the square root of the range of float32, and of bfloat16
 _NOISE = 1e-4  # of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm
 
 
@@ -158,9 +160,11 @@ def no_update(run: Run) -> Iterator[Finding]:
         stuck = [tensor for tensor in stuck if _size(tensor) > _NOISE * loudest]
         groups: dict[str, list[Tensor]] = defaultdict(list)
         for tensor in stuck:
-            groups["rate" if tensor in at_zero else "precision"].append(tensor)
+            why = "rate" if tensor in at_zero else "range" if _size(tensor) > _SQUARABLE else "precision"
+            groups[why].append(tensor)
         for why, tensors in groups.items():
-            yield _unmoved(run, optimizer, tensors, why)
+            if why != "range" or not any(exploding_gradient(run)):
+                yield _unmoved(run, optimizer, tensors, why)
 
 
 def _is_still(ledger: Ledger) -> bool:
@@ -189,6 +193,9 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
         mend = (
             "look at what sets the learning rate: the optimizer, the scheduler, or a line that scales it in every step"
         )
+    elif why == "range":
+        cause = "the gradients are so large that their squares are infinite"
+        mend = "make them smaller: normalise what the loss is computed from, or clip the gradients before the step"
     else:
         cause = f"the updates are below the precision of {' and '.join(types)}"
         mend = "keep the parameters in float32 (autocast for speed), or take a larger learning rate"

@@ -318,14 +318,19 @@ def _gradient_wanted(run: Run) -> set[int]:
 
 
 def _made_in_forward(run: Run) -> dict[Span | None, list[Tensor]]:
-    """Parameters that a forward makes again and again, by the line that does."""
+    """Parameters that a forward makes again and again, by the line that does.
+
+    One that is made of what has a history is a copy of that: the cut is told, and it has no use of its own.
+    """
     tensors = {tensor.id: tensor for tensor in run.tensors}
     holder = {value.id: value.tensor for value in run.values}
+    history = {value.id for value in run.values if value.history}
     steps: dict[Span | None, set[int]] = defaultdict(set)
     made: dict[Span | None, dict[int, Tensor]] = defaultdict(dict)
     for step in run.steps:
         for operation in step.operations:
-            if operation.name == "nn.Parameter" and operation.module is not None and operation.grad_enabled:
+            forward = operation.module is not None and operation.grad_enabled
+            if operation.name == "nn.Parameter" and forward and history.isdisjoint(operation.inputs):
                 for value in operation.outputs:
                     tensor = tensors[holder[value]]
                     if tensor.optimizer is None and tensor.requires_grad and tensor.consumed:

@@ -47,6 +47,11 @@ NO_WAY_BACK = {
     "data": ("detach", "z = encoder(x).data  # here"),
     "detach_then_leaf": ("detach", "z = encoder(x).detach()  # here\nz.requires_grad_()"),
     "detach_in_place": ("detach", "z = encoder(x)\nz.detach_()  # here"),
+    "behind_a_guard": ("detach", "w = encoder(x)\nw = torch.exp(w - w.max().detach())\nz = w.data  # here"),
+    "beside_a_choice": (
+        "detach",
+        "h = encoder(x)\nk = h.detach().argmax(1, keepdim=True)\nz = h.gather(1, k).expand(-1, 4).detach()  # here",
+    ),
     "inference_mode": ("no-grad", "with torch.inference_mode():\n    z = encoder(x)  # here\nz = z.clone()"),
     "no_grad": ("no-grad", "with torch.no_grad():\n    z = encoder(x)  # here"),
     "from_numpy": ("left-torch", "z = torch.from_numpy(encoder(x).detach().numpy() * 2)  # here"),
@@ -169,6 +174,65 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
 def test_cuts_on_purpose_are_silent(body: str, workshop: Workshop) -> None:
     """Detaching, sampling and leaving torch draw nothing where everyone who is relied on gets a gradient."""
     assert findings(workshop, body)[1] == ()
+
+
+def test_penalty_of_a_critic_that_is_frozen_by_turns(workshop: Workshop) -> None:
+    """The penalty trains the critic; that the generator is detached before it is right, and no cause."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        maker, critic = nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        for_maker = torch.optim.SGD(maker.parameters(), lr=0.01)
+        for_critic = torch.optim.SGD(critic.parameters(), lr=0.01)
+        for _ in range(4):
+            critic.requires_grad_(True)
+            real, fake = torch.randn(8, 2), maker(torch.randn(8, 3)).detach()
+            mixed = (0.5 * real + 0.5 * fake).requires_grad_()
+            slope = torch.autograd.grad(critic(mixed).sum(), mixed, retain_graph=True)[0]
+            loss = critic(fake).mean() - critic(real).mean() + (slope.norm(dim=1) - 1).square().mean()
+            for_critic.zero_grad()
+            loss.backward()
+            for_critic.step()
+            critic.requires_grad_(False)
+            score = -critic(maker(torch.randn(8, 3))).mean()
+            for_maker.zero_grad()
+            score.backward()
+            for_maker.step()
+        """
+    )
+    (finding,) = Report.of(run).findings
+    assert finding.rule == "missing-create-graph"
+    assert {name.partition(".")[0] for name in finding.tensors} == {"critic"}
+
+
+def test_number_that_is_a_factor_in_a_module(workshop: Workshop) -> None:
+    """A parameter that is taken out of torch inside a forward leaves it there; it is not unused."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        class Scaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.scale = nn.Linear(4, 2), nn.Parameter(torch.zeros(()))
+
+            def forward(self, x):
+                return min(self.scale.exp().item(), 100.0) * self.body(x)
+
+        net = Scaled()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    (finding,) = Report.of(run).findings
+    assert (finding.rule, finding.tensors) == ("left-torch", ("scale",))
 
 
 def test_switch_left_off_elsewhere(workshop: Workshop) -> None:

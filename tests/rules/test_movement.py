@@ -134,6 +134,17 @@ STILL = {
                 group["lr"] *= 1e-9
         """,
     ),
+    "squares_that_are_infinite": (
+        NET,
+        """
+        net = Net()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            (loss_of(net) * 1e30).backward()
+            optimizer.step()  # here
+        """,
+    ),
     "below_half_precision": (
         NET,
         """
@@ -162,6 +173,8 @@ def test_cause_is_the_rate_or_the_precision(workshop: Workshop) -> None:
     """The headline says whether the learning rate is 0 or the update too small for the type."""
     rate = judge(workshop, STILL["rate_of_zero"][1]).findings[0]
     precision = judge(workshop, STILL["below_half_precision"][1]).findings[0]
+    large = judge(workshop, STILL["squares_that_are_infinite"][1]).findings[0]
+    assert large.message.endswith("do not move: the gradients are so large that their squares are infinite")
     assert rate.message.endswith("do not move: the learning rate is 0")
     assert precision.message.endswith("do not move: the updates are below the precision of bfloat16")
     assert any("unmoved in 8 of 8 steps" in fact for fact in precision.facts)

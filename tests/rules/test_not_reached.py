@@ -220,6 +220,35 @@ def test_parameter_that_no_module_registers(case: str, workshop: Workshop) -> No
     assert finding.message.startswith(f"`{subject}` never learns: ")
 
 
+def test_modules_in_a_list_of_a_model_that_is_never_called(workshop: Workshop) -> None:
+    """A model is entered through a method of its own: what it holds in a list is a part of it all the same."""
+    program = """
+        import torch
+        from torch import nn
+
+        class Flow(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = [nn.Linear(4, 4)]  # here
+                self.loc = nn.Parameter(torch.zeros(4))
+
+            def log_prob(self, x):
+                for layer in self.layers:
+                    x = layer(x)
+                return -(x - self.loc).square().sum(1)
+
+        flow = Flow()
+        optimizer = torch.optim.SGD(flow.parameters(), lr=0.01)
+        for _ in range(3):
+            loss = -flow.log_prob(torch.rand(8, 4)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    names = ("flow.layers[0].weight", "flow.layers[0].bias")
+    judge(workshop, program).must_be("unregistered-parameter", "error", *names)
+
+
 def test_unregistered_in_a_run_of_one_step(workshop: Workshop) -> None:
     """One step with a gradient is enough where there is but one."""
     program = module("self.scale = torch.ones(4, requires_grad=True)  # here", "x = x * self.scale")

@@ -150,6 +150,25 @@ def test_frozen_backbone_in_evaluation_mode(workshop: Workshop) -> None:
     assert found(workshop, "loss = loss + F.cross_entropy(head(norm(backbone(x))), y)", before) == []
 
 
+def test_batch_norm_put_into_evaluation_mode_after_each_switch(workshop: Workshop) -> None:
+    """Evaluations of the whole model in between are no cause: in training, batch norm was put there by itself."""
+    before = """
+        deep = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        optimizer.add_param_group({"params": deep.parameters()})
+    """
+    body = """
+        deep.train()
+        deep[1].eval()
+        loss = loss + F.cross_entropy(deep(x), y)
+        deep.eval()
+        with torch.no_grad():
+            deep(x)
+        deep.train()
+        deep[1].eval()
+    """
+    assert found(workshop, f"{textwrap.dedent(body)}\nif step == 5:\n    deep.eval()", before) == []
+
+
 def test_batch_leak_is_asked_for(workshop: Workshop) -> None:
     """`--check batch` finds the mixing operation and changes nothing of the run; without it nothing is checked."""
     source = """

@@ -187,3 +187,18 @@ def test_exploding(workshop: Workshop) -> None:
     assert ("exploding-gradient", True) in found(workshop, chain)
     large = "optimizer.param_groups[0]['lr'] = 1e-9\nloss = (last(net(x)) * 30 + 1e3 * x[:, :3]).square().sum()"
     assert found(workshop, large) == []
+
+
+def test_vanishing_beside_a_double_backward(workshop: Workshop) -> None:
+    """A pass that only computes the derivative of a result tells nothing of what trains: the next one is looked at."""
+    body = """
+        x.requires_grad_()
+        h = net(x)
+        for _ in range(12):
+            h = torch.sigmoid(h @ mix)  # here
+        out = last(h)
+        slope = torch.autograd.grad(out.sum(), x, create_graph=True)[0]
+        loss = out.square().mean() + slope.square().mean()
+    """
+    before = "mix = nn.Parameter(torch.randn(6, 6) / 6)\nlast.register_parameter('mix', mix)"
+    assert found(workshop, body, before)[:1] == [("vanishing-gradient", True)]
