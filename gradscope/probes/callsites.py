@@ -122,6 +122,19 @@ class CallSites:
             frame = frame.f_back
         return tuple(found)
 
+    def constructors(self) -> tuple[Site, ...]:
+        """The lines of the user's constructors that are at work now, the innermost first."""
+        frame: FrameType | None = sys._getframe(1)
+        found: list[Site] = []
+        while frame is not None and len(found) < _BUILDERS:
+            code = frame.f_code
+            if self.kind(code.co_filename) == USER:
+                if code.co_name != "__init__":
+                    break
+                found.append((code, frame.f_lasti))
+            frame = frame.f_back
+        return tuple(found)
+
     def position(self, place: Site) -> tuple[int, int, int, int] | None:
         """Line, column, end line and end column (columns in UTF-8 bytes from 0) of the expression at a site."""
         code, lasti = place

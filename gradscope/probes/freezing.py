@@ -145,7 +145,7 @@ class _Freezer:
             root = id(mark.ref())
             label = self.tape.labels.get(key) or variables.get(root)
             label = label or (self.sources.receiver(site) if site is not None else None)
-            label = label or attributes.get(root) or mark.type.lower()
+            label = label or attributes.get(root) or self.tape.hints.get(key) or mark.type.lower()
             taken = sum(other == label or other.rpartition("#")[0] == label for other in labels.values())
             labels[key] = f"{label}#{taken + 1}" if taken else label
         return labels
@@ -329,8 +329,11 @@ class _Freezer:
             return None
         if self.unstepped and course.account.passes:
             return Received(course.account.passes, self.tape.backward_count)
-        if not course.of and not course.arrived:
-            return None
+        if not course.of:
+            # It lived within one step, as inputs do, and that step did not end while it was there.
+            norm = course.norm
+            zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
+            return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
         return Received(course.steps, course.of, course.zero, course.nonfinite)
 
     def norms(self, course: Course) -> tuple[float | None, ...]:

@@ -152,7 +152,7 @@ def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
             if tape.seen(parameter) is None:
                 with unasked():
                     made = tape.meet(parameter, site).held()
-                made[1].built = tape.sites.builders()
+                made[1].built, made[1].constructors = tape.sites.builders(), tape.sites.constructors()
                 tape.shares(parameter, data)
                 link(tape, "nn.Parameter", site, source, made, before)
             if local(data) is not data:

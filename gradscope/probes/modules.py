@@ -151,6 +151,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
                 for place, tensor in _plain_tensors(value, prefix + name):
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
+                        _place_in(type(module), tape.subject(tensor))
 
 
 def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -188,6 +189,13 @@ def _plain_tensors(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
             waiting += [(f"{path}[{place}]", item) for place, item in enumerate(value[:_ITEMS])]
         elif type(value) is dict and len(value) <= _ITEMS:
             waiting += [(f"{path}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
+
+
+def _place_in(owner: type, subject: Subject) -> None:
+    """What a module does not register was made where the constructor of its owner made what holds it."""
+    for code, lasti in subject.constructors:
+        if f".{code.co_qualname}".endswith(f".{owner.__name__}.__init__"):
+            subject.site = code, lasti
 
 
 def _register(subject: Subject, root: ModuleMark, name: str, how: Any) -> None:

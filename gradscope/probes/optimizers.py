@@ -156,9 +156,11 @@ def _name_models(tape: Tape, optimizer: Optimizer) -> None:
     try:
         with unobserved():
             held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-            for module in modules_around(tape.sites):
-                if tape.mark(module).root is None and any(id(tensor) in held for tensor in module.parameters()):
+            for name, module in modules_around(tape.sites):
+                mark = tape.mark(module)
+                if mark.root is None and any(id(tensor) in held for tensor in module.parameters()):
                     add_root(tape, module, None)
+                    tape.hints[id(mark)] = name.removeprefix("self.")
     except Exception as error:
         tape.fail("optimizer probe", error)
 

@@ -32,7 +32,8 @@ class Subject(msgspec.Struct, eq=False, gc=False):
 
     `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
     thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
-    `built` is the line whose call made the module that it belongs to, and those that called its function.
+    `built` is the line whose call made the module that it belongs to, and those that called its function;
+    `constructors` are the lines of constructors that were at work then.
     `wrapper` says that a transform of `torch.func` put another tensor into it, which has the name.
     `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
     """
@@ -55,6 +56,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     registered: Registration | None = None
     course: Course | None = None
     built: tuple[Site, ...] = ()
+    constructors: tuple[Site, ...] = ()
     gradient_of: int = 0
     step: int = 0
     call: int = 0

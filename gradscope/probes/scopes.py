@@ -35,15 +35,14 @@ def _held(name: str, value: Any) -> Iterator[tuple[str, torch.nn.Module]]:
                 yield f"{name}[{key!r}]", item
 
 
-def modules_around(sites: CallSites) -> Iterator[torch.nn.Module]:
+def modules_around(sites: CallSites) -> Iterator[tuple[str, torch.nn.Module]]:
     """The modules that the variables of the user's running functions hold."""
     frame: FrameType | None = sys._getframe(1)
     depth = 0
     while frame is not None and depth < _DEPTH:
         if sites.kind(frame.f_code.co_filename) == USER:
             depth += 1
-            for _, module in modules_in(variables_of(frame), sites):
-                yield module
+            yield from modules_in(variables_of(frame), sites)
         frame = frame.f_back
 
 

@@ -61,7 +61,8 @@ class Tape:
         self.gathered: dict[int, tuple[Subject, Subject]] = {}  # under FSDP: the whole parameter and its shard
         self.first: list[StepRecord] = []
         self.latest: deque[StepRecord] = deque()
-        self.labels: dict[int, str] = {}
+        self.labels: dict[int, str] = {}  # of root modules, as they were given
+        self.hints: dict[int, str] = {}  # and what they were called when their optimizer was made
         self.optimizers: list[OptimizerMark] = []
         self.customs: dict[CodeType, CustomRecord] = {}
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function

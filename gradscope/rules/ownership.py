@@ -47,13 +47,15 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    groups: dict[tuple[int, object], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
+    groups: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for old, new in replaced(run):
         assert old.optimizer is not None
-        span = _replacing(old, new)
-        groups[old.optimizer, (span.file, span.line) if span is not None else None].append((old, new))
-    for (number, _), pairs in groups.items():
-        optimizer = next(found for found in run.optimizers if found.id == number)
+        span, made = _replacing(old, new), optimizers[old.optimizer].made
+        # Where one line makes the optimizers of several models, they are one story.
+        groups[made or old.optimizer, (span.file, span.line) if span is not None else None].append((old, new))
+    for pairs in groups.values():
+        optimizer = optimizers[pairs[0][0].optimizer or 0]
         names = tuple(dict.fromkeys(new.name or "" for _, new in pairs))
         those = who(names, run)
         span = _replacing(*pairs[0])

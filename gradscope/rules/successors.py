@@ -23,7 +23,9 @@ def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
         ledger = new.ledger or _NONE
         if not gets_gradients(new) or new.registered != "parameter" or new.change:
             continue
-        for old in held.get(path_of(new), ()):
+        # Of several in whose place it may be, as with clients of one server, that which was not replaced for longest.
+        olds = held.get(path_of(new), [])
+        for old in sorted(olds, key=lambda old: latest[old.id][1].id if old.id in latest else 0):
             gone = (old.ledger or _NONE).last < ledger.first
             same_shape = old.shape == new.shape and types.get(old.module or "") == types.get(new.module or "")
             # A copy that learns where the first has learned before has taken its place; else it is merely a copy.

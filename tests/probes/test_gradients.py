@@ -107,3 +107,29 @@ def test_update_by_assigning_data_applies(workshop: Workshop) -> None:
     found = named(run, "w").ledger
     assert found is not None
     assert (found.applied, found.piled) == (3, 0)
+
+
+def test_inputs_that_live_within_a_step(workshop: Workshop) -> None:
+    """A gradient that arrived at an input counts, though the input is gone before the step ends."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.rand(8, 4)
+            delta = torch.zeros(8, 4, requires_grad=True)
+            (slope,) = torch.autograd.grad(net(x + delta).square().sum(), delta)
+            delta = 0.1 * slope.sign()
+            loss = net(x + delta).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    inputs = [tensor for tensor in run.tensors if tensor.name == "delta" and tensor.requires_grad]
+    assert inputs
+    assert all(tensor.received is not None for tensor in inputs)
+    assert {(tensor.received.steps, tensor.received.of) for tensor in inputs if tensor.received} == {(1, 1)}

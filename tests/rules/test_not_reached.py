@@ -221,15 +221,23 @@ def test_parameter_that_no_module_registers(case: str, workshop: Workshop) -> No
 
 
 def test_modules_in_a_list_of_a_model_that_is_never_called(workshop: Workshop) -> None:
-    """A model is entered through a method of its own: what it holds in a list is a part of it all the same."""
+    """A model is entered through a method of its own: what it holds in a list is a part of it, made where it is put."""
     program = """
         import torch
         from torch import nn
 
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.fc(x).tanh()
+
         class Flow(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.layers = [nn.Linear(4, 4)]  # here
+                self.layers = [Layer()]  # here
                 self.loc = nn.Parameter(torch.zeros(4))
 
             def log_prob(self, x):
@@ -245,7 +253,7 @@ def test_modules_in_a_list_of_a_model_that_is_never_called(workshop: Workshop) -
             loss.backward()
             optimizer.step()
     """
-    names = ("flow.layers[0].weight", "flow.layers[0].bias")
+    names = ("flow.layers[0].fc.weight", "flow.layers[0].fc.bias")
     judge(workshop, program).must_be("unregistered-parameter", "error", *names)
 
 

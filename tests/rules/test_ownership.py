@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gradscope.reports.report import Report
 from tests.rules.training import BODY, NET, OUT, judge
 from tests.workshop import Workshop
 
@@ -453,3 +454,36 @@ HELD_AS_MEANT = {
 def test_tensors_held_as_meant_are_silent(case: str, workshop: Workshop) -> None:
     """Groups added later, averages, targets, frozen parts and networks that only measure draw nothing."""
     judge(workshop, HELD_AS_MEANT[case]).must_be_silent()
+
+
+def test_clients_that_are_copied_anew_in_each_round(workshop: Workshop) -> None:
+    """Several models of one variable, replaced again and again, whose optimizers hold the first ones: one story."""
+    program = """
+        import copy
+        import torch
+        from torch import nn
+
+        class Client:
+            def __init__(self, server):
+                self.model = copy.deepcopy(server)
+                self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+            def train(self, server):
+                self.model = copy.deepcopy(server)  # here
+                for _ in range(3):
+                    loss = self.model(torch.rand(8, 4)).square().mean()
+                    self.optimizer.zero_grad()
+                    loss.backward()
+                    self.optimizer.step()
+
+        server = nn.Linear(4, 1)
+        clients = [Client(server) for _ in range(2)]
+        for _ in range(3):
+            for client in clients:
+                client.train(server)
+    """
+    (finding,) = Report.of(workshop.run(program)).findings
+    assert (finding.rule, len(finding.tensors)) == ("stale-optimizer", 4)
+    assert {name.partition("#")[0] for name in finding.tensors} == {"model"}
+    assert finding.span is not None
+    assert "# here" in (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()[finding.span.line - 1]

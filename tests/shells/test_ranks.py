@@ -68,7 +68,9 @@ def test_a_healthy_run_has_one_report(workshop: Workshop) -> None:
     bare = workshop.start(*RUN, "script.py", "some", "allow")
     ended = launched(workshop, "some", "allow", options=("-o", "report.json", "--save", "run.json"))
     out, _ = bare.communicate(timeout=120)
-    assert (ended.status, sorted(ended.out.split())) == (0, sorted(out.split()))
+    # torchrun leaves output unbuffered: the end of a line may come after the next line of another rank.
+    assert ended.status == 0
+    assert sorted(ended.out.replace("end", " end").split()) == sorted(out.replace("end", " end").split())
     assert "gradscope" not in ended.err
     document = json.loads((workshop.folder / "report.json").read_bytes())
     assert document["findings"] == []
