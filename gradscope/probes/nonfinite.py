@@ -231,7 +231,7 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
             event.given = True
             made = _made_without_history(tape, event.operation)
             if made is not None:
-                event.operation, event.node, event.evidence, event.given = made, "", None, False
+                event.operation, event.node, event.evidence, event.given = made, _node_of(made), None, False
         return event
     if order:
         sound = _sound(tape, order, known)
@@ -239,7 +239,7 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
         event.operation, event.node = maker_of(tape, node), plain_name(node)
         made = _made_without_history(tape, event.operation)
         if made is not None:
-            event.operation, event.node = made, ""
+            event.operation, event.node = made, _node_of(made)
         elif node not in sound and plain_name(node) in _PLAIN:
             event.given = sound.issuperset(_before(node))  # then it took something that has no history
     return event
@@ -293,9 +293,22 @@ def _made_without_history(tape: Tape, user: OperationRecord | None) -> Operation
         if needed.isdisjoint(value[0] for value in operation.outputs):
             continue
         needed.update(value[0] for value in operation.inputs)
+        if found is not None and _is_spread_of_one(operation):
+            return operation
         if any(map(_holds_nan, operation.outputs)) and not any(map(_holds_nan, operation.inputs)):
             found = operation
     return found
+
+
+def _node_of(operation: OperationRecord) -> str:
+    """What the node of an operation without history would be called."""
+    return str(getattr(operation.function, "__name__", "")).strip("_").capitalize()
+
+
+def _is_spread_of_one(operation: OperationRecord) -> bool:
+    """Whether an operation takes the standard deviation or the variance of one element, which is NaN."""
+    name = getattr(operation.function, "__name__", "")
+    return name in ("std", "var") and math.prod(operation.inputs[0][1].shape) == 1
 
 
 def _holds_nan(value: ValueRecord) -> bool:

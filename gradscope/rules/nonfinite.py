@@ -155,6 +155,7 @@ _FORWARD_HELP = {
     "Div": "keep the divisor away from 0: `clamp` it, or add a small constant",
     "Softmax": "mask with a large negative number rather than -inf, or leave out rows in which everything is masked",
     "Mean": "take no mean of nothing: leave the step out where nothing is selected",
+    **dict.fromkeys(("Std", "Var"), "a single element has no spread: leave it out, or give `correction=0`"),
 }
 _ANY_BACKWARD_HELP = "keep what goes in here away from where its derivative is infinite"
 _BACKWARD_HELP = {
@@ -162,6 +163,7 @@ _BACKWARD_HELP = {
     "Pow": "add a small constant before the power: below 1 its derivative at 0 is infinite",
     "Exp": "`clamp` the argument before `exp`, also where `torch.where` leaves the result out",
     "Div": "keep the divisor away from 0 before the division, also where `torch.where` leaves the result out",
+    **dict.fromkeys(("Acos", "Asin"), "`clamp` the argument to a little less than 1: at 1 the derivative is infinite"),
     "Log": "keep the argument away from 0 before the logarithm, also where `torch.where` leaves the result out",
     "custom": "keep its divisors away from 0, for example with `clamp`",
 }

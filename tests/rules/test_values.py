@@ -51,6 +51,7 @@ FORWARD = {
     "mean of nothing": "each = last(net(x)).sum(1)\nloss = each[y > 5].mean() + each.square().mean()  # here",
     "of data": "x = (x - x) / (x - x)  # here\nloss = F.cross_entropy(last(net(x)), y)",
     "late": f"{PLAIN}\nif step == 5:\n    loss = loss / (loss - loss)  # here",
+    "spread of one": "x = x / (x[0, :1].std() + 1e-8)  # here\nloss = F.cross_entropy(last(net(x)), y)",
     "a constant": f"{PLAIN}\nloss = loss * 0.5 + 1 + torch.log(x * 0 - 1).mean()  # here",
     "an older constant": f"bound = torch.log(x * 0 - 1)  # here\n{PLAIN}\nloss = loss * 0.5 + bound.mean()",
     "refused": "p = last(net(x))\np = p / (p - p)  # here\nloss = torch.distributions.Categorical(p).logits.sum()",
@@ -202,3 +203,12 @@ def test_vanishing_beside_a_double_backward(workshop: Workshop) -> None:
     """
     before = "mix = nn.Parameter(torch.randn(6, 6) / 6)\nlast.register_parameter('mix', mix)"
     assert found(workshop, body, before)[:1] == [("vanishing-gradient", True)]
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_spread_of_a_single_element(workshop: Workshop) -> None:
+    """Who divides by the standard deviation of one element is told of it, rather than of the division."""
+    body = textwrap.indent(FORWARD["spread of one"], "    ")
+    (finding,) = Report.of(workshop.run(PROGRAM.format(body=body, before=""))).findings
+    assert finding.message.startswith("`std` made NaN")
+    assert "a single element has no spread" in finding.help[0].message
