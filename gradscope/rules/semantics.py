@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Run, Span, Tensor
 from gradscope.graph.naming import expression, shape_text, short_name
@@ -44,6 +46,7 @@ def double_softmax(run: Run) -> Iterator[Finding]:
     """
     found = {reading.value: reading.summed for reading in run.probabilities}
     told: set[Span | None] = set()
+    twice: dict[Span | None, list[Finding]] = defaultdict(list)
     for flow in flows(run):
         for operation in flow.operations:
             name = short_name(operation.name)
@@ -54,7 +57,10 @@ def double_softmax(run: Run) -> Iterator[Finding]:
             if first is None or not _is_loss(flow, operation):
                 continue
             told.add(operation.span)
-            yield _twice(flow, operation, first, value)
+            twice[first.span].append(_twice(flow, operation, first, value))
+    for finding, *others in twice.values():
+        again = tuple(Label(other.span, "and here") for other in others[:3] if other.span is not None)
+        yield replace(finding, labels=finding.labels + again)
 
 
 _SOFTMAX = frozenset({"softmax", "log_softmax", "gumbel_softmax"})

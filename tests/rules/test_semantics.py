@@ -75,6 +75,19 @@ def test_squashed_once(workshop: Workshop, body: str) -> None:
     assert found(workshop, body) == []
 
 
+def test_one_sigmoid_before_several_losses(workshop: Workshop) -> None:
+    """What is made a probability once is one story, however many losses take it."""
+    body = """
+        p = torch.sigmoid(one(x))
+        loss = loss + F.binary_cross_entropy_with_logits(p, torch.zeros(16, 1))
+        loss = loss + F.binary_cross_entropy_with_logits(p, torch.ones(16, 1))
+    """
+    source = PROGRAM.format(body=textwrap.indent(textwrap.dedent(body), "    "), before="")
+    (finding,) = Report.of(workshop.run(source)).findings
+    assert finding.rule == "double-softmax"
+    assert "and here" in [label.message for label in finding.labels]
+
+
 BROADCAST = {
     "mse_loss": "loss = loss + F.mse_loss(one(x), x.sum(1))  # here",
     "by hand": "loss = loss + (one(x) - x.sum(1)).abs().mean()  # here",
