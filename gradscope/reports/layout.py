@@ -27,7 +27,9 @@ def main(engine: str, form: str, target: str, *settings: str) -> None:
     graph.layout(prog=engine)
     if form == "png":
         graph.graph_attr["dpi"] = f"{_dpi(graph.graph_attr['bb']):.0f}"
-    graph.draw(target, format=form, prog="nop2")
+    # Given a name, pygraphviz opens the file in a way that early releases of Python 3.11 refuse.
+    with open(target, "wb") as file:
+        graph.draw(file, format=form, prog="nop2")
 
 
 def _without_empty_lines(dot: str) -> str:
