@@ -121,7 +121,8 @@ def test_python_runs(snippet: Snippet, folder: Path, capsys: pytest.CaptureFixtu
     if snippet.reason is not None:
         pytest.skip(snippet.reason)
     for module in re.findall(r"^(?:import|from) (\w+)", snippet.text, flags=re.MULTILINE):
-        if importlib.util.find_spec(module) is None:
+        name = "tensorboard" if "torch.utils.tensorboard" in snippet.text else module
+        if importlib.util.find_spec(name) is None:
             pytest.skip(f"{module} is not installed")
     has_tests = "\ndef test_" in snippet.text
     printed = run_by_pytest(folder, snippet) if has_tests else run_as_script(folder, snippet, capsys)
