@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 import shlex
@@ -120,10 +119,8 @@ def test_python_runs(snippet: Snippet, folder: Path, capsys: pytest.CaptureFixtu
     """Every Python snippet runs as it stands and prints what is shown below it; those of the README have a model."""
     if snippet.reason is not None:
         pytest.skip(snippet.reason)
-    for module in re.findall(r"^(?:import|from) (\w+)", snippet.text, flags=re.MULTILINE):
-        name = "tensorboard" if "torch.utils.tensorboard" in snippet.text else module
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{module} is not installed")
+    for module in re.findall(r"^(?:import|from) ([\w.]+)", snippet.text, flags=re.MULTILINE):
+        pytest.importorskip(module)
     has_tests = "\ndef test_" in snippet.text
     printed = run_by_pytest(folder, snippet) if has_tests else run_as_script(folder, snippet, capsys)
     for output in snippet.outputs:

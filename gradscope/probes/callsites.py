@@ -11,7 +11,8 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice, takewhile
 from types import CodeType, FrameType
 from typing import TypeAlias
 
@@ -113,27 +114,19 @@ class CallSites:
 
     def builders(self) -> tuple[Site, ...]:
         """The user's line whose call runs the constructors that are at work now, and those that called its function."""
-        frame: FrameType | None = sys._getframe(1)
-        found: list[Site] = []
-        while frame is not None and len(found) < _BUILDERS:
-            code = frame.f_code
-            if self.kind(code.co_filename) == USER and code.co_name != "__init__":
-                found.append((code, frame.f_lasti))
-            frame = frame.f_back
-        return tuple(found)
+        own = self._own(sys._getframe(1))
+        return tuple(islice((site for site in own if not _is_constructor(site)), _BUILDERS))
 
     def constructors(self) -> tuple[Site, ...]:
         """The lines of the user's constructors that are at work now, the innermost first."""
-        frame: FrameType | None = sys._getframe(1)
-        found: list[Site] = []
-        while frame is not None and len(found) < _BUILDERS:
-            code = frame.f_code
-            if self.kind(code.co_filename) == USER:
-                if code.co_name != "__init__":
-                    break
-                found.append((code, frame.f_lasti))
+        return tuple(islice(takewhile(_is_constructor, self._own(sys._getframe(1))), _BUILDERS))
+
+    def _own(self, frame: FrameType | None) -> Iterator[Site]:
+        """The user's lines that are being run now, the innermost first."""
+        while frame is not None:
+            if self.kind(frame.f_code.co_filename) == USER:
+                yield frame.f_code, frame.f_lasti
             frame = frame.f_back
-        return tuple(found)
 
     def position(self, place: Site) -> tuple[int, int, int, int] | None:
         """Line, column, end line and end column (columns in UTF-8 bytes from 0) of the expression at a site."""
@@ -176,6 +169,10 @@ class CallSites:
             return title or file
         path = os.path.abspath(os.path.join(self.folder, file))
         return legible(path.removeprefix(self.folder))
+
+
+def _is_constructor(place: Site) -> bool:
+    return place[0].co_name == "__init__"
 
 
 def legible(text: str) -> str:

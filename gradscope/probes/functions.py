@@ -137,14 +137,11 @@ def results_of(tape: Tape, given: list[tuple[torch.Tensor, ValueRecord]], result
 
 def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
     site, before = tape.sites.here(), sequence_number()
-    parameter: Any = None
-    failed = True
     try:
         parameter = make()
-        failed = False
-    finally:
-        if failed:
-            _parameter_refused(tape, site, data, before)
+    except BaseException:
+        _parameter_refused(tape, site, data, before)
+        raise
     try:
         if site is not None and isinstance(data, torch.Tensor) and isinstance(parameter, torch.Tensor):
             with unasked():

@@ -91,8 +91,8 @@ def _compiled(source: bytes, file: str, script: str) -> CodeType:
         return compile(source, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise ScriptError(_syntax(error, script)) from None
-    except ValueError as error:
-        raise ScriptError(f"{script} is not Python source: {error}") from None
+    except ValueError as error:  # so early releases of Python 3.11 call null bytes
+        raise ScriptError(f"{script} has a syntax error: {error}") from None
 
 
 def _syntax(error: SyntaxError, script: str) -> str:

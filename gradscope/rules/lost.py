@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,7 +119,7 @@ def _never(run: Run) -> list[Lost]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
-            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)), frozenset(flow.roots))
+            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)), flow.roots)
             exit_ = _telling_exit(flow, reach)
             if reach.cuts and (exit_ is None or reach.touched.intersection(flow.roots)):
                 cut.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach, flow))
@@ -131,10 +131,11 @@ def _never(run: Run) -> list[Lost]:
     for group in cut.values():
         _, reach, flow = group[0]
         first = reach.cuts[0]
-        leads = [_leads_on(flow, cut, frozenset(flow.roots)) for cut in reach.cuts]
-        leading = [cut for cut, leads_on in zip(reach.cuts[1:], leads[1:], strict=True) if leads_on or not leads[0]]
-        others = _distinct(leading, first)
-        found.append(Lost(cause_of(flow, first), first, flow, tuple(t for t, _, _ in group), "error", others=others))
+        others = reach.cuts[1:]
+        if _leads_on(flow, first, flow.roots):
+            others = tuple(cut for cut in others if _leads_on(flow, cut, flow.roots))
+        sufferers = tuple(tensor for tensor, _, _ in group)
+        found.append(Lost(cause_of(flow, first), first, flow, sufferers, "error", others=_distinct(others, first)))
     for exits in left.values():
         _, exit_, flow = exits[0]
         back = _came_back(flow, exit_)
@@ -147,7 +148,7 @@ def _never(run: Run) -> list[Lost]:
     return found
 
 
-def _ranked(flow: StepFlow, reach: Reach, ends: frozenset[int]) -> Reach:
+def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
     """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`.
 
     One whose mending would let no gradient through, since there is another behind it, is not the one to tell: in
@@ -160,7 +161,7 @@ def _ranked(flow: StepFlow, reach: Reach, ends: frozenset[int]) -> Reach:
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
 
 
-def _leads_on(flow: StepFlow, cut: Operation, ends: frozenset[int]) -> bool:
+def _leads_on(flow: StepFlow, cut: Operation, ends: Collection[int]) -> bool:
     """Whether a gradient would come from one of these values to what a cut gives."""
     carrying = set(cut.outputs)
     for operation in flow.operations:
@@ -273,7 +274,7 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
                 or not any(flow.history[value] for value in starts)
             ):
                 continue
-            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)), frozenset(flow.roots))
+            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)), flow.roots)
             if reach.cuts:
                 groups.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
         return [
@@ -419,7 +420,7 @@ def _is_in_training(flow: StepFlow, tensor: Tensor) -> bool:
 
 
 def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
-    ends = frozenset({term})
+    ends = (term,)
     found: list[tuple[Tensor, tuple[Operation, ...]]] = []
     for tensor_id, starts in flow.values_of.items():
         tensor = flow.tensors[tensor_id]

@@ -163,8 +163,9 @@ def no_update(run: Run) -> Iterator[Finding]:
             why = "rate" if tensor in at_zero else "range" if _size(tensor) > _SQUARABLE else "precision"
             groups[why].append(tensor)
         for why, tensors in groups.items():
-            if why != "range" or not any(exploding_gradient(run)):
-                yield _unmoved(run, optimizer, tensors, why)
+            if why == "range" and any(exploding_gradient(run)):
+                continue  # they grew: that is the story
+            yield _unmoved(run, optimizer, tensors, why)
 
 
 def _is_still(ledger: Ledger) -> bool:
