@@ -1,4 +1,4 @@
-"""Two ways past torch's function modes: custom autograd Functions and `nn.Parameter`."""
+"""Ways past torch's function modes: custom autograd Functions, `nn.Parameter` and the old `Variable`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradscope.probes.tape import Tape
 
 @contextmanager
 def watch_functions(tape: Tape) -> Iterator[None]:
-    """Record `Function.apply` and `nn.Parameter(tensor)` as operations, and note who packs saved tensors."""
+    """Record `Function.apply`, `nn.Parameter(t)` and `Variable(t)` as operations, and note who packs saved tensors."""
 
     def wrap_apply(original: Any) -> Any:
         apply = original.__func__
@@ -42,7 +42,17 @@ def watch_functions(tape: Tape) -> Iterator[None]:
         def wrapper(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
             if is_compiling() or not tape.active or data is None:
                 return new(cls, data, requires_grad)
-            return _parameter_made(tape, lambda: new(cls, data, requires_grad), data)
+            return _wrapped(tape, "nn.Parameter", lambda: new(cls, data, requires_grad), data)
+
+        return staticmethod(wrapper)
+
+    def wrap_variable(original: Any) -> Any:
+        @functools.wraps(original)
+        def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling() or not tape.active:
+                return original(cls, *args, **kwargs)
+            data = args[0] if args else kwargs.get("data")
+            return _wrapped(tape, "Variable", lambda: original(cls, *args, **kwargs), data)
 
         return staticmethod(wrapper)
 
@@ -58,6 +68,7 @@ def watch_functions(tape: Tape) -> Iterator[None]:
         patched(torch.autograd.graph.saved_tensors_hooks, "__enter__", wrap_packing),
         patched(torch.autograd.Function, "apply", wrap_apply),
         patched(torch.nn.Parameter, "__new__", wrap_new),
+        patched(torch.autograd.Variable, "__new__", wrap_variable),
     ):
         yield
 
@@ -135,37 +146,35 @@ def results_of(tape: Tape, given: list[tuple[torch.Tensor, ValueRecord]], result
     return values
 
 
-def _parameter_made(tape: Tape, make: Callable[[], Any], data: Any) -> Any:
+def _wrapped(tape: Tape, name: str, make: Callable[[], Any], data: Any) -> Any:
+    """A call that makes a new leaf of the values of a tensor."""
     site, before = tape.sites.here(), sequence_number()
     try:
-        parameter = make()
+        made = make()
     except BaseException:
-        _parameter_refused(tape, site, data, before)
+        _note_wrapping(tape, name, site, data, None, before)
         raise
-    try:
-        if site is not None and isinstance(data, torch.Tensor) and isinstance(parameter, torch.Tensor):
-            with unasked():
-                source = tape.subject(data, site).held()
-            if tape.seen(parameter) is None:
-                with unasked():
-                    made = tape.meet(parameter, site).held()
-                made[1].built, made[1].constructors = tape.sites.builders(), tape.sites.constructors()
-                tape.shares(parameter, data)
-                link(tape, "nn.Parameter", site, source, made, before)
-            if local(data) is not data:
-                _made_of(tape, parameter)
-    except Exception as error:
-        tape.fail("parameter probe", error)
-    return parameter
+    _note_wrapping(tape, name, site, data, made, before)
+    return made
 
 
-def _parameter_refused(tape: Tape, site: Site | None, data: Any, number: int) -> None:
+def _note_wrapping(tape: Tape, name: str, site: Site | None, data: Any, made: Any, number: int) -> None:
     try:
-        if site is not None and isinstance(data, torch.Tensor):
-            with unasked():
-                link(tape, "nn.Parameter", site, tape.subject(data, site).held(), None, number)
+        if site is None or not isinstance(data, torch.Tensor):
+            return
+        with unasked():
+            source = tape.subject(data, site).held()
+            if made is None:
+                link(tape, name, site, source, None, number)
+            elif tape.seen(made) is None:
+                value = tape.meet(made, site).held()
+                value[1].built, value[1].constructors = tape.sites.builders(), tape.sites.constructors()
+                tape.shares(made, data)
+                link(tape, name, site, source, value, number)
+        if made is not None and local(data) is not data:
+            _made_of(tape, made)
     except Exception as error:
-        tape.fail("parameter probe", error)
+        tape.fail(f"{name} probe", error)
 
 
 def link(tape: Tape, name: str, site: Site, source: ValueRecord, made: ValueRecord | None, number: int) -> None:

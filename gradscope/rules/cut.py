@@ -56,7 +56,10 @@ def detach(run: Run) -> Iterator[Finding]:
         word = ".data" if loss.operation.name == "Tensor.data" else ".detach()"
         help_ = Help(f"to let it learn, leave out `{word}`")
         called = callee(span, run.sources) if span is not None else None
-        if place is not None and place != span and source_of(place, run.sources) == word:
+        if loss.further:
+            again = short_name(loss.further[0].name)
+            help_ = Help(f"{help_.message}, and mend `{again}` behind it, which ends the history again")
+        elif place is not None and place != span and source_of(place, run.sources) == word:
             help_ = Help(help_.message, Edit(place, ""))
         elif called is not None and called not in _DETACHING:
             help_ = Help(f"`{called}` leaves the history behind: compute the loss without it, or optimize its result")
@@ -121,8 +124,8 @@ def no_grad(run: Run) -> Iterator[Finding]:
 def rebuilt_tensor(run: Run) -> Iterator[Finding]:
     """A new tensor is made of the old one's values, and the gradient ends at the copy.
 
-    `torch.tensor(t)`, `torch.Tensor([a, b])`, `nn.Parameter(t)` and `p.data.copy_(t)` take values and leave the
-    history behind.
+    `torch.tensor(t)`, `torch.Tensor([a, b])`, `nn.Parameter(t)`, `Variable(t)` and `p.data.copy_(t)` take values and
+    leave the history behind.
 
     Bad:
 
@@ -163,6 +166,7 @@ _JOINED = "join tensors with `torch.stack` or `torch.cat`, convert one with `.to
 _COPIED = "a copy learns for itself: compute with the original, or by `functional_call` with weights made from it"
 _REBUILT = {
     "nn.Parameter": "use the tensor as it is: `nn.Parameter` makes a new leaf of its values",
+    "Variable": "use the tensor as it is: `Variable` makes a new leaf of its values, with or without `requires_grad`",
     **dict.fromkeys(("Tensor.__deepcopy__", "Tensor.data", "Tensor.detach"), _COPIED),
 }
 

@@ -16,7 +16,16 @@ Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-cr
 
 _DETACHING = frozenset({"Tensor.detach", "Tensor.detach_", "detach", "Tensor.data"})
 _REBUILDING = frozenset(
-    {"tensor", "as_tensor", "asarray", "scalar_tensor", "nn.Parameter", "Tensor.new_tensor", "Tensor.__deepcopy__"}
+    {
+        "tensor",
+        "as_tensor",
+        "asarray",
+        "scalar_tensor",
+        "nn.Parameter",
+        "Variable",
+        "Tensor.new_tensor",
+        "Tensor.__deepcopy__",
+    }
 )
 _REBUILDERS = frozenset(
     {
@@ -41,7 +50,8 @@ class Lost:
     """The gradient of some tensors ends at one operation of one step.
 
     `came_back` is where the value entered torch again, for an operation that gave it out of torch. `term` is set
-    where only a summand of the loss has no gradient while the tensors learn from others.
+    where only a summand of the loss has no gradient while the tensors learn from others. `further` are operations
+    behind it that would end the gradient once more, where no way leads round them.
     """
 
     cause: Cause
@@ -52,6 +62,7 @@ class Lost:
     term: bool = False
     others: tuple[Operation, ...] = ()
     came_back: Operation | None = None
+    further: tuple[Operation, ...] = ()
 
 
 _latest: list[tuple[Run, tuple[Lost, ...]]] = []
@@ -128,18 +139,22 @@ def _never(run: Run) -> list[Lost]:
                 left.setdefault((exit_.name, exit_.span), []).append((tensor, exit_, flow))
                 break
     found = []
+    cause: Cause
     for group in cut.values():
         _, reach, flow = group[0]
         first = reach.cuts[0]
         others = reach.cuts[1:]
-        if _leads_on(flow, first, flow.roots):
-            others = tuple(cut for cut in others if _leads_on(flow, cut, flow.roots))
+        carrying, further = _carried(flow, first)
+        if not carrying.isdisjoint(flow.roots):
+            others, further = tuple(cut for cut in others if _leads_on(flow, cut, flow.roots)), []
         sufferers = tuple(tensor for tensor, _, _ in group)
-        found.append(Lost(cause_of(flow, first), first, flow, sufferers, "error", others=_distinct(others, first)))
+        others = _distinct((*others, *further), first)
+        cause = cause_of(flow, first)
+        found.append(Lost(cause, first, flow, sufferers, "error", others=others, further=tuple(further)))
     for exits in left.values():
         _, exit_, flow = exits[0]
         back = _came_back(flow, exit_)
-        cause: Cause = "left-torch"
+        cause = "left-torch"
         if exit_.span is not None and callee(exit_.span, run.sources) in _REBUILDERS:
             cause = "rebuilt-tensor"
         elif short_name(exit_.name) in _CHOOSING and back is None:
@@ -163,14 +178,22 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
 
 def _leads_on(flow: StepFlow, cut: Operation, ends: Collection[int]) -> bool:
     """Whether a gradient would come from one of these values to what a cut gives."""
+    return not _carried(flow, cut)[0].isdisjoint(ends)
+
+
+def _carried(flow: StepFlow, cut: Operation) -> tuple[set[int], list[Operation]]:
+    """The values from which a gradient would come to what a cut gives, and the operations that cut it once more."""
     carrying = set(cut.outputs)
+    further = []
     for operation in flow.operations:
         if operation.id <= cut.id or carrying.isdisjoint(operation.inputs):
             continue
         history = any(flow.history[value] for value in operation.inputs)
-        if not _stops(operation) and (not history or any(flow.history[value] for value in operation.outputs)):
+        if _stops(operation):
+            further += [] if flow.behind_roots.isdisjoint(operation.outputs) else [operation]
+        elif not history or any(flow.history[value] for value in operation.outputs):
             carrying.update(value for value in operation.outputs if _is_continuous(flow.tensor(value)))
-    return not carrying.isdisjoint(ends)
+    return carrying, further
 
 
 def _stops(operation: Operation) -> bool:

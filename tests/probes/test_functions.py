@@ -1,6 +1,9 @@
-"""Custom autograd Functions and `nn.Parameter`, which pass torch's function modes by."""
+"""Custom autograd Functions, `nn.Parameter` and `Variable`, which pass torch's function modes by."""
 
 from __future__ import annotations
+
+import pytest
+import torch
 
 from tests.workshop import Workshop, named, operations
 
@@ -53,18 +56,20 @@ def test_the_node_of_a_function_is_custom(workshop: Workshop) -> None:
     assert (node.name, node.operation) == ("ScaledBackward", applied.id)
 
 
-def test_a_parameter_made_from_a_tensor_is_an_operation(workshop: Workshop) -> None:
+@pytest.mark.parametrize("call", ["nn.Parameter(w * 2)", "Variable(w * 2, requires_grad=True)"])
+def test_a_leaf_made_from_a_tensor_is_an_operation(workshop: Workshop, call: str) -> None:
     """`nn.Parameter(t)` is recorded: its result has history of its own, and that of `t` ends there."""
     run = workshop.run(
-        """
-        import torch
+        f"""
+        import torch; from torch import nn; from torch.autograd import Variable
         w = torch.ones(3, requires_grad=True)
-        rebuilt = torch.nn.Parameter(w * 2)
+        rebuilt = {call}
         loss = rebuilt.sum()
         loss.backward()
         """
     )
-    (made,) = [operation for operation in operations(run) if operation.name == "nn.Parameter"]
+    assert "__new__" not in vars(torch.autograd.Variable)
+    (made,) = [operation for operation in operations(run) if operation.name == call.partition("(")[0]]
     (product,) = [operation for operation in operations(run) if operation.name == "Tensor.mul"]
     assert made.inputs == product.outputs
     tensors = {value.id: value.tensor for value in run.values}

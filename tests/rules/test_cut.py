@@ -58,6 +58,7 @@ NO_WAY_BACK = {
     "tolist": ("left-torch", "z = torch.tensor(encoder(x).tolist())  # here"),
     "as_tensor": ("rebuilt-tensor", "z = torch.as_tensor([list(row) for row in encoder(x)])  # here"),
     "parameter": ("rebuilt-tensor", "z = nn.Parameter(encoder(x))  # here"),
+    "variable": ("rebuilt-tensor", "z = torch.autograd.Variable(encoder(x), requires_grad=True)  # here"),
     "data_copy": (
         "rebuilt-tensor",
         "other = nn.Linear(4, 8)\nother.weight.data.copy_(encoder(x)[:8])  # here\nz = other(x)[:, :4]",
@@ -156,6 +157,8 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "    inner = F.mse_loss(F.linear(part, weight), y)\n"
         "    weight = weight - 0.1 * torch.autograd.grad(inner, weight, retain_graph=True)[0]\n"
         "loss = F.mse_loss(F.linear(part, weight, decoder.bias), y)",
+        "from torch.autograd import Variable\nx, y = Variable(x), Variable(y)\nbefore = Variable(encoder(x).data)\n"
+        "z = encoder(x)\nloss = F.mse_loss(decoder(z), y) + F.mse_loss(z, before)",
     ],
     ids=[
         "scaled",
@@ -169,6 +172,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "weights",
         "learned_gradient",
         "inner_loop",
+        "variables_of_data",
     ],
 )
 def test_cuts_on_purpose_are_silent(body: str, workshop: Workshop) -> None:
@@ -254,6 +258,15 @@ def test_inference_mode_is_labelled(workshop: Workshop) -> None:
     body = "with torch.inference_mode():  # switch\n    z = encoder(x)\nloss = F.mse_loss(decoder(z.clone()), y)"
     source, found = findings(workshop, body)
     assert "# switch" in source.splitlines()[found[0].labels[0].span.line - 1]
+
+
+def test_cut_behind_a_cut(workshop: Workshop) -> None:
+    """Where the history ends once more, an edit of the first cut would not do, and the second is named."""
+    body = "z = torch.autograd.Variable(encoder(x).data, requires_grad=True)\nloss = (decoder(z) - y).square().mean()"
+    _, (finding,) = findings(workshop, body)
+    (mend, *_) = finding.help
+    assert (finding.rule, mend.edit) == ("detach", None)
+    assert mend.message.endswith("leave out `.data`, and mend `Variable` behind it, which ends the history again")
 
 
 def test_decorated_function(workshop: Workshop) -> None:
