@@ -318,7 +318,8 @@ class Growth:
     `kind` tells how: `steps`, a value is computed from its own of the step before; `calls`, the same from one call of
     a module to the next; `kept`, results of ever more steps are alive; `cycle`, leaves are kept alive by the graph
     of their own gradient. `count` is how many steps, calls or results hang together, `since` and `until` the steps in
-    which that was seen, `trained` the most steps or calls that a backward ever led through.
+    which that was seen, `trained` the most steps or calls that a backward ever led through. `keeper` is the line that
+    puts `kept` results where they stay, if it is known; `ended` says that a backward had started from the latest.
     """
 
     kind: Literal["steps", "calls", "kept", "cycle"]
@@ -328,6 +329,8 @@ class Growth:
     since: int
     until: int
     trained: int = 0
+    keeper: Span | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

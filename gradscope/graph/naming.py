@@ -8,6 +8,9 @@ from dataclasses import replace
 
 from gradscope.graph.facts import Span
 
+# Methods by which lists, sets and dicts take something in.
+ADDING = frozenset({"add", "append", "appendleft", "extend", "insert", "setdefault", "update"})
+
 
 def short_name(operation: str) -> str:
     """An operation's name as a reader says it: `matmul` for `Tensor.__matmul__`."""
@@ -75,13 +78,16 @@ def last_call(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span:
 
 
 def changed_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
-    """What is changed in place at a span, as it is called there: `h` in `h[0] = x`, `h += x` and `h.add_(x)`."""
+    """What is changed in place at a span, as it is called there: `h` in `h[0] = x`, `h.add_(x)` and `h.append(x)`."""
     node: ast.AST | None = expression(span, sources)
     if isinstance(node, ast.Call):
         function = node.func
-        node = function.value if isinstance(function, ast.Attribute) and function.attr.endswith("_") else None
+        changes = isinstance(function, ast.Attribute) and (function.attr.endswith("_") or function.attr in ADDING)
+        node = function.value if changes and isinstance(function, ast.Attribute) else None
     elif isinstance(node, ast.AugAssign):
         node = node.target
+    elif isinstance(node, ast.Assign):
+        node = node.targets[0]
     while isinstance(node, ast.Subscript):
         node = node.value
     inner = node

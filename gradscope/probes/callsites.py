@@ -6,6 +6,7 @@ expression is looked up in the code's position table when the run is frozen.
 
 from __future__ import annotations
 
+import ast
 import linecache
 import os
 import site
@@ -161,6 +162,12 @@ class CallSites:
             _characters(code.co_filename, end_line, end_column) + 1,
             code.co_qualname,
         )
+
+    def span_of(self, file: str, node: ast.expr | ast.stmt) -> Span:
+        """The span of a node of a file's syntax tree."""
+        end_line, end = node.end_lineno or node.lineno, node.end_col_offset or node.col_offset
+        column, end_column = _characters(file, node.lineno, node.col_offset), _characters(file, end_line, end)
+        return Span(self.name(file), node.lineno, column + 1, end_line, end_column + 1)
 
     def name(self, file: str) -> str:
         """The file's name as reports show it: relative where it lies below the folder of the run."""

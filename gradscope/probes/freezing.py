@@ -450,7 +450,17 @@ class _Freezer:
                 self.subjects.setdefault(record.subject.serial, record.subject)
                 trained = self.tape.growth.trained.get(record.kind, 0)
                 found.append(
-                    Growth(record.kind, span, record.subject.serial, record.count, record.since, record.until, trained)
+                    Growth(
+                        record.kind,
+                        span,
+                        record.subject.serial,
+                        record.count,
+                        record.since,
+                        record.until,
+                        trained,
+                        record.keeper,
+                        record.ended,
+                    )
                 )
         return tuple(found)
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gradscope.probes.callsites import Site
+from gradscope.graph.facts import Span
+from gradscope.probes.callsites import CallSites, Site
+from gradscope.probes.keepers import keeper
 
 if TYPE_CHECKING:
     from gradscope.probes.records import OperationRecord, Subject
@@ -24,7 +26,11 @@ Kind = Literal["steps", "calls", "kept", "cycle"]
 
 @dataclass(slots=True)
 class GrowthRecord:
-    """One line at which a graph grows: how many links or live results so far, and since which step."""
+    """One line at which a graph grows: how many links or live results so far, and since which step.
+
+    `keeper` is the line that puts live results where they stay, if it is known; `ended` says that a backward had
+    started from the latest of these.
+    """
 
     kind: Kind
     site: Site
@@ -32,15 +38,19 @@ class GrowthRecord:
     count: int
     since: int
     until: int
+    keeper: Span | None = None
+    ended: bool = False
 
 
 class Growth:
     """Watches the links of values as they are made, and counts live results now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, sites: CallSites) -> None:
+        self.sites = sites
         self.found: dict[tuple[Kind, Site], GrowthRecord] = {}
         self.calls = 0
         self.trained: dict[Kind, int] = {"steps": 0, "calls": 0}  # the most links that a backward ever led through
+        self._roots: set[int] = set()  # of the backwards of this step
         self._census = _CENSUS
         self._counts: dict[tuple[Kind, Site], int] = {}
 
@@ -79,6 +89,7 @@ class Growth:
     def differentiated(self, roots: Iterable[Subject]) -> None:
         """A backward leads through the graph behind these: so many links are meant."""
         for subject in roots:
+            self._roots.add(subject.serial)
             self.trained["steps"] = max(self.trained["steps"], subject.steps)
             self.trained["calls"] = max(self.trained["calls"], subject.calls)
 
@@ -88,6 +99,7 @@ class Growth:
         `cyclic` is the line of a backward that left gradients with a graph in `.grad`, if there was any: leaves
         among the living are then held by their own gradients.
         """
+        roots, self._roots = self._roots, set()
         if step < self._census:
             return
         self._census += self._census // 2
@@ -107,5 +119,10 @@ class Growth:
             first, before = min(found), self._counts.get((kind, site), len(found))
             self._counts[kind, site] = len(found)
             if len(found) >= _KEPT and len(found) > before and len(found) * 4 >= (step - first + 1) * 3:
+                known = (kind, site) in self.found
                 self._note(kind, site, found[max(found)], len(found), step)
-                self.found[kind, site].since = first
+                record = self.found[kind, site]
+                record.since, record.ended = first, found[max(found)].serial in roots
+                if kind == "kept" and not known:
+                    tensors = [tensor for subject in found.values() if (tensor := subject.ref()) is not None]
+                    record.keeper = keeper(tensors, self.sites)

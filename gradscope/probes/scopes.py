@@ -1,4 +1,4 @@
-"""Modules that the program's variables hold: its globals, and the locals of functions that are running."""
+"""What the program's variables hold: its globals, and the locals of functions that are running."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def modules_in(variables: Mapping[str, Any], sites: CallSites) -> Iterator[tuple
     """The modules among variables and in plain lists, tuples and dicts of them, also of objects of own classes."""
     for name, value in list(variables.items()):
         yield from _held(name, value)
-        if not isinstance(value, torch.nn.Module) and _is_own_class(type(value), sites):
-            for attribute, held in _attributes(value).items():
+        if not isinstance(value, torch.nn.Module) and is_own_class(type(value), sites):
+            for attribute, held in attributes(value).items():
                 yield from _held(f"{name}.{attribute}", held)
 
 
@@ -58,12 +58,13 @@ def variables_of(frame: FrameType) -> dict[str, Any]:
     return variables
 
 
-def _is_own_class(kind: type, sites: CallSites) -> bool:
+def is_own_class(kind: type, sites: CallSites) -> bool:
+    """Whether a class is of the program itself."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return kind.__module__ == "__main__" or (file is not None and sites.kind(file) == USER)
 
 
-def _attributes(value: object) -> dict[str, Any]:
+def attributes(value: object) -> dict[str, Any]:
     """The attributes of an object itself, read without running any code of its class."""
     try:
         return dict(object.__getattribute__(value, "__dict__"))

@@ -69,7 +69,7 @@ class Tape:
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
         self.discards: dict[Site | None, Discards] = {}
-        self.growth = Growth()
+        self.growth = Growth(self.sites)
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
         self.step_ended: Callable[[], None] = lambda: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Finding, Growth, Help, Label, Operation, Run, Span
-from gradscope.graph.naming import short_name
+from gradscope.graph.naming import changed_name, short_name
 
 _CALLS = 12
 _TIMES = 3
@@ -47,17 +47,15 @@ def graph_growth(run: Run) -> Iterator[Finding]:
             total += loss.item()
     """
     told: set[tuple[str, int]] = set()
-    differentiated = {
-        (tensor.made.file, tensor.made.line)
-        for tensor in run.tensors
-        if tensor.differentiated and tensor.made is not None
-    }
+    lines = {_line(tensor.made) for tensor in run.tensors if tensor.differentiated}
     names = {tensor.id: tensor.name for tensor in run.tensors}
     carried: set[str | None] = set()
     # Whoever merely reads a state that is carried on has one link more than the call that carries it.
     for growth in sorted(run.growths, key=_precedence):
         place = growth.span.file, growth.span.line
-        if place in told or not _is_telling(growth, place in differentiated, bool(run.optimizers)):
+        # Where nobody is seen to keep it, what is kept may be the loss whose graph a result of its line is a part of.
+        ended = growth.ended if growth.keeper is not None else place in lines
+        if place in told or not _is_telling(growth, ended, bool(run.optimizers)):
             continue
         if growth.kind == "kept" and told:
             continue  # what a growing graph was computed from is kept by it
@@ -86,7 +84,8 @@ def _growing(run: Run, growth: Growth) -> Finding:
     same = [other.name for other in run.tensors if other.made == tensor.made and other.name is not None]
     # `average = 0.9 * average + 0.1 * h`: the product has no name, the sum on its line has.
     same += [other.name for other in run.tensors if _line(other.made) == _line(growth.span) and other.name is not None]
-    name = tensor.name or next(iter(same), None)
+    keeper = changed_name(growth.keeper, run.sources) if growth.keeper is not None else None
+    name = tensor.name or keeper or next(iter(same), None)
     quoted = f"`{name}`" if name is not None else "a tensor"
     span: Span = growth.span
     labels: tuple[Label, ...] = ()
@@ -97,6 +96,9 @@ def _growing(run: Run, growth: Growth) -> Finding:
     elif growth.kind == "kept":
         message = f"{quoted} is kept with its graph: those of {growth.count} steps are alive at once"
         caret = "each result keeps its whole graph for as long as it is kept"
+        if growth.keeper is not None and growth.keeper.line != span.line:
+            labels = (Label(span, "made here"),)
+        span = growth.keeper or span
         mend = "keep `.detach()` of it, or `.item()`, or compute it under `torch.no_grad()`"
     else:
         what = "steps" if growth.kind == "steps" else "calls"

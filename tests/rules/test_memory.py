@@ -103,8 +103,46 @@ GROWING = {
         kept = {}
         for i in range(20):
             fit(net, optimizer, 1)
-            out = net(data()[0])  # here
-            kept[i] = out
+            out = net(data()[0])
+            kept[i] = out  # here
+        """,
+    ),
+    "attribute_of_a_trainer": (
+        ("history",),
+        """
+        class Trainer:
+            def __init__(self):
+                self.net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+                self.optimizer = Adam(self.net.parameters(), lr=0.01)
+                self.history = {"outputs": [], "losses": []}
+
+            def step(self, x, y):
+                out = self.net(x)
+                loss = F.mse_loss(out, y)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                self.history["losses"].append(loss.item())
+                self.note(out, y)
+
+            def note(self, out, y):
+                self.history["outputs"] += [(out, y)]  # here
+
+        trainer = Trainer()
+        for _ in range(20):
+            trainer.step(*data())
+        """,
+    ),
+    "list_that_a_hook_fills": (
+        ("kept",),
+        """
+        def train():
+            net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+            kept = []
+            net[1].register_forward_hook(lambda module, inputs, output: kept.append(output))  # here
+            fit(net, SGD(net.parameters(), lr=0.01), 20)
+
+        train()
         """,
     ),
     "gradients_with_their_graphs": (
