@@ -74,7 +74,7 @@ def _before(
             record = BackwardRecord(
                 kind, tuple(tape.subject(root).held() for root in root_tensors), tape.sites.here(), tape.thread()
             )
-            record.began = tape.operation_count
+            record.began = tape.next_operation()
             for root in root_tensors:
                 tape.differentiated(root, kind)
             tape.growth.differentiated(root[1] for root in record.roots)

@@ -194,7 +194,7 @@ def _leaking(
 
 def _maker(tape: Tape, node: Any) -> OperationRecord | None:
     number, thread = node._sequence_nr(), tape.thread()
-    found = [op for op in tape.step.operations if op.nodes[0] <= number < op.nodes[1] and op.thread == thread]
+    found = [op for op in tape.written() if op.nodes[0] <= number < op.nodes[1] and op.thread == thread]
     return min(found, key=lambda operation: operation.nodes[1] - operation.nodes[0], default=None)
 
 

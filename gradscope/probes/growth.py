@@ -19,7 +19,7 @@ from gradscope.probes.keepers import keeper
 if TYPE_CHECKING:
     from gradscope.probes.records import OperationRecord, Subject
 
-_STEPS, _CALLS, _KEPT = 5, 8, 6
+_STEPS, CALLS, _KEPT = 5, 8, 6
 _CENSUS = 8  # the first step after which live results are counted; then after 12, 18, 27, ...
 Kind = Literal["steps", "calls", "kept", "cycle"]
 
@@ -74,7 +74,7 @@ class Growth:
                 subject.step, subject.call, subject.steps, subject.calls = step, self.calls, steps, calls
         if steps >= _STEPS and linked is not None:
             self._note("steps", call or operation.site, operation.outputs[0][1], steps, step)
-        elif calls >= _CALLS and deeper is not None:
+        elif calls >= CALLS and deeper is not None:
             self._note("calls", call or operation.site, deeper, calls, step)
 
     def _note(self, kind: Kind, site: Site | None, subject: Subject, count: int, step: int) -> None:
@@ -93,6 +93,10 @@ class Growth:
             self.trained["steps"] = max(self.trained["steps"], subject.steps)
             self.trained["calls"] = max(self.trained["calls"], subject.calls)
 
+    def is_due(self, step: int) -> bool:
+        """Whether live results are counted at the end of this step."""
+        return step >= self._census
+
     def census(self, step: int, subjects: Mapping[int, Subject], cyclic: Site | None) -> None:
         """Count the results of earlier steps that are still alive, by the line that made them.
 
@@ -100,12 +104,12 @@ class Growth:
         among the living are then held by their own gradients.
         """
         roots, self._roots = self._roots, set()
-        if step < self._census:
+        if not self.is_due(step):
             return
         self._census += self._census // 2
         alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
-        # In the order in which they were met: of one line and step the last counts.
-        for subject in sorted(subjects.values(), key=lambda subject: subject.serial):
+        # In the order in which they were made: of one line and step the last counts.
+        for subject in sorted(subjects.values(), key=lambda subject: subject.order):
             if subject.site is None or not subject.requires_grad or subject.registered is not None:
                 continue
             tensor = subject.ref()

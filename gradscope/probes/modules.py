@@ -49,7 +49,7 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
             finally:
                 stack.pop()
                 if outermost:
-                    tape.growth.calls += 1
+                    tape.called()
                     site = local.pop("root", None)
             if outermost:
                 _root_returned(tape, self, mark, args, kwargs, result, site)

@@ -121,7 +121,7 @@ def maker_of(tape: Tape, node: Any) -> OperationRecord | None:
     """The innermost operation of the running step that made a node."""
     number, thread = node._sequence_nr(), tape.thread()
     found = None
-    for operation in tape.step.operations:
+    for operation in tape.written():
         first, last = operation.nodes
         if first <= number < last and operation.thread == thread:
             inner = found is None or last - first <= found.nodes[1] - found.nodes[0]
@@ -289,7 +289,7 @@ def _made_without_history(tape: Tape, user: OperationRecord | None) -> Operation
         return None
     needed = {value[0] for value in user.inputs}
     found = None
-    for operation in reversed([operation for operation in tape.step.operations if operation.serial < user.serial]):
+    for operation in reversed([operation for operation in tape.written() if operation.serial < user.serial]):
         if needed.isdisjoint(value[0] for value in operation.outputs):
             continue
         needed.update(value[0] for value in operation.inputs)
@@ -355,7 +355,7 @@ def _is_finite(total: torch.Tensor) -> bool:
 
 def _made(tape: Tape, number: int) -> OperationRecord | None:
     thread = tape.thread()
-    found = [op for op in tape.step.operations if op.nodes[0] <= number < op.nodes[1] and op.thread == thread]
+    found = [op for op in tape.written() if op.nodes[0] <= number < op.nodes[1] and op.thread == thread]
     outer = [operation for operation in found if operation.within is None] or found
     return min(outer, key=lambda operation: operation.nodes[1] - operation.nodes[0], default=None)
 
@@ -363,7 +363,7 @@ def _made(tape: Tape, number: int) -> OperationRecord | None:
 def _last_user(tape: Tape, leaves: Sequence[Subject]) -> OperationRecord | None:
     """The operation nearest to the loss that uses one of these leaves: the cause lies there or behind it."""
     wanted = {subject.serial for subject in leaves}
-    for operation in reversed(tape.step.operations):
+    for operation in reversed(tape.written()):
         if any(value[1].serial in wanted for value in operation.inputs) and any(v[2] for v in operation.outputs):
             return operation
     return None
@@ -416,7 +416,7 @@ def explain_crash(tape: Tape, message: str) -> None:
         tape.harmed, tape.pending = tape.pending, None
     if tape.harmed is not None or not speaks_of_values(message):
         return
-    for operation in tape.step.operations:
+    for operation in tape.written():
         for _, subject, history in operation.outputs:
             tensor = subject.ref()
             if tensor is not None and tensor.is_floating_point() and bool(torch.isnan(local(tensor).detach()).any()):

@@ -60,7 +60,7 @@ def unrecorded() -> Iterator[None]:
 def _disarm() -> None:
     """In a forked worker the program runs without us: what we recorded there, nobody would read."""
     for observation in _RUNNING:
-        observation.tape.active = False
+        observation.tape.active, observation.tape.jottings = False, None
 
 
 if hasattr(os, "register_at_fork"):
@@ -145,7 +145,7 @@ class Observation:
         if self.tape.active:
             self.seconds = time.perf_counter() - self.began
             self._stack.close()
-            self.tape.active = False
+            self.tape.active, self.tape.jottings = False, None
         if self in _RUNNING:
             _RUNNING.remove(self)
 
@@ -195,6 +195,7 @@ class Observation:
         seconds = self.seconds or time.perf_counter() - self.began
         with unobserved():
             try:
+                self.tape.backlog.catch_up(rest=False)
                 self._name_all()
                 if crash is not None:
                     explain_crash(self.tape, crash.message)

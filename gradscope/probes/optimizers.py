@@ -281,8 +281,10 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                 if course.optimizer == mark.serial:
                     course.count()
                     tensor = subject.ref()
-                    if tensor is not None and course not in measured:
-                        others.append((course, tensor))
+                    if tensor is not None:
+                        tape.stepped(tensor, subject)
+                        if course not in measured:
+                            others.append((course, tensor))
             if moment is not None:
                 measure(others)
             for subject in list(tape.leaves.values()):

@@ -124,7 +124,7 @@ def profile_pass(tape: Tape, roots: Sequence[torch.Tensor], inputs: Sequence[tor
             [node._sequence_nr() for node in nodes],
             targets,
             leaves,
-            list(tape.step.operations),
+            list(tape.written()),
             [None] * len(nodes),
             [[None] * len(row) for row in targets],
         )

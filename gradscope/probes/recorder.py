@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from gradscope.probes import gradients
 from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
+from gradscope.probes.jottings import PLAIN
 from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
-from gradscope.probes.records import OperationRecord, ValueRecord
+from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
 from gradscope.probes.tape import Tape
 
 # Looked up once: these are asked for at every operation.
@@ -70,6 +72,8 @@ _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.regist
 # Their arguments are looked at before the call.
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, _set_grad_enabled, _AS_SUBCLASS}
+# Jottings are written out, lest they pile up, where a look after so many operations finds more than so many items.
+_JOTTED, _JOTTED_MOST = 10_000, 300_000
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
@@ -97,9 +101,17 @@ class Recorder(TorchFunctionMode):
         self.tape = tape
         self.paused = False  # while torch's optimizers step: what they do inside is no line of the user's
         self.out = False  # of the stack of modes, for as long as it is paused
+        self.alone = True  # no other mode lies below this one
+        self.here: dict[str, Any] = {}  # what the tape holds of this thread
+        self.modules: list[ModuleMark] = []  # that are running in it, the innermost last
+        self.code: CodeType | None = None  # the program's own, which jotted last
 
     def __enter__(self) -> Recorder:
-        self.tape.local.recorder = self
+        self.tape.enter_thread()
+        self.here = self.tape.local.__dict__
+        self.here["recorder"] = self
+        self.modules = self.here.setdefault("modules", [])
+        self.alone = not _modes_on()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -112,7 +124,69 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if is_compiling() or func in _QUIET or not self.tape.active:
+        if is_compiling():
+            return func(*args, **(kwargs or {}))
+        tape = self.tape
+        jottings = tape.jottings
+        if jottings is not None and func in PLAIN and not kwargs and not types and self.alone and not self.paused:
+            # All in one piece: most operations of a long run come by here.
+            frame = sys._getframe(1)
+            code, offset = frame.f_code, frame.f_lasti
+            if code is not self.code:
+                site = tape.sites.find(frame)
+                if site is None:
+                    return func(*args)
+                if site[0] is code:
+                    self.code = code
+                else:
+                    code, offset = site
+            number, before = tape.next_operation(), sequence_number()
+            try:
+                result = func(*args)
+            except BaseException:
+                call = self._before(func, frame, args, None)
+                if call is not None:
+                    self._failed(call)
+                raise
+            if not isinstance(result, Tensor):
+                return result
+            try:
+                after, history = sequence_number(), result.requires_grad
+                taken: tuple[ReferenceType[Tensor], ...]
+                if len(args) != 2 or not isinstance(args[0], Tensor):
+                    taken = references(args)
+                else:
+                    first, second = args
+                    if isinstance(second, Tensor):
+                        taken = ref(first), ref(second)
+                    elif isinstance(second, (tuple, list)):
+                        taken = references(args)
+                    else:
+                        taken = (ref(first),)
+                modules = self.modules
+                jottings += (
+                    number,
+                    func,
+                    code,
+                    offset,
+                    history or is_grad_enabled(),
+                    before,
+                    after,
+                    (modules[-1], self.here.get("root")) if modules else None,
+                    taken,
+                    ref(result),
+                    result.shape,
+                    result.dtype,
+                    history,
+                )
+                if not number % _JOTTED and len(jottings) > _JOTTED_MOST:
+                    tape.backlog.catch_up(rest=False)
+            except Exception:  # there are tensors without a shape
+                call = self._before(func, frame, args, None)
+                if call is not None:
+                    self._after(call, result)
+            return result
+        if func in _QUIET or not tape.active:
             return func(*args, **(kwargs or {}))
         if self.paused:
             if self.tape.sites.kinds.get(sys._getframe(1).f_code.co_filename) != USER:
@@ -256,6 +330,7 @@ class Recorder(TorchFunctionMode):
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs))
             if type(func) is _Accessor and func == gradients.READ and made and inputs:
+                tape.jottings = None  # what is done to a gradient is followed
                 known[id(made[0])].gradient_of = inputs[0][1].serial
             elif of_gradient:
                 name = getattr(func, "__name__", "")
@@ -305,6 +380,13 @@ class Recorder(TorchFunctionMode):
         )
         tape.add(operation)
         return operation
+
+
+def references(args: tuple[Any, ...]) -> tuple[ReferenceType[Tensor], ...]:
+    """Weak references to the tensors among arguments, as many times as they are given."""
+    if len(args) == 1 and isinstance(args[0], Tensor):
+        return (ref(args[0]),)
+    return tuple(map(ref, tensors(args)))
 
 
 def pause(tape: Tape, out: bool = False) -> None:

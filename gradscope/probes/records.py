@@ -35,7 +35,8 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     `built` is the line whose call made the module that it belongs to, and those that called its function;
     `constructors` are the lines of constructors that were at work then.
     `wrapper` says that a transform of `torch.func` put another tensor into it, which has the name.
-    `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`).
+    `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`), and
+    `order` when it was made, by the numbers of operations.
     """
 
     serial: int
@@ -63,6 +64,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     steps: int = 0
     calls: int = 0
     wrapper: bool = False
+    order: int = 0
 
     def held(self) -> ValueRecord:
         """What it holds now."""
@@ -165,7 +167,12 @@ class CallRecord:
 
 @dataclass(slots=True)
 class StepRecord:
-    """What happened until an optimizer had stepped. `writes` are changes in place: operation and storage."""
+    """What happened until an optimizer had stepped. `writes` are changes in place: operation and storage.
+
+    The last five are of a step whose plain operations are jotted down (see `jottings`): the jottings, the tensors that
+    were met meanwhile, the numbers of values that its optimizer replaced, the calls of root modules that operations
+    ran in, and what was alive at its end.
+    """
 
     index: int
     operations: list[OperationRecord] = field(default_factory=list)
@@ -174,8 +181,16 @@ class StepRecord:
     optimizer: int | None = None
     site: Site | None = None
     writes: list[tuple[int, int]] = field(default_factory=list)
+    jottings: list[Any] = field(default_factory=list)
+    met: list[Subject] = field(default_factory=list)
+    renewed: dict[int, int] = field(default_factory=dict)
+    callers: dict[int, Site | None] = field(default_factory=dict)
+    survivors: list[Callable[[], torch.Tensor | None]] = field(default_factory=list)
+    uses: list[int] = field(default_factory=list)
+    leads_on: bool = False
+    first_call: int = 0
 
     @property
     def empty(self) -> bool:
         """Whether nothing has happened in it yet."""
-        return not (self.operations or self.backwards)
+        return not (self.operations or self.jottings or self.backwards)

@@ -22,6 +22,7 @@ def swaps_allowed(tape: Tape) -> AbstractContextManager[None]:
         def swap_tensors(t1: Any, t2: Any) -> Any:
             if not tape.active:
                 return original(t1, t2)
+            tape.backlog.catch_up()
             subjects = tape.let_go(t1), tape.let_go(t2)
             try:
                 return original(t1, t2)

@@ -5,11 +5,13 @@ Rules of the tape:
 2. Nothing here holds a tensor, a module or an autograd node, so everything dies when it would have died.
 3. Operations are kept for the first and the latest steps only, and a step that grows beyond all bounds is
    swept of operations that lead to nothing that is still alive. What a long run adds is a bounded series a tensor.
-4. What is written at every operation are the structs of `records`, which the garbage collector does not track.
+4. What is written at every operation are the structs of `records`, which the garbage collector does not track, and
+   plain tuples in later steps, of which few are ever read (see `jottings`).
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections import deque
@@ -19,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.probes.accounts import Discards
-from gradscope.probes.attributes import is_leaf, shape_of, storage_key, version
+from gradscope.probes.attributes import INFERENCE, is_leaf, shape_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
-from gradscope.probes.growth import Growth
+from gradscope.probes.growth import CALLS, Growth
+from gradscope.probes.jottings import Backlog
 from gradscope.probes.records import (
     BackwardRecord,
     ModuleMark,
@@ -97,7 +100,10 @@ class Tape:
         self.local = threading.local()
         self.backwards_running: set[int] = set()
         self.differentiating: set[int] = set()  # threads that compute with gradients
-        self._values = self._subjects = self._operations = self._threads = 0
+        self.jottings: list[Any] | None = None  # of the running step, while its plain operations are jotted down
+        self.backlog = Backlog(self)
+        self.next_operation: Callable[[], int] = itertools.count(1).__next__
+        self._values = self._subjects = self._threads = 0
         self._writers: dict[int, OperationRecord] = {}
         self._sources: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
         self._purge_at = 10_000
@@ -148,23 +154,70 @@ class Tape:
             self._values,
             count,
             step=self.step.index,
+            order=self.next_operation(),
         )
-        known = self.known
-        known[id(tensor)] = subject
         if requires_grad and leaf:
             self.leaves[subject.serial] = subject
-        if len(known) > self._purge_at:
-            self.purge()
+        self._know(id(tensor), subject)
         return subject
+
+    def meet_late(
+        self,
+        ref: Callable[[], torch.Tensor | None],
+        site: Site,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        history: bool,
+    ) -> Subject:
+        """Start to know the result of an operation that was jotted down, dead or alive."""
+        self._subjects += 1
+        self._values += 1
+        tensor = ref()
+        subject = Subject(self._subjects, ref, site, shape, dtype, device, history, not history, False, self._values, 0)
+        if tensor is not None:
+            subject.version = self._version_before(tensor)
+        if tensor is not None:
+            self._know(id(tensor), subject)
+        return subject
+
+    def _version_before(self, tensor: torch.Tensor) -> int:
+        """The version of a result that was jotted down, before any change that has not been written down yet."""
+        base = tensor._base
+        if tensor.is_inference():
+            return INFERENCE
+        if base is None:
+            return 0
+        known = self.seen(base)  # a view counts changes together with its base
+        return known.version if known is not None else tensor._version
+
+    def _know(self, key: int, subject: Subject) -> None:
+        if self.backlog.waiting:
+            # Jottings may speak of either: of the one before, which is dead, by the reference to it alone.
+            self.step.met += [subject] if key not in self.known else [self.known[key], subject]
+        self.known[key] = subject
+        if len(self.known) > self._purge_at:
+            self.purge()
 
     def changed(self, tensor: torch.Tensor, subject: Subject) -> None:
         """A tensor has a new value: the running operation changed it in place."""
+        self.backlog.catch_up()
         self._values += 1
         self.refresh(subject, tensor)
         subject.value = self._values
         subject.version = version(tensor)
         if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
+
+    def stepped(self, tensor: torch.Tensor, subject: Subject) -> None:
+        """An optimizer has stepped: what it has moved holds a new value, which jottings do not look for."""
+        count = version(tensor)
+        if subject.version in (_STALE, count) or (self._writers and storage_key(tensor) in self._writers):
+            return
+        if self.backlog.waiting:
+            self.step.renewed[subject.serial] = subject.value
+        self._values += 1
+        subject.value, subject.version = self._values, count
 
     def wrote(self, tensor: torch.Tensor, operation: OperationRecord) -> None:
         """An operation wrote to this tensor's memory: others that share it will ask who did."""
@@ -236,6 +289,7 @@ class Tape:
 
     def purge(self) -> None:
         """Forget tensors that are dead."""
+        self.backlog.catch_up(rest=False)
         self.known = {key: subject for key, subject in list(self.known.items()) if subject.ref() is not None}
         self._sources = {key: link for key, link in list(self._sources.items()) if link[0]() is not None}
         self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
@@ -296,16 +350,13 @@ class Tape:
             mark = self.marks[id(module)] = ModuleMark(module)
         return mark
 
+    def called(self) -> None:
+        """A call of a root module is over. Where many in one step hang together, that has to show soon."""
+        self.growth.calls += 1
+        if self.growth.calls - self.step.first_call >= CALLS:
+            self.backlog.catch_up()
+
     # --- the course of things ----------------------------------------------------------------------------
-
-    @property
-    def operation_count(self) -> int:
-        """The number of the latest operation."""
-        return self._operations
-
-    def next_operation(self) -> int:
-        self._operations += 1
-        return self._operations
 
     def thread(self) -> int:
         """A small number for the running thread: sequence numbers of autograd count within one thread."""
@@ -314,6 +365,12 @@ class Tape:
             self._threads += 1
             number = self.local.number = self._threads
         return number
+
+    def enter_thread(self) -> None:
+        """Another thread begins to record; where there are several, each operation is written at once."""
+        self.thread()
+        if self._threads > 1:
+            self.backlog.catch_up()
 
     def optimizer_mark(self, optimizer: torch.optim.Optimizer) -> OptimizerMark | None:
         """What is known of an optimizer; None at the first sight."""
@@ -340,6 +397,7 @@ class Tape:
 
     def reopen(self) -> None:
         """The first optimizer shows itself as it steps: the backward before it closed no step after all."""
+        self.backlog.catch_up(rest=False)
         steps = self.latest or self.first
         if self.backward_count == 0 or not self.step.empty or not steps:
             return
@@ -349,17 +407,25 @@ class Tape:
                 subject.course.uncount()
 
     def add(self, operation: OperationRecord) -> None:
-        operations = self.step.operations
-        operations.append(operation)
+        step, call = self.step, self.local.__dict__.get("root")
+        step.operations.append(operation)
+        if not self.backlog.waiting:
+            self.link(operation, step.index, call)
+        elif call is not None:
+            step.callers[operation.serial] = call
+        if len(step.operations) > self._sweep_at:
+            self._sweep()
+
+    def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
+        """Tell how far the graph behind the results of an operation leads back."""
         for value in operation.outputs:
             if value[2]:
-                self.growth.link(operation, self.step.index, self.local.__dict__.get("root"))
-                break
-        if len(operations) > self._sweep_at:
-            self._sweep()
+                self.growth.link(operation, step, call)
+                return
 
     def _sweep(self) -> None:
         """Drop operations of this step that lead neither to a root of a backward nor to a live tensor."""
+        self.backlog.catch_up(rest=False)
         needed = {subject.value for subject in list(self.known.values()) if subject.ref() is not None}
         needed.update(root[0] for backward in self.step.backwards for root in backward.roots)
         kept = []
@@ -376,14 +442,16 @@ class Tape:
         """Close the running step and begin the next."""
         step = self.step
         step.optimizer, step.site = optimizer, site
+        self.backlog.end(step)
         self.growth.census(step.index, self.known, self.cyclic)
         if self._begins():
             self.first.append(step)
         else:
             self.latest.append(step)
             while len(self.latest) > min(KEPT_MOST, KEPT * max(1, len(self.optimizers))):
-                self.latest.popleft()
-        self.step = StepRecord(step.index + 1)
+                self.backlog.drop(self.latest.popleft())
+        self.step = StepRecord(step.index + 1, first_call=self.growth.calls)
+        self.jottings = self.backlog.begin(self.step) if self.may_jot() else None
         self._sweep_at = SWEEP_AT
         self.step_ended()
 
@@ -394,8 +462,18 @@ class Tape:
         waiting = any(mark.steps < KEPT for mark in self.optimizers) and len(self.optimizers) > 1
         return waiting and not self.latest and len(self.first) < KEPT_MOST
 
+    def may_jot(self) -> bool:
+        """Whether the next step is one of those that are seldom read, and nothing needs its operations at once."""
+        return not self._begins() and self._threads < 2 and self.check_calls is None
+
+    def written(self) -> list[OperationRecord]:
+        """The operations of the running step, all of them written out."""
+        self.backlog.catch_up()
+        return self.step.operations
+
     def steps(self) -> Iterator[StepRecord]:
         """The steps that are kept, the running one last."""
+        self.backlog.catch_up(rest=False)
         yield from self.first
         yield from self.latest
         if not self.step.empty:
