@@ -106,6 +106,8 @@ def no_grad(run: Run) -> Iterator[Finding]:
         switch = grad_mode_switch(loss.flow, loss.operation)
         help_ = Help("run this line with grad mode on, or take these tensors out of the optimizer")
         off = switch.span if switch is not None else None
+        if off is not None and _is_a_call_alone(run, off):
+            help_ = Help("turn it on again after what is to run without, or use `with torch.no_grad():`, which does so")
         if off is None or span is None:
             yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_)
         elif switch is not None and (
@@ -320,8 +322,25 @@ def non_differentiable_op(run: Run) -> Iterator[Finding]:
             continue
         said = called if called is not None and not loss.operation.grad_enabled else name
         way = _WAYS.get(said) or _WAYS.get(name) or "use a differentiable operation in its place"
+        caret = f"`{said}` has no derivative: its result has no history"
+        if _gives_places(loss):
+            caret = f"the indices that `{said}` gives have no derivative and no history"
+            way = "compute with the values that it gives as well: they keep the history, as do weights from `softmax`"
         place = last_call(span, run.sources) if span is not None else None
-        yield _finding(run, loss, place, f"`{said}` has no derivative: its result has no history", Help(way))
+        yield _finding(run, loss, place, caret, Help(way))
+
+
+def _gives_places(loss: Lost) -> bool:
+    """Whether an operation gives values and their places together: `topk`, `sort`, `max` along a dimension."""
+    results = [(loss.flow.history[value], loss.flow.tensor(value)) for value in loss.operation.outputs]
+    kept = any(history for history, _ in results)
+    return kept and all(history or (made is not None and made.dtype == "int64") for history, made in results)
+
+
+def _is_a_call_alone(run: Run, switch: Span) -> bool:
+    """Whether a line calls `set_grad_enabled` and does no more: nothing turns grad mode on again by itself."""
+    before = run.sources.get(switch.file, {}).get(switch.line, "")[: (switch.column or 1) - 1]
+    return callee(switch, run.sources) == "set_grad_enabled" and not before.strip()
 
 
 def _with_cause(run: Run, cause: Cause) -> Iterator[Lost]:
@@ -392,9 +411,12 @@ def _holders(run: Run, loss: Lost) -> list[str]:
         held = [tensor for tensor in loss.tensors if tensor.optimizer == optimizer.id]
         if held and optimizer.steps and not loss.term:
             moved = sum(bool(tensor.change) for tensor in held)
+            fed = max(tensor.received.steps for tensor in held if tensor.received is not None)
             what = "this tensor" if len(held) == 1 else f"these {len(held)} tensors"
             then = "it did not move" if len(held) == 1 else "none of them moved"
-            if moved:
+            if fed:  # they learned until the way was lost
+                then = f"gradients came in {fed} of them"
+            elif moved:
                 then = f"moved {moved} of them all the same (weight decay or momentum)"
             facts.append(f"note: {optimizer.name} holds {what} and stepped {optimizer.steps} times; {then}")
     return facts

@@ -251,6 +251,26 @@ def test_switch_left_off_elsewhere(workshop: Workshop) -> None:
     assert found[0].span is not None
     assert "# here" in source.splitlines()[found[0].span.line - 1]
     assert torch_says[-1] == "so torch raises RuntimeError here"
+    assert found[0].help[0].message.startswith("turn it on again")
+
+
+def test_what_learned_before_the_way_was_lost(workshop: Workshop) -> None:
+    """Tensors that gradients moved until then are not said to move without any."""
+    _, (finding,) = findings(
+        workshop,
+        "loss = F.mse_loss(decoder(encoder(x)), y)\nif step == 1:\n    evaluate()",
+        "def evaluate():\n    torch.set_grad_enabled(False)",
+    )
+    assert finding.rule == "no-grad"
+    assert finding.facts[-1].endswith("stepped 2 times; gradients came in 2 of them")
+
+
+def test_indices_beside_values(workshop: Workshop) -> None:
+    """Of an operation that gives values and their places, only the places are said to have no derivative."""
+    body = "places = encoder(x).topk(2, dim=1).indices\nloss = F.mse_loss(decoder(table[places].mean(1)), y)"
+    _, (finding,) = findings(workshop, body, "table = torch.randn(4, 4)")
+    assert finding.rule == "non-differentiable-op"
+    assert finding.caret == "the indices that `topk` gives have no derivative and no history"
 
 
 def test_inference_mode_is_labelled(workshop: Workshop) -> None:
