@@ -30,7 +30,7 @@ from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
-from gradscope.probes.scopes import modules_around
+from gradscope.probes.scopes import maker_of, modules_around
 from gradscope.probes.tape import Tape
 
 
@@ -55,7 +55,7 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
                     _refused(tape, self, args, kwargs)
                 raise
             if tape.active:
-                add_optimizer(tape, self, tape.sites.caller())
+                add_optimizer(tape, self, maker_of(self, tape.sites))
                 _name_models(tape, self)
 
         return initialise

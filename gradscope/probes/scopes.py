@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradscope.probes.callsites import USER, CallSites
+from gradscope.probes.callsites import USER, CallSites, Site
 
 _ITEMS = 1_000  # of a list that is looked into
 _DEPTH = 6  # of the user's functions, from the innermost outwards
@@ -44,6 +44,24 @@ def modules_around(sites: CallSites) -> Iterator[tuple[str, torch.nn.Module]]:
             depth += 1
             yield from modules_in(variables_of(frame), sites)
         frame = frame.f_back
+
+
+def maker_of(made: object, sites: CallSites) -> Site | None:
+    """The user's line that makes an object whose constructor is at work: outside of the constructors of its class."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if sites.kind(code.co_filename) == USER:
+            inside = code.co_name == "__init__" and _first_argument(frame) is made
+            if not inside:
+                return sites.find(frame)
+        frame = frame.f_back
+    return None
+
+
+def _first_argument(frame: FrameType) -> object:
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    return variables_of(frame).get(names[0]) if names else None
 
 
 def variables_of(frame: FrameType) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from gradscope.rules.wording import listed, who
 _NONE = Ledger()
 _NO_RATE = 1e-12
 _SQUARABLE = 1e18  # the square root of the range of float32, and of bfloat16
+_EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+_SAMPLE = 4_096  # elements of a larger tensor at which its value is measured
+_MARGIN = 64  # how many times too small an update may be estimated
 _NOISE = 1e-4  # of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm
 
 
@@ -161,6 +164,8 @@ def no_update(run: Run) -> Iterator[Finding]:
         groups: dict[str, list[Tensor]] = defaultdict(list)
         for tensor in stuck:
             why = "rate" if tensor in at_zero else "range" if _size(tensor) > _SQUARABLE else "precision"
+            if why == "precision" and _is_far_above_precision(tensor):
+                why = "unchanged"
             groups[why].append(tensor)
         for why, tensors in groups.items():
             if why == "range" and any(exploding_gradient(run)):
@@ -174,6 +179,15 @@ def _is_still(ledger: Ledger) -> bool:
 
 def _rate_is_zero(ledger: Ledger) -> bool:
     return ledger.rate_zero * 2 >= ledger.still
+
+
+def _is_far_above_precision(tensor: Tensor) -> bool:
+    """Whether its type would hold the sum of the value and an update, were that rate * gradient or rate alone."""
+    rate, epsilon = (tensor.ledger or _NONE).rate, _EPSILON.get(tensor.dtype)
+    if rate is None or epsilon is None or tensor.start is None:
+        return False
+    value = tensor.start / math.sqrt(max(min(math.prod(tensor.shape), _SAMPLE), 1))
+    return rate * min(_size(tensor), 1.0) > _MARGIN * epsilon * value
 
 
 def _size(tensor: Tensor) -> float:
@@ -197,6 +211,12 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
     elif why == "range":
         cause = "the gradients are so large that their squares are infinite"
         mend = "make them smaller: normalise what the loss is computed from, or clip the gradients before the step"
+    elif why == "unchanged":
+        cause = f"a step of {optimizer.name} writes nothing into {those.them}"
+        mend = (
+            "change the tensors themselves in `step`, as `p.add_(update)` does: `p = p + update` makes another tensor "
+            "and leaves the one that the model has"
+        )
     else:
         cause = f"the updates are below the precision of {' and '.join(types)}"
         mend = "keep the parameters in float32 (autocast for speed), or take a larger learning rate"

@@ -145,6 +145,27 @@ STILL = {
             optimizer.step()  # here
         """,
     ),
+    "step_that_writes_into_nothing": (
+        NET,
+        """
+        class Plain(torch.optim.Optimizer):
+            def __init__(self, params, lr):
+                super().__init__(params, {"lr": lr})
+
+            @torch.no_grad()
+            def step(self):
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p = p - group["lr"] * p.grad
+
+        net = Net()
+        optimizer = Plain(net.parameters(), lr=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()  # here
+        """,
+    ),
     "below_half_precision": (
         NET,
         """
@@ -173,6 +194,10 @@ def test_cause_is_the_rate_or_the_precision(workshop: Workshop) -> None:
     """The headline says whether the learning rate is 0 or the update too small for the type."""
     rate = judge(workshop, STILL["rate_of_zero"][1]).findings[0]
     precision = judge(workshop, STILL["below_half_precision"][1]).findings[0]
+    judged = judge(workshop, STILL["step_that_writes_into_nothing"][1])
+    (nothing,) = judged.findings
+    assert "optimizer = Plain(" in judged.line(nothing.labels[0].span)
+    assert nothing.message.endswith("do not move: a step of Plain writes nothing into them")
     large = judge(workshop, STILL["squares_that_are_infinite"][1]).findings[0]
     assert large.message.endswith("do not move: the gradients are so large that their squares are infinite")
     assert rate.message.endswith("do not move: the learning rate is 0")
