@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +17,7 @@ from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import resume, tensors
 from gradscope.probes.records import CallRecord, ModuleMark, Subject
+from gradscope.probes.scopes import attributes, is_own_class
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
 
@@ -148,7 +149,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
                 _register(tape.keep(buffer), root_mark, prefix + name, "buffer")
         for name, value in vars(module).items():
             if name not in _REGISTERS and type(value) not in _BARE:
-                for place, tensor in _plain_tensors(value, prefix + name):
+                for place, tensor in _plain_tensors(tape, root, value, prefix + name):
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
                         _place_in(type(module), tape.subject(tensor))
@@ -175,20 +176,36 @@ _REGISTERS = frozenset({"_parameters", "_buffers", "_modules"})
 _BARE = frozenset({bool, int, float, str, type(None), OrderedDict})  # most attributes; modules keep hooks in the last
 
 
-def _plain_tensors(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that a module holds without having registered them, in plain lists, tuples, dicts and modules within."""
-    waiting, seen = [(path, value)], 0
+def _plain_tensors(tape: Tape, root: torch.nn.Module, value: Any, path: str) -> list[tuple[str, torch.Tensor]]:
+    """Tensors that a module holds without having registered them, in plain lists, tuples, dicts and modules within.
+
+    Of an object of the program's own class, as dataclasses are, only what requires grad is told: most else is data.
+    One that leads back to the root is no part of it but its owner, and a network in eval mode only measures.
+    """
+    found: list[tuple[str, torch.Tensor]] = []
+    waiting: list[tuple[str, Any, bool]] = [(path, value, False)]
+    seen, met = 0, set[int]()
     while waiting and seen < _ITEMS:
-        path, value = waiting.pop()
+        path, value, own = waiting.pop()
         seen += 1
+        inside: Iterable[tuple[str, Any]] = ()
         if isinstance(value, torch.Tensor):
-            yield path, value
+            if value.requires_grad or not own:
+                found.append((path, value))
         elif isinstance(value, torch.nn.Module):
-            waiting += [(f"{path}.{name}", parameter) for name, parameter in value.named_parameters()]
+            if own and value is root:
+                return []
+            if value.training or not (own and root.training):
+                inside = [(f"{path}.{name}", parameter) for name, parameter in value.named_parameters()]
         elif type(value) in (list, tuple):
-            waiting += [(f"{path}[{place}]", item) for place, item in enumerate(value[:_ITEMS])]
+            inside = [(f"{path}[{place}]", item) for place, item in enumerate(value[:_ITEMS])]
         elif type(value) is dict and len(value) <= _ITEMS:
-            waiting += [(f"{path}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
+            inside = [(f"{path}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
+        elif type(value) not in _BARE and id(value) not in met and is_own_class(type(value), tape.sites):
+            met.add(id(value))
+            own, inside = True, [(f"{path}.{name}", held) for name, held in attributes(value).items()]
+        waiting += [(*item, own) for item in inside]
+    return found
 
 
 def _place_in(owner: type, subject: Subject) -> None:

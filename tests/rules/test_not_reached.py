@@ -257,6 +257,87 @@ def test_modules_in_a_list_of_a_model_that_is_never_called(workshop: Workshop) -
     judge(workshop, program).must_be("unregistered-parameter", "error", *names)
 
 
+def test_layers_in_an_object_of_a_class_of_its_own(workshop: Workshop) -> None:
+    """A class that is no module hides its layers from the module that holds it, as a list does."""
+    program = """
+        import torch
+        from dataclasses import dataclass
+        from torch import nn
+
+        @dataclass
+        class Block:
+            inner: nn.Module
+            gain: torch.Tensor
+
+            def __call__(self, x):
+                return self.inner(x).tanh() * self.gain
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = Block(nn.Linear(4, 4), torch.ones(4))  # here
+                self.out = nn.Linear(4, 1)
+
+            def forward(self, x):
+                return self.out(self.block(x))
+
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    names = ("net.block.inner.weight", "net.block.inner.bias")
+    judge(workshop, program).must_be("unregistered-parameter", "error", *names)
+
+
+def test_objects_that_are_no_part_of_a_module(workshop: Workshop) -> None:
+    """Neither a trainer that holds the module, nor a network in eval mode that only measures, is a part of it."""
+    program = """
+        import torch
+        from torch import nn
+
+        class Measure:
+            def __init__(self):
+                self.features = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).eval()
+
+            def __call__(self, x):
+                return self.features(x).square().mean()
+
+        class Trainer:
+            def __init__(self, net):
+                self.net, self.measure = net, Measure()
+                self.scorer = nn.Linear(4, 1)
+                self.optimizer = torch.optim.SGD([*net.parameters(), *self.scorer.parameters()], lr=0.01)
+
+            def step(self):
+                out = self.net(torch.rand(8, 4))
+                loss = self.measure(out) + self.net.measure(out) + self.scorer(out).mean()
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.out = nn.Linear(4, 4)
+                self.measure = Measure()
+                self.trainer = Trainer(self)
+
+            def forward(self, x):
+                return self.out(x)
+
+        net = Net()
+        for _ in range(3):
+            net.trainer.step()
+    """
+    assert_silent(workshop, program)
+    names = [tensor.name for tensor in workshop.run(program).tensors if tensor.registered == "attribute"]
+    assert names == []
+
+
 def test_unregistered_in_a_run_of_one_step(workshop: Workshop) -> None:
     """One step with a gradient is enough where there is but one."""
     program = module("self.scale = torch.ones(4, requires_grad=True)  # here", "x = x * self.scale")
