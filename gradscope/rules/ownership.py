@@ -70,7 +70,7 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             names,
             labels if span is not None else (),
             (
-                f"replaced: {listed(names)}",
+                f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
                 f"note: {optimizer.name} stepped {optimizer.steps} times; what it holds {_last(pairs)}",
             ),
             (Help("make the optimizer after the model has its final layers, or copy values with `load_state_dict`"),),

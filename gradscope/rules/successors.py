@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 from gradscope.graph.facts import Ledger, Run, Tensor
 
@@ -33,7 +34,39 @@ def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
             if gone and (label_of(old) == label_of(new) or (same_shape and own)):
                 latest[old.id] = old, new
                 break
-    return list(latest.values())
+    given_up = {old.id for old, _ in latest.values()}
+    return [*latest.values(), *((old, new) for old, new in _made_of(run, held) if old.id not in given_up)]
+
+
+def _made_of(run: Run, held: Mapping[str, list[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of a held tensor that only gave its values to parameters of its own model, and one that was made of it.
+
+    So do reparametrisations, as of weight norm: the model computes with a magnitude and a direction from then on.
+    """
+    olds = {tensor.id: tensor for tensors in held.values() for tensor in tensors}
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    holder = {value.id: value.tensor for value in run.values}
+    history = {value.id for value in run.values if value.history}
+    made: list[tuple[Tensor, Tensor]] = []
+    source: dict[int, int] = {}  # the held tensor whose values a value was made of
+    for operation in (operation for step in run.steps for operation in step.operations):
+        taken = {holder[value] for value in operation.inputs}
+        computing = operation.grad_enabled and any(
+            value in history and holder[value] not in taken for value in operation.outputs
+        )
+        if operation.name != "nn.Parameter" and computing:
+            for number in taken.intersection(olds):
+                del olds[number]  # the model has it still, or a loss does
+            continue
+        origins = taken.intersection(olds).union(source[v] for v in operation.inputs if v in source)
+        for value in operation.outputs if len(origins) == 1 else ():
+            (origin,) = origins
+            new = tensors[holder[value]]
+            if operation.name != "nn.Parameter":
+                source[value] = origin
+            elif new.registered == "parameter" and gets_gradients(new) and not new.change:
+                made += [(olds[origin], new)] if origin in olds else []
+    yield from ((old, new) for old, new in made if old.id in olds and label_of(old) == label_of(new))
 
 
 def gets_gradients(tensor: Tensor) -> bool:

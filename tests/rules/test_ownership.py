@@ -9,6 +9,16 @@ from tests.rules.training import BODY, NET, OUT, judge
 from tests.workshop import Workshop
 
 REPLACED = {
+    "weight_norm": (
+        tuple(f"{layer}.parametrizations.weight.original{i}" for layer in ("body.0", "head") for i in (0, 1)),
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.1)
+        for layer in (net.body[0], net.head):
+            nn.utils.parametrizations.weight_norm(layer)  # here
+        fit(net, optimizer)
+        """,
+    ),
     "new_head_within_a_function": (
         OUT,
         """
@@ -286,6 +296,20 @@ def test_optimizer_of_a_copy(workshop: Workshop) -> None:
 
 
 HELD_AS_MEANT = {
+    "weight_norm_before": """
+        net = Net()
+        nn.utils.parametrizations.weight_norm(net.head)
+        optimizer = SGD(net.parameters(), lr=0.1)
+        fit(net, optimizer)
+    """,
+    "weight_norm_and_new_optimizer": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.1)
+        fit(net, optimizer)
+        nn.utils.parametrizations.weight_norm(net.head)
+        optimizer = SGD(net.parameters(), lr=0.1)
+        fit(net, optimizer)
+    """,
     "group_added_later": """
         net, aux = Net(), nn.Linear(4, 1)
         optimizer = SGD(net.parameters(), lr=0.01)
