@@ -21,6 +21,7 @@ from gradscope.probes.custom import watch_custom_backwards
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
 from gradscope.probes.inference import watch_inference_mode
+from gradscope.probes.masks import watch_masks
 from gradscope.probes.modes import watch_modes
 from gradscope.probes.modules import add_root, name_roots, watch_modules
 from gradscope.probes.nonfinite import explain_crash
@@ -134,6 +135,7 @@ class Observation:
         enter(watch_threads(self.tape))
         enter(watch_modules(self.tape))
         enter(watch_modes(self.tape))
+        enter(watch_masks(self.tape))
         enter(watch_functions(self.tape))
         enter(watch_transforms(self.tape))
         enter(watch_custom_backwards(self.tape))

@@ -15,6 +15,7 @@ _NONE = Ledger()
 _NO_RATE = 1e-12
 _SQUARABLE = 1e18  # the square root of the range of float32, and of bfloat16
 _EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+_LATE = 8  # gradients in a row that are zero, after which a tensor counts as frozen
 _SAMPLE = 4_096  # elements of a larger tensor at which its value is measured
 _MARGIN = 64  # how many times too small an update may be estimated
 _NOISE = 1e-4  # of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm
@@ -59,7 +60,7 @@ def frozen_but_updated(run: Run) -> Iterator[Finding]:
     for optimizer in run.optimizers:
         held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
         frozen = [tensor for tensor in held if not tensor.requires_grad and (tensor.ledger or _NONE).moved_frozen >= 2]
-        masked = [tensor for tensor in held if _is_masked(tensor.ledger or _NONE, optimizer)]
+        masked = [tensor for tensor in held if _is_masked(tensor, optimizer)]
         if frozen:
             ledger = frozen[0].ledger or _NONE
             yield _moving(
@@ -84,14 +85,17 @@ def frozen_but_updated(run: Run) -> Iterator[Finding]:
             )
 
 
-def _is_masked(ledger: Ledger, optimizer: Optimizer) -> bool:
+def _is_masked(tensor: Tensor, optimizer: Optimizer) -> bool:
     """Whether elements with a gradient set to zero moved in most of the steps that were looked at.
 
+    Or in some at the end, from where on nothing but zeros arrived.
     Where a whole optimizer or module is cleared before its step, nobody meant to freeze.
     """
+    ledger = tensor.ledger or _NONE
     looks = max(len(ledger.updates), 1)
+    for_good = len(tensor.gradient_norms) >= _LATE and all(norm == 0 for norm in tensor.gradient_norms[-_LATE:])
     lost = ledger.cleared_first * 2 >= max(optimizer.uses, 1) and (ledger.swept or optimizer.fed * 2 <= optimizer.uses)
-    return ledger.masked >= 3 and ledger.masked * 2 >= looks and not lost
+    return ledger.masked >= 3 and (ledger.masked * 2 >= looks or for_good) and not lost
 
 
 def _moving(

@@ -48,6 +48,31 @@ FROZEN = {
             optimizer.step()
         """,
     ),
+    "rows_masked_by_a_hook": (
+        ("table.weight",),
+        """
+        table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
+        known = torch.arange(10).unsqueeze(1) < 5
+        table.weight.register_hook(lambda grad: grad.masked_fill(known, 0.0))  # here
+        optimizer = AdamW([*table.parameters(), *head.parameters()], lr=0.01, weight_decay=0.1)
+        for _ in range(8):
+            words = torch.randint(0, 10, (32,))
+            optimizer.zero_grad()
+            F.mse_loss(head(table(words)), words.float().unsqueeze(1)).backward()
+            optimizer.step()
+        """,
+    ),
+    "held_by_a_hook_from_the_middle_on": (
+        BODY,
+        """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01, momentum=0.95)
+        fit(net, optimizer, 16)
+        for p in net.body.parameters():
+            p.register_hook(torch.zeros_like)  # here
+        fit(net, optimizer, 24)
+        """,
+    ),
     "masked_by_multiplication": (
         ("head.weight",),
         """
@@ -206,6 +231,27 @@ def test_cause_is_the_rate_or_the_precision(workshop: Workshop) -> None:
 
 
 AS_MEANT = {
+    "hook_that_clips": """
+        table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
+        table.weight.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+        optimizer = AdamW([*table.parameters(), *head.parameters()], lr=0.01, weight_decay=0.1)
+        for _ in range(12):
+            words = torch.randint(0, 10, (4,))
+            optimizer.zero_grad()
+            F.mse_loss(head(table(words)), words.float().unsqueeze(1)).backward()
+            optimizer.step()
+    """,
+    "hook_that_drops_at_random": """
+        net = Net()
+        for p in net.parameters():
+            p.register_hook(F.dropout)
+        fit(net, SGD(net.parameters(), lr=0.01, momentum=0.9), 16)
+    """,
+    "hook_that_masks_without_decay": """
+        net = Net()
+        net.body[0].weight.register_hook(lambda grad: grad * (torch.arange(6) < 3).unsqueeze(1))
+        fit(net, SGD(net.parameters(), lr=0.01, momentum=0.9), 12)
+    """,
     "warm_up_from_zero": """
         net = Net()
         optimizer = Adam(net.parameters(), lr=0.01)
