@@ -179,6 +179,17 @@ def _robbed(run: Run, optimizer: Optimizer) -> list[Tensor]:
     ]
 
 
+def _cleared_away(run: Run, found: list[Tensor], ledger: Ledger) -> Span | None:
+    """The backward whose gradients were thrown away: the latest one to arrive is what the step still finds."""
+    numbers = {tensor.id for tensor in found}
+    for step in run.steps:
+        spans = [backward.span for backward in step.backwards if not numbers.isdisjoint(backward.arrivals)]
+        earlier = [span for span in spans if span is not None and span != ledger.backward]
+        if earlier and spans[-1] == ledger.backward:
+            return earlier[-1]
+    return ledger.backward
+
+
 def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> Finding:
     names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
     ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.cleared_first)
@@ -194,8 +205,9 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> 
             f"{steps_text(run, optimizer.uses)}"
         )
     labels = []
-    if ledger.backward is not None:
-        labels.append(Label(ledger.backward, "they arrive here"))
+    arrive = _cleared_away(run, found, ledger) if part else ledger.backward
+    if arrive is not None:
+        labels.append(Label(arrive, "they arrive here"))
     if optimizer.stepped is not None:
         labels.append(Label(optimizer.stepped, f"and this finds {'the rest' if part else 'none'}"))
     return Finding(
@@ -207,7 +219,7 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> 
         names,
         tuple(labels),
         (f"cleared between backward and step: {listed(names)}",),
-        (Help("clear before backward, or after the step"),),
+        (Help("clear everything before the first backward" if part else "clear before backward, or after the step"),),
     )
 
 

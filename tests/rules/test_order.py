@@ -342,8 +342,10 @@ def test_clear_before_the_step_has_both_ends_as_labels(workshop: Workshop) -> No
 
 def test_part_of_the_gradient_is_told_as_a_part(workshop: Workshop) -> None:
     """Where another loss brings a gradient after the clear, only a part is lost, and the headline says so."""
-    finding = judge(workshop, THROWN_AWAY["second_optimizer_on_a_shared_module"][1]).findings[0]
+    found = judge(workshop, THROWN_AWAY["second_optimizer_on_a_shared_module"][1])
+    finding = found.findings[0]
     assert "loses part of its gradients" in finding.message
+    assert "backward(retain_graph=True)" in found.line(finding.labels[0].span)
     assert finding.labels[-1].message == "and this finds the rest"
 
 
