@@ -27,6 +27,7 @@ Symptom = Literal[
     "integer requires grad",
     "custom backward",
     "unfinished reduction",
+    "no scaled gradient",
 ]
 Registration = Literal["parameter", "buffer", "attribute"]
 

@@ -30,6 +30,7 @@ _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
     (NotImplementedError, "must implement either the backward or vjp method", "custom backward"),
     (TypeError, "positional argument", "custom backward"),
     (RuntimeError, "Expected to have finished reduction in the prior iteration", "unfinished reduction"),
+    (AssertionError, "No inf checks were recorded for this optimizer", "no scaled gradient"),
 )
 
 

@@ -124,7 +124,8 @@ def no_update(run: Run) -> Iterator[Finding]:
     """Steps with a gradient other than zero leave the value as it is, to the last bit.
 
     Either the learning rate is 0, or the update is smaller than the distance to the next number that the tensor's
-    type can hold: around 1.0 that is 0.0078 in bfloat16, 0.00098 in float16 and 0.00000012 in float32.
+    type can hold: around 1.0 that is 0.0078 in bfloat16, 0.00098 in float16 and 0.00000012 in float32. Or the
+    `step` of an optimizer makes new tensors, as `p = p - update` does, rather than change those that it holds.
 
     Bad:
 

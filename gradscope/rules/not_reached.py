@@ -205,8 +205,8 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
     """A tensor of a module takes part in the forward and gets a gradient, and no `parameters()` knows it.
 
     Modules register what is assigned to them as `nn.Parameter`, `nn.Module`, `nn.ParameterList`, `nn.ModuleList` and so
-    on. What sits in a plain list, dict or tensor attribute, or is made anew in every forward, is not registered: no
-    optimizer gets it, `.to()` and `state_dict()` pass it by.
+    on. What sits in a plain list, dict or tensor attribute, in a dataclass or another object that is no module, or is
+    made anew in every forward, is not registered: no optimizer gets it, `.to()` and `state_dict()` pass it by.
 
     Bad:
 

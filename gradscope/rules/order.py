@@ -253,6 +253,7 @@ def step_without_backward(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     tensors = {tensor.id: tensor for tensor in run.tensors}
+    yield from _refused_by_a_scaler(run)
     for optimizer, losses in undifferentiated(run):
         held = [tensors[number] for number in optimizer.tensors]
         names = tuple(tensor.name for tensor in held if tensor.name is not None and tensor.used)
@@ -294,6 +295,30 @@ def step_without_backward(run: Run) -> Iterator[Finding]:
             (f"applied again: gradients of {listed(names)}",),
             (Help("call backward before every step"),),
         )
+
+
+def _refused_by_a_scaler(run: Run) -> Iterator[Finding]:
+    """A GradScaler finds no gradient to look at: a step through it raises where one without it does nothing."""
+    crash = run.crash
+    if crash is None or crash.symptom != "no scaled gradient" or run.backward_count or len(run.optimizers) != 1:
+        return
+    (optimizer,) = run.optimizers
+    held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
+    names = tuple(tensor.name or "" for tensor in held if tensor.used and tensor.requires_grad)
+    if not names:
+        return
+    those = who(names, run)
+    yield Finding(
+        "step-without-backward",
+        "error",
+        f"{those.subject} {those.learns}: no backward ran before this step",
+        crash.span,
+        f"{crash.type}: there is no gradient to apply",
+        names,
+        (Label(optimizer.made, f"this {optimizer.name} holds {those.them}"),) if optimizer.made is not None else (),
+        (f"no gradient ever arrived: {listed(names)}",),
+        (Help("call `backward()` on the scaled loss: `scaler.scale(loss).backward()`"),),
+    )
 
 
 def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]:

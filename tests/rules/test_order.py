@@ -940,3 +940,25 @@ IN_ORDER = {
 def test_programs_in_order_are_silent(case: str, workshop: Workshop) -> None:
     """Accumulation, alternating players, skipped steps and gradients written by hand draw nothing."""
     judge(workshop, IN_ORDER[case]).must_be_silent()
+
+
+def test_scaler_that_finds_no_gradient(workshop: Workshop) -> None:
+    """Where a GradScaler raises since nothing was differentiated, the step through it is told."""
+    outcome = workshop.observe(
+        """
+        import torch
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu")
+        for _ in range(3):
+            loss = net(torch.rand(8, 4)).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss)
+            scaler.step(optimizer)
+            scaler.update()
+        """
+    )
+    (finding,) = Report.of(outcome.run).findings
+    assert (finding.rule, finding.severity, finding.tensors) == ("step-without-backward", "error", ("weight", "bias"))
+    assert finding.span is not None
+    assert finding.span.line == 9
