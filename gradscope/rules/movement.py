@@ -189,7 +189,7 @@ def _rate_is_zero(ledger: Ledger) -> bool:
 def _is_far_above_precision(tensor: Tensor) -> bool:
     """Whether its type would hold the sum of the value and an update, were that rate * gradient or rate alone."""
     rate, epsilon = (tensor.ledger or _NONE).rate, _EPSILON.get(tensor.dtype)
-    if rate is None or epsilon is None or tensor.start is None:
+    if rate is None or rate < _NO_RATE or epsilon is None or tensor.start is None:
         return False
     value = tensor.start / math.sqrt(max(min(math.prod(tensor.shape), _SAMPLE), 1))
     return rate * min(_size(tensor), 1.0) > _MARGIN * epsilon * value

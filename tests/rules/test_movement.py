@@ -191,6 +191,18 @@ STILL = {
             optimizer.step()  # here
         """,
     ),
+    "rate_that_decays_to_nothing": (
+        NET,
+        """
+        net = Net()
+        nn.init.zeros_(net.head.bias)
+        optimizer = SGD(net.parameters(), lr=1e-60)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()  # here
+        """,
+    ),
     "below_half_precision": (
         NET,
         """
