@@ -398,7 +398,8 @@ class Nonfinite:
     """The first value or gradient that was not finite and did harm: a tensor that is trained became NaN or infinite.
 
     `kind` tells whether the loss was not finite already or only gradients were. `operation`, of the step `step`, made
-    it so, or its backward did; `given` says that what it took was not finite before. `node` is the autograd node
+    it so, or its backward did; `given` says that what it took was not finite before, or, of gradients, that they met
+    what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
     tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
     where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which

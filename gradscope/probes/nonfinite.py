@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.saved import Evidence, evidence
+from gradscope.probes.saved import Evidence, carried, evidence
 from gradscope.probes.shards import local
 from gradscope.probes.symptoms import speaks_of_values
 
@@ -62,9 +62,15 @@ _PLAIN = frozenset(
         "Add", "Sub", "Rsub", "Neg", "T", "Transpose", "Permute", "View", "UnsafeView", "Reshape", "Expand", "Squeeze",
         "Unsqueeze", "Slice", "Select", "Index", "Cat", "Stack", "Split", "SplitWithSizes", "Unbind", "Clone", "Alias",
         "ToCopy", "Sum", "Mean", "Relu", "Threshold", "Tanh", "Sigmoid", "Gelu", "Silu", "Addmm", "Mm", "Bmm", "Mv",
-        "Dot", "Convolution", "Embedding", "NllLoss", "LogSoftmax", "NativeDropout", "MaskedFill", "Where", "Clamp",
+        "Dot", "Convolution", "Embedding", "NllLoss", "NativeDropout", "MaskedFill", "Where", "Clamp",
         "AccumulateGrad", "Abs", "MseLoss", "Repeat", "Copy", "MaxPool2DWithIndices", "AvgPool2D", "Gather",
         "UnsafeSplit", "AsStrided", "Detach", "Round", "Sign", "L1Loss", "SmoothL1Loss", "Linear",
+    }
+)  # fmt: skip
+_HANDING_ON = frozenset(
+    {
+        "T", "Transpose", "Permute", "View", "UnsafeView", "Reshape", "Expand", "Squeeze", "Unsqueeze", "Slice",
+        "Select", "Clone", "Alias", "ToCopy", "Repeat", "AsStrided",
     }
 )  # fmt: skip
 
@@ -85,17 +91,35 @@ class Event:
 
 
 @dataclass(slots=True)
+class Sums:
+    """What is added up at one node: the gradients that came in and went out, saved factors, and what it once gave."""
+
+    number: int
+    name: str
+    custom: Site | None
+    came: list[torch.Tensor]
+    went: list[torch.Tensor]
+    factors: list[torch.Tensor]
+    gave: list[torch.Tensor]
+
+
+@dataclass(slots=True)
 class Watch:
-    """The hooks of one pass, and what they have added up: sequence number, name, sums of what came in and went out."""
+    """The hooks of one pass, and what they have added up.
+
+    `waiting` are nodes that have not run yet and whose saved tensors are to be read when they do.
+    """
 
     hooks: list[Any] = field(default_factory=list)
-    sums: list[tuple[int, str, Site | None, list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
+    waiting: dict[int, Any] = field(default_factory=dict)
+    sums: list[Sums] = field(default_factory=list)
 
     def remove(self) -> None:
         """Take the hooks out again."""
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear()
+        self.waiting.clear()
 
 
 def graph_behind(roots: Iterable[torch.Tensor], limit: int = NODES) -> list[Any]:
@@ -145,10 +169,13 @@ def watch_pass(tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor]
         return None
     tape.singular = False
     watch = Watch()
-    for node in graph_behind(roots):
+    for place, node in enumerate(graph_behind(roots)):
         custom = _backward_of(node) if isinstance(node, torch._C._FunctionBase) else None
         if custom is not None or plain_name(node) not in _PLAIN:
-            watch.hooks.append(node.register_hook(_adder(watch, node._sequence_nr(), plain_name(node), custom)))
+            if custom is None and not tape.packed:  # else code of the program's would unpack what is saved
+                watch.waiting[place] = node
+            adder = _adder(watch, place, node._sequence_nr(), plain_name(node), custom)
+            watch.hooks.append(node.register_hook(adder))
     return watch
 
 
@@ -174,11 +201,14 @@ def _is_singular(step: dis.Instruction) -> bool:
     return (step.opname == "BINARY_OP" and step.argrepr in ("**", "**=")) or step.argval in _NAMES
 
 
-def _adder(watch: Watch, number: int, name: str, custom: Site | None) -> Callable[..., None]:
+def _adder(watch: Watch, place: int, number: int, name: str, custom: Site | None) -> Callable[..., None]:
     def add(sent: Any, arrived: Any) -> None:
         try:
             with unobserved():
-                watch.sums.append((number, name, custom, _sums(arrived), _sums(sent)))
+                node = watch.waiting.pop(place, None)
+                factors, gave = carried(node, name) if node is not None else ([], [])
+                sums = Sums(number, name, custom, _sums(arrived), _sums(sent), _sums(factors), _sums(gave))
+                watch.sums.append(sums)
         except Exception:
             watch.remove()
 
@@ -224,7 +254,7 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
         if found is None or (found.inputs and found.result is not False):
             continue
         producer = None if found.inputs else _producer(node, found)
-        if producer is not None and known.get(producer) is None:
+        if producer is not None and _may_have_made_it(known.get(producer)):
             node, found = producer, None  # nothing is saved of what it gave, so it shows in what was made of that
         event.operation, event.node, event.evidence = maker_of(tape, node), plain_name(node), found
         if found is not None and not found.inputs:
@@ -252,7 +282,7 @@ def _sound(tape: Tape, order: Sequence[Any], known: Mapping[Any, Evidence | None
         found = known[node]
         if found is not None and (found.result is not None or not found.inputs):
             sound.update([node] if found.result else [])
-        elif (plain_name(node) in _PLAIN or plain_name(node) == "Mul") and sound.issuperset(_before(node)):
+        elif (plain_name(node) in _PLAIN or plain_name(node) in ("Mul", "Div")) and sound.issuperset(_before(node)):
             operation = maker_of(tape, node)
             constants = operation is None or any(not history for _, _, history in operation.inputs)
             if found is not None or not constants:
@@ -271,9 +301,27 @@ def _producer(node: Any, found: Evidence) -> Any:
     """The node of the input that was not finite; None for data and leaves."""
     places = [_EDGES.get((plain_name(node), name), _EDGES.get(("", name))) for name in found.spoilt]
     targets = [
-        node.next_functions[place][0] for place in places if place is not None and place < len(node.next_functions)
+        _behind_views(node.next_functions[place][0])
+        for place in places
+        if place is not None and place < len(node.next_functions)
     ]
     return next((target for target in targets if target is not None and plain_name(target) != "AccumulateGrad"), None)
+
+
+def _behind_views(node: Any) -> Any:
+    """The node that made the numbers which a node only hands on, in another shape or in a wider dtype."""
+    while node is not None and len(node.next_functions) == 1:
+        narrows = plain_name(node) == "ToCopy" and node._input_metadata[0].dtype is torch.float16
+        before = node.next_functions[0][0]
+        if plain_name(node) not in _HANDING_ON or narrows or before is None or plain_name(before) == "AccumulateGrad":
+            break
+        node = before
+    return node
+
+
+def _may_have_made_it(found: Evidence | None) -> bool:
+    """Whether of a node whose result was not finite nothing else is known, or that it took finite numbers."""
+    return found is None or (found.inputs and found.result is None)
 
 
 # Which edge the gradient of a saved input leaves by.
@@ -338,15 +386,32 @@ def judge_pass(
         tape.pending.leaves = tape.pending.leaves or spoilt
     elif spoilt:
         event = Event("gradient", tape.step.index, record, None, leaves=spoilt)
-        for number, name, custom, came, went in watch.sums if watch is not None else ():
-            if all(map(_is_finite, came)) and not all(map(_is_finite, went)):
-                event.operation, event.node, event.custom = _made(tape, number), name, custom
+        for sums in watch.sums if watch is not None else ():
+            if all(map(_is_finite, sums.came)) and not all(map(_is_finite, sums.went)):
+                event.operation, event.node, event.custom = _made(tape, sums.number), sums.name, sums.custom
+                if watch is not None and not all(map(_is_finite, sums.factors)):
+                    _blame_forward(tape, event, watch.sums)
                 break
         if event.operation is None:
             event.operation = _last_user(tape, spoilt)
         tape.pending = event
     if tape.pending is not None and not tape.optimizers:
         tape.harmed, tape.pending = tape.pending, None
+
+
+def _blame_forward(tape: Tape, event: Event, passed: Sequence[Sums]) -> None:
+    """A product met a factor that was not finite, though the loss leaves it out: what made that factor is the cause."""
+    needed = {value[0] for value in event.operation.inputs} if event.operation is not None else set()
+    behind = set()
+    for operation in reversed(tape.step.operations):
+        if operation is event.operation or not needed.isdisjoint(value[0] for value in operation.outputs):
+            behind.add(operation.serial)
+            needed.update(value[0] for value in operation.inputs)
+    for sums in sorted(passed, key=lambda sums: sums.number):
+        maker = _made(tape, sums.number)
+        if maker is not None and maker.serial in behind and not all(map(_is_finite, sums.gave)):
+            event.operation, event.node, event.given = maker, sums.name, True
+            return
 
 
 def _is_finite(total: torch.Tensor) -> bool:

@@ -58,6 +58,8 @@ def evidence(node: Any) -> Evidence | None:
         spoilt = tuple(name for name, value in tensors.items() if not _finite(value))
         finite = not spoilt
         results = [value for name, value in saved.items() if name in _RESULTS and isinstance(value, torch.Tensor)]
+        if not tensors and any(_came_in(kind, result) for result in results):
+            return Evidence(False, False, spoilt=("self",))
         if results:
             return Evidence(finite, all(map(_finite, results)), *_range(tensors), spoilt)
         made = _again(kind, saved)
@@ -80,7 +82,10 @@ def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
     if kind in _AGAIN and isinstance(own, torch.Tensor):
         return _AGAIN[kind](own)
     if kind == "Div" and isinstance(other, torch.Tensor):
-        return (own if isinstance(own, torch.Tensor) else torch.ones_like(other)) / other
+        if isinstance(own, torch.Tensor):
+            return own / other
+        inverse = 1 / other
+        return None if _finite(inverse) else inverse  # what was divided is not known, and may not be finite itself
     if kind == "Mul" and isinstance(own, torch.Tensor) and isinstance(other, torch.Tensor):
         return own * other
     if kind == "Pow" and isinstance(own, torch.Tensor) and isinstance(saved.get("exponent"), (int, float)):
@@ -103,6 +108,35 @@ def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
     if kind == "MseLoss" and isinstance(own, torch.Tensor) and isinstance(target, torch.Tensor):
         return (own - target).square()
     return None
+
+
+def carried(node: Any, kind: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The saved factors of a product or a quotient, and what a singular function gave, or what is as finite.
+
+    It reads nothing of the values, so that nobody has to wait for the device.
+    """
+    try:
+        saved = {name: getattr(node, f"_saved_{name}", None) for name in ("self", "other", "result", "exponent")}
+        found = {name: local(part).detach() for name, part in saved.items() if isinstance(part, torch.Tensor)}
+        own, other = found.get("self"), found.get("other")
+        factors = [part for part in (own, other) if part is not None] if kind in ("Mul", "Div") else []
+        made = found.get("result")
+        if kind in _AGAIN and own is not None:
+            made = _AGAIN[kind](own)
+        elif kind == "Div" and other is not None:
+            made = (1 if own is None else own) / other
+        elif kind == "Pow" and own is not None and isinstance(saved["exponent"], (int, float)):
+            made = own.pow(saved["exponent"])
+        return factors, [] if made is None else [made]
+    except (RuntimeError, TypeError):
+        return [], []
+
+
+def _came_in(kind: str, result: torch.Tensor) -> bool:
+    """Whether a result tells that what came in was not finite: of finite numbers these functions make no other."""
+    if kind == "Sqrt":
+        return bool(torch.isinf(result.detach()).any())
+    return kind in ("Relu", "Tanh", "Sigmoid") and not _finite(result)
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -54,6 +54,8 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
         tuple(said for value in of if value in values and (said := tensors[values[value]].name))
         for of in (event.operation.outputs, event.operation.inputs, root)
     )
+    made = {tensors[values[value]].dtype for value in event.operation.outputs if value in values}
+    half = made == {"float16"} and not event.given and _kind(event) not in _FORWARD_HELP
     if event.given:
         message = f"`{name}` took what is not finite in step {event.step}: so the loss is not finite"
         caret = "what comes in here is NaN or infinite already"
@@ -69,7 +71,7 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
         next((names for names in named if names), ()),
         _labels(event, "so the loss is not finite here"),
         tuple(_facts(run, event)),
-        (Help(_FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
+        (Help(_HALF_HELP if half else _FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
     )
 
 
@@ -122,20 +124,27 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
     if event.custom is not None:
         labels = (Label(span, f"`{name}` is applied here"),) if span is not None else ()
         caret = "finite gradients come in here, and what goes out is not finite"
+    elif event.given:
+        caret = "what comes out here is not finite: the loss leaves it out, its gradients do not"
     elif sure:
         caret = "finite gradients come back to here, and what goes on is not finite"
     else:
         caret = "the gradients of what is used here are not finite"
+    message = f"the backward of `{name}` made NaN or infinity in step {event.step}: {subject} got it"
+    if event.given:
+        message = f"`{name}` made NaN or infinity in step {event.step}, and gradients met it: {subject} got NaN"
+    elif not sure:
+        message = f"{subject} got NaN or infinity for a gradient in step {event.step}, of a loss that is finite"
     yield Finding(
         "nonfinite-gradient",
         "error",
-        f"the backward of `{name}` made NaN or infinity in step {event.step}: {subject} got it",
+        message,
         event.custom or span,
         caret,
         names,
         (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
         (f"not finite: {listed(names)}", *_facts(run, event)),
-        (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP)),),
+        (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP) if sure else _UNSURE_HELP),),
     )
 
 
@@ -149,14 +158,17 @@ def _kind(event: Nonfinite) -> str:
 
 
 _ANY_HELP = "keep what goes in here in the range in which the result is finite"
+_HALF_HELP = "compute it in float32 or bfloat16: float16 holds no number above 65,504"
+_MASKED_HELP = "mask with a large negative number rather than -inf, or leave out rows in which everything is masked"
 _FORWARD_HELP = {
     "Log": "take the logarithm of what cannot be 0: `logsigmoid`, `log_softmax`, or `clamp` before",
     "Exp": "keep the argument small: `clamp` it, or scale the data",
     "Div": "keep the divisor away from 0: `clamp` it, or add a small constant",
-    "Softmax": "mask with a large negative number rather than -inf, or leave out rows in which everything is masked",
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _MASKED_HELP),
     "Mean": "take no mean of nothing: leave the step out where nothing is selected",
     **dict.fromkeys(("Std", "Var"), "a single element has no spread: leave it out, or give `correction=0`"),
 }
+_UNSURE_HELP = "look for what has an infinite derivative or gave NaN between here and the loss"
 _ANY_BACKWARD_HELP = "keep what goes in here away from where its derivative is infinite"
 _BACKWARD_HELP = {
     "Sqrt": "add a small constant before the square root: its derivative at 0 is infinite",
@@ -165,6 +177,7 @@ _BACKWARD_HELP = {
     "Div": "keep the divisor away from 0 before the division, also where `torch.where` leaves the result out",
     **dict.fromkeys(("Acos", "Asin"), "`clamp` the argument to a little less than 1: at 1 the derivative is infinite"),
     "Log": "keep the argument away from 0 before the logarithm, also where `torch.where` leaves the result out",
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _MASKED_HELP),
     "custom": "keep its divisors away from 0, for example with `clamp`",
 }
 
@@ -178,6 +191,7 @@ def _facts(run: Run, event: Nonfinite) -> Iterator[str]:
         what = "its divisor" if event.operand == "other" else "its argument"
         low = "-inf or NaN" if event.low is None else f"{event.low:.3g}"
         high = "inf or NaN" if event.high is None else f"{event.high:.3g}"
-        yield f"{what} lies between {low} and {high}"
+        same = event.low is not None and event.low == event.high
+        yield f"{what} is {low}" if same else f"{what} lies between {low} and {high}"
     if run.step_count > event.step:
         yield f"note: all {run.step_count - event.step:,} steps after it are spoilt"

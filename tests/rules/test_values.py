@@ -54,6 +54,12 @@ FORWARD = {
     "spread of one": "x = x / (x[0, :1].std() + 1e-8)  # here\nloss = F.cross_entropy(last(net(x)), y)",
     "a constant": f"{PLAIN}\nloss = loss * 0.5 + 1 + torch.log(x * 0 - 1).mean()  # here",
     "an older constant": f"bound = torch.log(x * 0 - 1)  # here\n{PLAIN}\nloss = loss * 0.5 + bound.mean()",
+    "an absent class": "h, n = last(net(x)).sum(1), (y > 5).float()\nbad = (h * n).sum() / n.sum()  # here\n"
+    "loss = (h.mean() + bad) / 2",
+    "half precision": "h = (last(net(x)) * 0 + 100).half()\nenergy = (h * h).sum()  # here\n"
+    "size = energy.float().sqrt()\nloss = (h / size).float().mean() + size - size",
+    "half precision and relu": "h = (last(net(x)) * 0 + 3e4).half().sum(1)  # here\nh = h.relu()\n"
+    "loss = (h - h).float().mean()",
     "refused": "p = last(net(x))\np = p / (p - p)  # here\nloss = torch.distributions.Categorical(p).logits.sum()",
 }
 
@@ -83,6 +89,9 @@ BACKWARD = {
     "where": "h = last(net(x))\nloss = torch.where(h > 99, torch.exp(h * 999), h).square().mean()  # here",
     "division": "h = last(net(x))\nz = h - h\nloss = torch.where(z > 0, h / z, h).square().mean()  # here",
     "late": f"{PLAIN}\nif step == 5:\n    loss = loss + (loss - loss) ** 0.5  # here",
+    "a factor": "h = last(net(x))\nu = h / (h - h)  # here\nloss = (u * h)[h > 99].sum() + h.square().mean()",
+    "masked row": "s = last(net(x)) + torch.zeros(16, 3).masked_fill(y[:, None] > 0, -torch.inf)\n"
+    "loss = -torch.where(y > 0, 0, s.log_softmax(1)[:, 0]).mean()  # here",
 }
 
 
