@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+import re
 from collections.abc import Iterator
 
 from gradscope.graph.facts import CustomBackward, Finding, Help, Label, Operation, Run, Span, Tensor
@@ -97,7 +99,7 @@ def _refused(run: Run, function: CustomBackward) -> Finding:
     else:
         message = f"{name} returns what is no gradient of its input"
         span, caret = _return(run, function, expected), "a gradient has the shape of the argument it belongs to"
-        help_ = "sum the gradient over the dimensions that were broadcast, or reshape it to the argument's shape"
+        help_ = _fitting(run.crash.message)
     suffer = _arguments(run, function, needed)
     names = tuple(tensor.name or "" for tensor in suffer)
     return Finding(
@@ -111,6 +113,19 @@ def _refused(run: Run, function: CustomBackward) -> Finding:
         (f"torch says: {run.crash.message}",),
         (Help(help_),),
     )
+
+
+def _fitting(message: str) -> str:
+    """What gives a gradient the shape of its argument, as far as torch's message tells both shapes."""
+    told = re.search(r"got \[([\d, ]*)\].*compatible with \[([\d, ]*)\]", message)
+    got, wanted = (
+        ([int(size) for size in part.split(",") if size.strip()] for part in told.groups()) if told else ([], [])
+    )
+    if got != wanted and got[-2:] == wanted[-2:][::-1] and got[:-2] == wanted[:-2]:
+        return "transpose the gradient: a product with matrices in the other order gives it so"
+    if math.prod(got) > math.prod(wanted):
+        return "sum the gradient over the dimensions that were broadcast"
+    return "sum the gradient over the dimensions that were broadcast, or reshape it to the argument's shape"
 
 
 def _count(number: int) -> str:

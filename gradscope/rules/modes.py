@@ -72,7 +72,7 @@ def eval_mode(run: Run) -> Iterator[Finding]:
                 f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
                 f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
             ),
-            (Help(f"call `{(worst.by or 'model')}.train()` before the training goes on"),),
+            (Help(f"call `{(worst.by or 'model').partition('#')[0]}.train()` before the training goes on"),),
         )
 
 

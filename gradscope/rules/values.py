@@ -106,7 +106,7 @@ _ZERO_HELP = {
     **dict.fromkeys(("Round", "Floor", "Ceil", "Sign"), _STRAIGHT),
     "Clamp": "start within the limits",
     **dict.fromkeys(("Tanh", "Sigmoid"), "scale what comes in: standardise the data, or start with smaller weights"),
-    "Softmax": "take the softmax over the dimension of the classes",
+    "Softmax": "take the softmax over a dimension of more than one element, or scale down what comes in",
     **dict.fromkeys(_PRODUCTS, "do not start both factors of a product at 0"),
 }
 

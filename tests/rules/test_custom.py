@@ -383,3 +383,29 @@ def test_upstream_gradient_is_ignored(case: str, workshop: Workshop) -> None:
 def test_functions_that_are_right(case: str, workshop: Workshop) -> None:
     """Straight-through, reversed, stopped and precomputed gradients are meant as they are."""
     assert findings(workshop, RIGHT[case]) == ()
+
+
+@pytest.mark.parametrize(("gradient", "help_"), [("x.t() @ g", "transpose"), ("x.repeat(2, 1)", "sum")])
+def test_help_for_a_gradient_of_another_shape(gradient: str, help_: str, workshop: Workshop) -> None:
+    """A gradient that is turned round is to be transposed: reshaped, it would be silently wrong."""
+    (finding,) = findings(
+        workshop,
+        f"""
+        class Fn(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, w):
+                ctx.save_for_backward(x, w)
+                return x @ w.t()
+
+            @staticmethod
+            def backward(ctx, g):
+                x, w = ctx.saved_tensors
+                return g @ w, {gradient}
+
+
+        w = nn.Parameter(torch.randn(2, 3))
+        Fn.apply(torch.randn(4, 3), w).sum().backward()
+        """,
+    )
+    assert finding.rule == "custom-function"
+    assert finding.help[0].message.startswith(help_)
