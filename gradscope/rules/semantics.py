@@ -13,10 +13,11 @@ from gradscope.graph.paths import StepFlow, flows
 
 
 def double_softmax(run: Run) -> Iterator[Finding]:
-    """A loss applies softmax or sigmoid to what are probabilities already.
+    """A loss that takes logits or log-probabilities gets what are probabilities already.
 
     `cross_entropy` and `binary_cross_entropy_with_logits` take logits. Of probabilities, which lie between 0 and 1,
-    they make a distribution that is almost flat: gradients become small, and the loss cannot come near 0.
+    they make a distribution that is almost flat: gradients become small, and the loss cannot come near 0. `nll_loss`
+    and `kl_div` take log-probabilities, as `log_softmax` gives them; they do not take the logarithm themselves.
 
     Bad:
 
@@ -50,6 +51,11 @@ def double_softmax(run: Run) -> Iterator[Finding]:
     for flow in flows(run):
         for operation in flow.operations:
             name = short_name(operation.name)
+            if name in _LOGARITHMS and operation.inputs and operation.span not in told:
+                unlogged = _squashed_before(flow, operation.inputs[0], summed=False)
+                if unlogged is not None and not flow.behind_roots.isdisjoint(operation.outputs):
+                    told.add(operation.span)
+                    yield _unlogged(flow, operation, unlogged)
             value = next((value for value in operation.inputs if value in found), None)
             if value is None or name not in _SQUASHING or operation.span in told or not flow.history[value]:
                 continue
@@ -74,6 +80,11 @@ _SQUASHING = {
     "logsigmoid": "sigmoid",
 }
 _LOSSES = frozenset({"cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"})
+# Losses of log-probabilities, and what they make of probabilities.
+_LOGARITHMS = {
+    "nll_loss": "note: so the loss is a mean of probabilities times -1, whose gradient fades where they are wrong",
+    "kl_div": "note: so the loss is least where all of the probability lies on one class, not at the target",
+}
 _LIKELIHOODS = frozenset({"nll_loss", "binary_cross_entropy", "kl_div", "log", "log2", "log10"})
 # These leave each element what it is, or nearly so.
 _KEEPING = frozenset(
@@ -151,6 +162,27 @@ def _twice(flow: StepFlow, operation: Operation, first: Operation, value: int) -
         labels,
         ("note: of numbers between 0 and 1 it makes an almost flat distribution, with small gradients",),
         (Help(instead),),
+    )
+
+
+def _unlogged(flow: StepFlow, operation: Operation, first: Operation) -> Finding:
+    loss, before = short_name(operation.name), short_name(first.name)
+    tensor = flow.tensor(operation.inputs[0])
+    name = tensor.name if tensor is not None else None
+    labels: tuple[Label, ...] = ()
+    if first.span is not None and first.span != operation.span:
+        labels = (Label(first.span, f"`{before}` makes them probabilities here"),)
+    instead = "logsigmoid" if before == "sigmoid" else "log_softmax"
+    return Finding(
+        "double-softmax",
+        "warning",
+        f"`{loss}` takes log-probabilities, and gets the probabilities that `{before}` has made",
+        operation.span,
+        f"{f'`{name}`' if name else 'these'} are probabilities, and their logarithm is expected",
+        (name,) if name else (),
+        labels,
+        () if before == "sigmoid" else (_LOGARITHMS[loss],),
+        (Help(f"take `{instead}` in place of `{before}`"),),
     )
 
 

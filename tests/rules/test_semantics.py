@@ -52,8 +52,13 @@ TWICE = {
     "votes": "p = (x @ x.T + one(x)).softmax(1) @ F.one_hot(y, 3).float()\nloss += F.cross_entropy(p, y)  # here",
     "by hand": "loss += F.nll_loss(F.log_softmax(net(x).softmax(1), dim=1), y)  # here",
     "sigmoid": "p = torch.sigmoid(one(x))\nloss += F.binary_cross_entropy_with_logits(p, p.gt(1).float())  # here",
+    "no logarithm": "p = net(x).softmax(1)\nloss += F.nll_loss(p, y)  # here",
+    "no logarithm, clamped": "p = net(x).softmax(1).clamp(min=1e-8)\nloss += nn.NLLLoss()(p[:8], y[:8])  # here",
+    "distilled": "p, q = net(x).softmax(1), net(x).detach().softmax(1)\nloss += F.kl_div(p, q)  # here",
 }
 ONCE = {
+    "distilled": "p, q = net(x).log_softmax(1), net(x).detach().softmax(1)\nloss += F.kl_div(p, q)",
+    "prior": "p = net(x).softmax(1)\nloss += F.kl_div(torch.full((16, 3), 1 / 3).log(), p, reduction='sum')",
     "log_softmax": "loss = loss + F.cross_entropy(net(x).log_softmax(1), y)",
     "nll": "loss = loss + F.nll_loss(torch.log(net(x).softmax(1) + 1e-8), y)",
     "soft target": "loss = loss + F.cross_entropy(net(x), net(x).detach().softmax(1))",
@@ -135,6 +140,28 @@ def test_training_goes_on_in_evaluation_mode(workshop: Workshop) -> None:
         net.train(False)  # here
     """
     assert ("eval-mode", True) in found(workshop, "pass", functional)
+
+
+def test_help_for_evaluation_mode_names_a_variable(workshop: Workshop) -> None:
+    """Where several modules have one name, the help leaves out the number that tells them apart."""
+    source = """
+        def make():
+            net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+            net(torch.ones(2, 4))
+            return net
+
+        kept = [make(), make()]
+        net = kept[1].eval()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for step in range(6):
+            loss = net(torch.randn(16, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    (finding,) = Report.of(workshop.run(f"import torch\nfrom torch import nn\n{textwrap.dedent(source)}")).findings
+    assert finding.tensors[0] == "net#2"
+    assert finding.help[0].message == "call `net.train()` before the training goes on"
 
 
 KEPT_IN_EVAL = {
