@@ -7,7 +7,8 @@ added, and neither waits for the device while all is well:
    which operation made something infinite of finite inputs.
 2. After a pass, what the nodes saved is gone. So where a step has called a function that has a singular derivative
    somewhere (`sqrt`, `log`, division, a custom Function, ...), hooks on the nodes of such functions add up what comes
-   in and what goes out. The sums are read only if a gradient turns out not to be finite.
+   in and what goes out; so do they of the factors of a product that follows such a function, and of its result. The
+   sums are read only if a gradient turns out not to be finite.
 
 An infinite gradient that does no harm, because a scaler skips the step, is forgotten again.
 """
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.saved import Evidence, carried, evidence
+from gradscope.probes.saved import MAKERS, Evidence, evidence, factor, gave
 from gradscope.probes.shards import local
 from gradscope.probes.symptoms import speaks_of_values
 
@@ -99,19 +100,19 @@ class Sums:
     custom: Site | None
     came: list[torch.Tensor]
     went: list[torch.Tensor]
-    factors: list[torch.Tensor]
-    gave: list[torch.Tensor]
+    factors: list[torch.Tensor] = field(default_factory=list)
+    gave: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Watch:
     """The hooks of one pass, and what they have added up.
 
-    `waiting` are nodes that have not run yet and whose saved tensors are to be read when they do.
+    `waiting` are nodes whose saved tensors are to be read when they run, each with the names of its factors.
     """
 
     hooks: list[Any] = field(default_factory=list)
-    waiting: dict[int, Any] = field(default_factory=dict)
+    waiting: dict[int, tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
     sums: list[Sums] = field(default_factory=list)
 
     def remove(self) -> None:
@@ -169,14 +170,44 @@ def watch_pass(tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor]
         return None
     tape.singular = False
     watch = Watch()
-    for place, node in enumerate(graph_behind(roots)):
+    nodes = graph_behind(roots)
+    read = {} if tape.packed else _to_read(nodes)  # code of the program's would unpack what is saved
+    for place, node in enumerate(nodes):
         custom = _backward_of(node) if isinstance(node, torch._C._FunctionBase) else None
         if custom is not None or plain_name(node) not in _PLAIN:
-            if custom is None and not tape.packed:  # else code of the program's would unpack what is saved
-                watch.waiting[place] = node
+            if node in read:
+                watch.waiting[place] = node, read[node]
             adder = _adder(watch, place, node._sequence_nr(), plain_name(node), custom)
             watch.hooks.append(node.register_hook(adder))
     return watch
+
+
+def _to_read(nodes: Iterable[Any]) -> dict[Any, tuple[str, ...]]:
+    """Products and quotients of what a singular function has just made, with their factors, and its nodes."""
+    found: dict[Any, tuple[str, ...]] = {}
+    for node in nodes:
+        if plain_name(node) in ("Mul", "Div"):
+            makers = [maker for target, _ in node.next_functions for maker in _makers_behind(target)]
+            if makers:
+                found[node] = ("self", "other")
+            for maker in makers:
+                found.setdefault(maker, ())
+    return found
+
+
+def _makers_behind(node: Any) -> list[Any]:
+    """The nodes of singular functions whose results a node hands on or adds up, if they are near."""
+    waiting, makers = [node], []
+    for before in waiting:
+        name = plain_name(before) if before is not None else ""
+        if name in MAKERS:
+            makers.append(before)
+        elif name in _HANDING_ON or name in ("Add", "Sub", "Rsub", "Neg", "Index", "Where"):
+            waiting += [target for target, _ in before.next_functions if len(waiting) < _NEAR]
+    return makers
+
+
+_NEAR = 8
 
 
 def _backward_of(node: Any) -> Site | None:
@@ -205,9 +236,11 @@ def _adder(watch: Watch, place: int, number: int, name: str, custom: Site | None
     def add(sent: Any, arrived: Any) -> None:
         try:
             with unobserved():
-                node = watch.waiting.pop(place, None)
-                factors, gave = carried(node, name) if node is not None else ([], [])
-                sums = Sums(number, name, custom, _sums(arrived), _sums(sent), _sums(factors), _sums(gave))
+                sums = Sums(number, name, custom, _sums(arrived), _sums(sent))
+                node, operands = watch.waiting.pop(place, (None, ()))
+                if node is not None:
+                    sums.factors = _sums([part for operand in operands for part in factor(node, operand)])
+                    sums.gave = _sums(gave(node, name)) if name in MAKERS else []
                 watch.sums.append(sums)
         except Exception:
             watch.remove()

@@ -110,26 +110,32 @@ def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
     return None
 
 
-def carried(node: Any, kind: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The saved factors of a product or a quotient, and what a singular function gave, or what is as finite.
+# Nodes of functions that can give infinity or NaN, and of which `gave` tells.
+MAKERS = frozenset({*_AGAIN, "Div", "Pow", "Rsqrt", "Reciprocal", "Exp", "Exp2", "Expm1", "Tan"})
 
-    It reads nothing of the values, so that nobody has to wait for the device.
-    """
+
+def factor(node: Any, name: str) -> list[torch.Tensor]:
+    """A saved factor of a product or a quotient, `self` or `other`, if it is saved; its values are not looked at."""
     try:
-        saved = {name: getattr(node, f"_saved_{name}", None) for name in ("self", "other", "result", "exponent")}
-        found = {name: local(part).detach() for name, part in saved.items() if isinstance(part, torch.Tensor)}
-        own, other = found.get("self"), found.get("other")
-        factors = [part for part in (own, other) if part is not None] if kind in ("Mul", "Div") else []
-        made = found.get("result")
+        value = getattr(node, f"_saved_{name}", None)
+    except RuntimeError:
+        return []
+    return [local(value).detach()] if isinstance(value, torch.Tensor) else []
+
+
+def gave(node: Any, kind: str) -> list[torch.Tensor]:
+    """What the function of a node gave, or what is as finite, if that can be told; its values are not looked at."""
+    own, other, result = (next(iter(factor(node, name)), None) for name in ("self", "other", "result"))
+    try:
         if kind in _AGAIN and own is not None:
-            made = _AGAIN[kind](own)
-        elif kind == "Div" and other is not None:
-            made = (1 if own is None else own) / other
-        elif kind == "Pow" and own is not None and isinstance(saved["exponent"], (int, float)):
-            made = own.pow(saved["exponent"])
-        return factors, [] if made is None else [made]
-    except (RuntimeError, TypeError):
-        return [], []
+            return [_AGAIN[kind](own)]
+        if kind == "Div" and other is not None:
+            return [(1 if own is None else own) / other]
+        if kind == "Pow" and own is not None and isinstance(node._saved_exponent, (int, float)):
+            return [own.pow(node._saved_exponent)]
+    except (AttributeError, RuntimeError, TypeError):
+        return []
+    return [] if result is None else [result]
 
 
 def _came_in(kind: str, result: torch.Tensor) -> bool:
