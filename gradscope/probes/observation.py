@@ -18,6 +18,7 @@ from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
 from gradscope.probes.compiled import watch_compiled
 from gradscope.probes.custom import watch_custom_backwards
+from gradscope.probes.fastpaths import watch_fast_paths
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
 from gradscope.probes.inference import watch_inference_mode
@@ -137,6 +138,7 @@ class Observation:
         enter(watch_modes(self.tape))
         enter(watch_masks(self.tape))
         enter(watch_functions(self.tape))
+        enter(watch_fast_paths(self.tape))
         enter(watch_transforms(self.tape))
         enter(watch_custom_backwards(self.tape))
         enter(watch_compiled(self.tape))

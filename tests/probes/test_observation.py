@@ -172,6 +172,26 @@ def transforms() -> Tensors:
     return [*per_sample.values(), jacobian]
 
 
+def attention() -> Tensors:
+    """A transformer encoder with padded sequences: in evaluation torch takes its fused kernels and nested tensors."""
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    single = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    padding = torch.arange(9).expand(4, 9) >= torch.tensor([[9], [7], [4], [6]])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scores = []
+
+    def loss() -> torch.Tensor:
+        x = torch.rand(4, 9, 16)
+        net.eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nested tensors are a prototype
+            scores.extend([net(x, src_key_padding_mask=padding), net(x), single(x, x, x)[0]])
+        net.train()
+        return net(x, src_key_padding_mask=padding)[~padding].pow(2).mean()  # type: ignore[no-any-return]
+
+    return [*train(net, optimizer, loss), *scores]
+
+
 PROGRAMS: dict[str, Callable[[], Tensors]] = {
     "mlp": mlp,
     "convolution": convolution,
@@ -184,6 +204,7 @@ PROGRAMS: dict[str, Callable[[], Tensors]] = {
     "sparse": sparse,
     "double backward": double_backward,
     "transforms": transforms,
+    "attention": attention,
 }
 
 
