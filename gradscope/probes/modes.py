@@ -14,6 +14,7 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark
+from gradscope.probes.scopes import is_constant
 from gradscope.probes.tape import Tape
 
 
@@ -23,7 +24,7 @@ def watch_modes(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def train(self: torch.nn.Module, mode: bool = True) -> Any:
-            if is_compiling() or not tape.active:
+            if is_compiling() or not tape.active or is_constant(self):
                 return original(self, mode)
             local = tape.local.__dict__
             outer: tuple[Site | None, ModuleMark] | None = local.get("switching")

@@ -17,7 +17,7 @@ from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import resume, tensors
 from gradscope.probes.records import CallRecord, ModuleMark, Subject
-from gradscope.probes.scopes import attributes, is_own_class
+from gradscope.probes.scopes import attributes, is_constant, is_own_class
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
 
@@ -35,7 +35,7 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active:
+            if is_compiling() or not tape.active or is_constant(self):
                 return original(self, *args, **kwargs)
             local = tape.local.__dict__
             stack: list[ModuleMark] = local.setdefault("modules", [])
@@ -132,6 +132,8 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
             subject = tape.subject(whole)
             tape.gathered[subject.serial] = subject, tape.subject(shard)
     for path, module in _named_modules(root):
+        if is_constant(module):
+            continue
         mark = tape.mark(module)
         if mark is not root_mark and id(mark) in tape.roots:
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one

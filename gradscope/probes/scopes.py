@@ -27,12 +27,18 @@ def modules_in(variables: Mapping[str, Any], sites: CallSites) -> Iterator[tuple
 
 def _held(name: str, value: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     if isinstance(value, torch.nn.Module):
-        yield name, value
+        if not is_constant(value):
+            yield name, value
     elif type(value) in (list, tuple, dict) and len(value) <= _ITEMS:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            if isinstance(item, torch.nn.Module) and isinstance(key, (str, int)):
+            if isinstance(item, torch.nn.Module) and isinstance(key, (str, int)) and not is_constant(item):
                 yield f"{name}[{key!r}]", item
+
+
+def is_constant(module: torch.nn.Module) -> bool:
+    """Whether `torch.jit.freeze` has made constants of all that a module was, its mode too: nothing in it can train."""
+    return isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training")
 
 
 def modules_around(sites: CallSites) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradscope.probes.quiet import unobserved
+from gradscope.probes.scopes import is_constant
 
 _Undo = Callable[[], None]
 
@@ -64,7 +65,7 @@ def snapshot(objects: Iterable[Any]) -> _Undo:
 
 
 def _module(module: torch.nn.Module, seen: set[int]) -> list[_Undo]:
-    modes = [(part, part.training) for part in module.modules()]
+    modes = [(part, part.training) for part in module.modules() if not is_constant(part)]
 
     def set_modes() -> None:
         for part, training in modes:

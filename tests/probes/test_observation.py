@@ -434,6 +434,29 @@ def test_tensors_without_a_shape_are_met() -> None:
     assert shapes["0.weight"] == (3, 2)
 
 
+def test_frozen_scripts_are_called() -> None:
+    """A module out of `torch.jit.freeze` has no mode of its own: it runs alone and as a part of one that trains."""
+
+    def run() -> Tensors:
+        torch.manual_seed(0)
+        frozen = torch.jit.freeze(torch.jit.script(nn.Linear(3, 4).eval()))
+        net = nn.Sequential(frozen, nn.Linear(4, 1))
+        torch.optim.SGD(net.parameters(), lr=0.1)
+        alone = frozen(torch.ones(1, 3))
+        net.train()
+        net(torch.ones(2, 3)).sum().backward()
+        return [alone, *(p.grad for p in net.parameters() if p.grad is not None)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripts are deprecated
+        bare = run()
+        with gradscope.observe() as seen:
+            observed = run()
+    assert len(observed) == 3
+    assert all(map(torch.equal, observed, bare))
+    assert list(seen.report().run.failures) == []
+
+
 def test_copies_and_pickles_are_those_of_torch() -> None:
     """Modules, parameters and optimizers can be copied and pickled, and what comes back has nothing of ours."""
     with gradscope.observe():
