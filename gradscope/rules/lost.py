@@ -93,6 +93,8 @@ def suffering(run: Run) -> list[Tensor]:
 
     Who steps an optimizer relies on what it holds; who calls backward and is refused relies on what was to be
     trained, or, where no optimizer is, on the leaves that require grad. DDP relies on all that it holds in each step.
+    Nobody relies on the gradient of what the program moves by hand after others that train: a target network or a
+    codebook that is a part of the model is in `model.parameters()` as well.
     """
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     refused = run.crash is not None and run.crash.symptom in ("no graph", "no tensor to differentiate")
@@ -107,11 +109,27 @@ def suffering(run: Run) -> list[Tensor]:
         got = tensor.received is not None and tensor.received.steps > 0
         if tensor.optimizer is not None:
             relied = tensor.optimizer in stepped and tensor.received is not None and tensor.received.of > 0
-            if not got and (relied or (refused and tensor.optimizer not in stepped)):
+            if not got and (relied or (refused and tensor.optimizer not in stepped)) and not _follows(run, tensor):
                 found.append(tensor)
         elif refused and not run.optimizers and not got and tensor.used:
             found.append(tensor)
     return found
+
+
+def _follows(run: Run, tensor: Tensor) -> bool:
+    """Whether the program writes into a tensor, once training runs, what it computed from others that got gradients."""
+    if not tensor.change:
+        return False
+    for flow in flows(run)[1:]:  # what is written before are values to start from
+        for operation in flow.operations:
+            made = set(operation.outputs).difference(operation.inputs)
+            if not any(flow.holder[value] == tensor.id for value in made):
+                continue
+            written = [value for value in operation.inputs if flow.holder[value] != tensor.id]
+            sources = map(flow.tensor, flow.behind(written, tensor.id))
+            if any(source.leaf and source.received and source.received.steps for source in sources if source):
+                return True
+    return False
 
 
 _RANK: tuple[Cause, ...] = ("detach", "no-grad", "rebuilt-tensor", "missing-create-graph", "non-differentiable-op")

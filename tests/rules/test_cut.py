@@ -54,6 +54,16 @@ NO_WAY_BACK = {
     ),
     "inference_mode": ("no-grad", "with torch.inference_mode():\n    z = encoder(x)  # here\nz = z.clone()"),
     "no_grad": ("no-grad", "with torch.no_grad():\n    z = encoder(x)  # here"),
+    "no_grad_and_noise": (
+        "no-grad",
+        "with torch.no_grad():\n    z = encoder(x)  # here\n    for p in encoder.parameters():\n"
+        "        p.data.add_(0.01 * torch.randn_like(p))\n        p.data.mul_(0.99).clamp_(-1, 1)",
+    ),
+    "no_grad_after_a_start_from_another": (
+        "no-grad",
+        "if step == 0:\n    encoder[2].weight.data.copy_(decoder.weight.data.repeat(2, 2))\n"
+        "with torch.no_grad():\n    z = encoder(x)  # here",
+    ),
     "from_numpy": ("left-torch", "z = torch.from_numpy(encoder(x).detach().numpy() * 2)  # here"),
     "tolist": ("left-torch", "z = torch.tensor(encoder(x).tolist())  # here"),
     "as_tensor": ("rebuilt-tensor", "z = torch.as_tensor([list(row) for row in encoder(x)])  # here"),
@@ -141,6 +151,10 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "with torch.no_grad():\n    goal = twin(x)\n"
         "z = encoder(x)\nloss = F.mse_loss(z, goal) + decoder(z).square().mean()\n"
         "with torch.no_grad():\n    for a, b in zip(twin.parameters(), encoder.parameters()):\n        a.lerp_(b, 0.1)",
+        "if step == 0:\n    optimizer.add_param_group({'params': twin.parameters()})\n"
+        "with torch.no_grad():\n    goal = twin(x)\n"
+        "z = encoder(x)\nloss = F.mse_loss(z, goal) + decoder(z).square().mean()\n"
+        "for a, b in zip(twin.parameters(), encoder.parameters()):\n    a.data.lerp_(b.data, 0.1)",
         "d = torch.distributions.Categorical(logits=encoder(x))\na = d.sample()\nr = (a == 1).float()\n"
         "loss = -(d.log_prob(a) * (r - r.mean())).mean() + decoder(x).square().mean()",
         "z = encoder(x)\nhits = (z.argmax(1) == 1).sum().item()\n"
@@ -166,6 +180,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "straight_through",
         "gumbel",
         "teacher",
+        "teacher_in_the_optimizer",
         "reinforce",
         "metrics",
         "adversarial",
