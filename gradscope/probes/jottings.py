@@ -1,8 +1,8 @@
 """Plain operations of later steps: jotted down as they run, and written out only if somebody will read them.
 
 A run keeps its first and its latest steps, so most of what is written is thrown away unread. Once the first steps are
-written, an operation that only computes a new tensor is jotted as one plain tuple: its function, its line, weak
-references to what it took and gave, and what the result is like, for that may be dead by the time it is written out.
+written, an operation that only computes a new tensor is jotted: its function, its line, weak references to what it
+took and gave, and what the result is like, for that may be dead by the time it is written out.
 
 1. A weak reference tells one tensor from another for as long as it is held itself: `weakref.ref(t)` is one object
    while `t` lives. So the jottings of a step name its tensors without asking who they are.
@@ -15,27 +15,26 @@ references to what it took and gave, and what the result is like, for that may b
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from operator import attrgetter
 from sys import getrefcount
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradscope.probes.callsites import Site
-from gradscope.probes.records import OperationRecord, StepRecord, Subject
+from gradscope.probes.records import Jottings, OperationRecord, Reference, StepRecord, Subject, ValueRecord
 
 if TYPE_CHECKING:
     from gradscope.probes.tape import Tape
 
-_Ref: TypeAlias = Callable[[], torch.Tensor | None]
-# A jotting is so many items of one list, which the garbage collector has no need to look at one by one: its number,
-# function, code and offset of the line, grad mode, the numbers of the next node of autograd before and after, the
-# module that it runs in with the call of its root, what it took, what it gave, and of that the shape, the dtype and
-# `requires_grad`.
-_ITEMS = 13
-_CALL, _TAKEN, _GIVEN = 7, 8, 9
+# What is jotted of an operation: its number, function, code and offset of the line, grad mode, the numbers of the next
+# node of autograd before and after, the module that it runs in with the call of its root, how many tensors it took, the
+# one that it gave, and of that the shape, the dtype and `requires_grad`. These are items of one long list, for tuples
+# and lists of their own would set off full collections of garbage.
+ITEMS = 13
+_GIVEN = 9
 _LONGEST_REST = 64  # steps
 
 _NAMES = (
@@ -58,34 +57,39 @@ class Backlog:
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
-        self.waiting: list[StepRecord] = []
+        self.waiting: list[tuple[StepRecord, Jottings]] = []
         self._rest, self._from = 1, 0
 
-    def begin(self, step: StepRecord) -> list[Any] | None:
-        """A step begins: the list for its jottings, None where it had better do without."""
+    def begin(self, step: StepRecord) -> Jottings | None:
+        """A step begins; None where it had better do without jottings."""
         if step.index <= self._from:
             return None
-        self.waiting.append(step)
+        step.jottings = Jottings()
+        self.waiting.append((step, step.jottings))
         return step.jottings
 
     def end(self, step: StepRecord) -> None:
         """A step is over: note which of its results live on, and which steps before it lead into it."""
-        before = [earlier for earlier in self.waiting if earlier is not step and earlier.survivors]
-        for earlier in before:
-            earlier.leads_on = earlier.leads_on or _leads_into(earlier, step)
-            _note_survivors(earlier, earlier.survivors)
-        _note_survivors(step, step.jottings[_GIVEN::_ITEMS])
-        if self.tape.growth.is_due(step.index) and any(earlier.survivors for earlier in before):
+        growing = False
+        for earlier, jottings in self.waiting:
+            if earlier is step:
+                _note_survivors(jottings, jottings.items[_GIVEN::ITEMS])
+            elif jottings.survivors:
+                jottings.leads_on = jottings.leads_on or _leads_into(earlier, jottings, step)
+                _note_survivors(jottings, jottings.survivors)
+                growing = growing or bool(jottings.survivors)
+        if growing and self.tape.growth.is_due(step.index):
             self.catch_up(rest=False)
 
     def drop(self, step: StepRecord) -> None:
         """A step is kept no longer."""
-        if self.waiting and self.waiting[0] is step:
-            if step.leads_on or step.survivors:
-                self.catch_up()
-            else:
-                _note_uses(step, [subject for subject in self.tape.kept.values() if not subject.used])
-                del self.waiting[0]
+        if step.jottings is None:
+            return
+        if step.jottings.leads_on or step.jottings.survivors:
+            self.catch_up()
+        else:
+            _note_uses(step.jottings, [subject for subject in self.tape.kept.values() if not subject.used])
+            del self.waiting[0]
 
     def catch_up(self, rest: bool = True) -> None:
         """Write out what is jotted, and jot no more in this step.
@@ -94,73 +98,81 @@ class Backlog:
         tape will `rest` before it jots again, each time twice as long.
         """
         if self.waiting:
-            waiting, self.waiting, self.tape.jottings = self.waiting, [], None
+            waiting, self.waiting, self.tape.jotting = self.waiting, [], None
             _write_out(self.tape, waiting)
             if rest:
                 self._rest = min(2 * self._rest, _LONGEST_REST)
                 self._from = self.tape.step.index + self._rest
 
 
-def _note_survivors(step: StepRecord, results: Sequence[_Ref]) -> None:
-    step.survivors = [given for given in results if (tensor := given()) is not None and tensor.requires_grad]
+def _note_survivors(jottings: Jottings, results: list[Reference]) -> None:
+    jottings.survivors = [given for given in results if (tensor := given()) is not None and tensor.requires_grad]
     del results
-    step.uses = list(map(getrefcount, step.survivors))
+    jottings.uses = list(map(getrefcount, jottings.survivors))
 
 
-def _leads_into(step: StepRecord, following: StepRecord) -> bool:
-    """Whether results of a step are used in the next: by its jottings, which hold the reference then, or at once."""
-    return list(map(getrefcount, step.survivors)) != step.uses or any(
+def _leads_into(step: StepRecord, jottings: Jottings, following: StepRecord) -> bool:
+    """Whether results of a step are used in the next, by its jottings, which hold references, or by what is written."""
+    return list(map(getrefcount, jottings.survivors)) != jottings.uses or any(
         subject.step == step.index and history and not subject.leaf
         for operation in following.operations
         for _, subject, history in operation.inputs
     )
 
 
-def _note_uses(step: StepRecord, unused: Sequence[Subject]) -> None:
+def _note_uses(jottings: Jottings, unused: Sequence[Subject]) -> None:
     """A step is thrown away unread: what was used in it only has been used all the same."""
-    taken = set(map(id, chain.from_iterable(step.jottings[_TAKEN::_ITEMS]))) if unused else ()
+    taken = set(map(id, jottings.taken)) if unused else ()
     for subject in unused:
         if id(subject.ref) in taken:
             subject.used = True
 
 
-def _write_out(tape: Tape, steps: Sequence[StepRecord]) -> None:
+def _write_out(tape: Tape, waiting: Sequence[tuple[StepRecord, Jottings]]) -> None:
     """Make operations of what these steps, the oldest first, have jotted."""
     subjects = {id(subject.ref): subject for subject in tape.known.values()}
-    subjects.update((id(subject.ref), subject) for step in steps for subject in step.met)
-    jottings = [step.jottings for step in steps]  # held to the end: the references in them tell tensors apart
-    for place, step in enumerate(steps):
-        step.jottings = []
+    subjects.update((id(subject.ref), subject) for _, jottings in waiting for subject in jottings.met)
+    for place, (step, jottings) in enumerate(waiting):
         values: dict[int, int] = {}
-        for later in reversed(steps[place:]):
+        for _, later in reversed(waiting[place:]):
             values.update(later.renewed)
-        written = [
-            operation
-            for jotting in zip(*[iter(jottings[place])] * _ITEMS, strict=True)
-            if (operation := _written(tape, step, jotting, subjects, values)) is not None
-        ]
+        calls, written, taken = jottings.callers, [], iter(jottings.taken)
+        for jotting in zip(*[iter(jottings.items)] * ITEMS, strict=True):
+            operation, call = _written(tape, step, jotting, taken, subjects, values)
+            if operation is not None:
+                written.append(operation)
+                if call is not None:
+                    calls[operation.serial] = call
         # Those that were written at once did not wait, but the links of their values had to.
         step.operations = list(heapq.merge(step.operations, written, key=attrgetter("serial")))
-        numbers = zip(jottings[place][::_ITEMS], jottings[place][_CALL::_ITEMS], strict=True)
-        calls = {number: call[1] for number, call in numbers if call is not None} | step.callers
+        step.jottings = None
         for operation in step.operations:
             tape.link(operation, step.index, calls.get(operation.serial))
         tape.growth.differentiated(root[1] for backward in step.backwards for root in backward.roots)
 
 
 def _written(
-    tape: Tape, step: StepRecord, jotting: tuple[Any, ...], subjects: dict[int, Subject], values: dict[int, int]
-) -> OperationRecord | None:
-    serial, function, code, lasti, enabled, before, after, call, taken, given, shape, dtype, history = jotting
-    site, thread = (code, lasti), tape.thread()
-    inputs = []
-    for reference in taken:
+    tape: Tape,
+    step: StepRecord,
+    jotting: tuple[Any, ...],
+    taken: Iterator[Reference],
+    subjects: dict[int, Subject],
+    values: dict[int, int],
+) -> tuple[OperationRecord | None, Site | None]:
+    """The operation of a jotting, None where it gave back what it was given; and the call of a root that it ran in."""
+    serial, function, code, offset, enabled, before, after, running, count, given, shape, dtype, history = jotting
+    site, thread = (code, offset), tape.thread()
+    module, call = running if running is not None else (None, None)
+    inputs: list[ValueRecord] = []
+    handed_back = False
+    for reference in islice(taken, count):
+        handed_back = handed_back or reference is given
         subject = subjects.get(id(reference)) or _met(tape, reference, site)
         if subject is not None:  # else it was made where nobody saw it, and is gone
             subjects[id(reference)] = subject
             inputs.append((values.get(subject.serial, subject.value), subject, subject.requires_grad))
-    if any(reference is given for reference in taken):
-        return None  # handed back what it was given, as `x.expand(x.shape)` may
+    if handed_back:
+        return None, None  # as `x.expand(x.shape)` may
     made = subjects.get(id(given))
     if made is None:
         device = next((subject.device for _, subject, _ in inputs if subject.shape), torch.device("cpu"))
@@ -172,13 +184,12 @@ def _written(
         subject.used = True
         subject.thread = thread
         subject.consumed = subject.consumed or history
-    output = made.value, made, history
-    module = call[0] if call is not None else None
-    return OperationRecord(serial, function, site, tuple(inputs), (output,), enabled, (before, after), module, thread)
+    outputs = ((made.value, made, history),)
+    return OperationRecord(
+        serial, function, site, tuple(inputs), outputs, enabled, (before, after), module, thread
+    ), call
 
 
-def _met(tape: Tape, reference: _Ref, site: Site) -> Subject | None:
+def _met(tape: Tape, reference: Reference, site: Site) -> Subject | None:
     tensor = reference()
-    if tensor is None:
-        return None
-    return tape.seen(tensor) or tape.meet(tensor, site)
+    return None if tensor is None else tape.seen(tensor) or tape.meet(tensor, site)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FrameType
 from typing import Any
-from weakref import ReferenceType, ref
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from gradscope.probes import gradients
 from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
-from gradscope.probes.jottings import PLAIN
+from gradscope.probes.jottings import ITEMS, PLAIN
 from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
@@ -72,8 +72,7 @@ _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.regist
 # Their arguments are looked at before the call.
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, _set_grad_enabled, _AS_SUBCLASS}
-# Jottings are written out, lest they pile up, where a look after so many operations finds more than so many items.
-_JOTTED, _JOTTED_MOST = 10_000, 300_000
+_LOOK, _MOST = 10_000, 25_000  # how often jottings are looked at, and how many may pile up before they are written out
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
@@ -104,6 +103,7 @@ class Recorder(TorchFunctionMode):
         self.alone = True  # no other mode lies below this one
         self.here: dict[str, Any] = {}  # what the tape holds of this thread
         self.modules: list[ModuleMark] = []  # that are running in it, the innermost last
+        self.shapes: dict[torch.Size, torch.Size] = {}  # one of each, for jottings to share
         self.code: CodeType | None = None  # the program's own, which jotted last
 
     def __enter__(self) -> Recorder:
@@ -127,7 +127,7 @@ class Recorder(TorchFunctionMode):
         if is_compiling():
             return func(*args, **(kwargs or {}))
         tape = self.tape
-        jottings = tape.jottings
+        jottings = tape.jotting
         if jottings is not None and func in PLAIN and not kwargs and not types and self.alone and not self.paused:
             # All in one piece: most operations of a long run come by here.
             frame = sys._getframe(1)
@@ -151,20 +151,19 @@ class Recorder(TorchFunctionMode):
             if not isinstance(result, Tensor):
                 return result
             try:
-                after, history = sequence_number(), result.requires_grad
-                taken: tuple[ReferenceType[Tensor], ...]
-                if len(args) != 2 or not isinstance(args[0], Tensor):
-                    taken = references(args)
-                else:
-                    first, second = args
-                    if isinstance(second, Tensor):
-                        taken = ref(first), ref(second)
-                    elif isinstance(second, (tuple, list)):
-                        taken = references(args)
-                    else:
-                        taken = (ref(first),)
-                modules = self.modules
-                jottings += (
+                after, history, shape, dtype = sequence_number(), result.requires_grad, result.shape, result.dtype
+                shape = self.shapes.setdefault(shape, shape)
+                taken, count = jottings.taken, 0
+                for value in args:
+                    if isinstance(value, Tensor):
+                        taken.append(ref(value))
+                        count += 1
+                    elif isinstance(value, (tuple, list)):
+                        inner = list(map(ref, tensors(value)))
+                        taken += inner
+                        count += len(inner)
+                modules, items = self.modules, jottings.items
+                items += (
                     number,
                     func,
                     code,
@@ -173,13 +172,13 @@ class Recorder(TorchFunctionMode):
                     before,
                     after,
                     (modules[-1], self.here.get("root")) if modules else None,
-                    taken,
+                    count,
                     ref(result),
-                    result.shape,
-                    result.dtype,
+                    shape,
+                    dtype,
                     history,
                 )
-                if not number % _JOTTED and len(jottings) > _JOTTED_MOST:
+                if not number % _LOOK and len(items) > _MOST * ITEMS:
                     tape.backlog.catch_up(rest=False)
             except Exception:  # there are tensors without a shape
                 call = self._before(func, frame, args, None)
@@ -330,7 +329,7 @@ class Recorder(TorchFunctionMode):
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs))
             if type(func) is _Accessor and func == gradients.READ and made and inputs:
-                tape.jottings = None  # what is done to a gradient is followed
+                tape.jotting = None  # what is done to a gradient is followed
                 known[id(made[0])].gradient_of = inputs[0][1].serial
             elif of_gradient:
                 name = getattr(func, "__name__", "")
@@ -380,13 +379,6 @@ class Recorder(TorchFunctionMode):
         )
         tape.add(operation)
         return operation
-
-
-def references(args: tuple[Any, ...]) -> tuple[ReferenceType[Tensor], ...]:
-    """Weak references to the tensors among arguments, as many times as they are given."""
-    if len(args) == 1 and isinstance(args[0], Tensor):
-        return (ref(args[0]),)
-    return tuple(map(ref, tensors(args)))
 
 
 def pause(tape: Tape, out: bool = False) -> None:

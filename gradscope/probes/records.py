@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from gradscope.probes.walker import Walk
 
 
+Reference: TypeAlias = Callable[[], torch.Tensor | None]
+
+
 class Subject(msgspec.Struct, eq=False, gc=False):
     """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like.
 
@@ -166,12 +169,31 @@ class CallRecord:
 
 
 @dataclass(slots=True)
-class StepRecord:
-    """What happened until an optimizer had stepped. `writes` are changes in place: operation and storage.
+class Jottings:
+    """The plain operations of one step, jotted down (see `jottings`), and what it takes to write them out.
 
-    The last five are of a step whose plain operations are jotted down (see `jottings`): the jottings, the tensors that
-    were met meanwhile, the numbers of values that its optimizer replaced, the calls of root modules that operations
-    ran in, and what was alive at its end.
+    `items` holds so many entries for each operation, `taken` references to what they took, one operation after the
+    other. `met` are the tensors that were met meanwhile, `renewed` the numbers of the values that the step of an
+    optimizer replaced, and `callers` the calls of root modules in which other operations ran. At the end of the step
+    `survivors` are results that are alive, `uses` how often each was referred to, and `leads_on` says that one of them
+    was used in a later step.
+    """
+
+    items: list[Any] = field(default_factory=list)
+    taken: list[Reference] = field(default_factory=list)
+    met: list[Subject] = field(default_factory=list)
+    renewed: dict[int, int] = field(default_factory=dict)
+    callers: dict[int, Site] = field(default_factory=dict)
+    survivors: list[Reference] = field(default_factory=list)
+    uses: list[int] = field(default_factory=list)
+    leads_on: bool = False
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What happened until an optimizer had stepped.
+
+    `writes` are changes in place: operation and storage. `first_call` is how often root modules had been called before.
     """
 
     index: int
@@ -181,16 +203,10 @@ class StepRecord:
     optimizer: int | None = None
     site: Site | None = None
     writes: list[tuple[int, int]] = field(default_factory=list)
-    jottings: list[Any] = field(default_factory=list)
-    met: list[Subject] = field(default_factory=list)
-    renewed: dict[int, int] = field(default_factory=dict)
-    callers: dict[int, Site | None] = field(default_factory=dict)
-    survivors: list[Callable[[], torch.Tensor | None]] = field(default_factory=list)
-    uses: list[int] = field(default_factory=list)
-    leads_on: bool = False
+    jottings: Jottings | None = None
     first_call: int = 0
 
     @property
     def empty(self) -> bool:
         """Whether nothing has happened in it yet."""
-        return not (self.operations or self.jottings or self.backwards)
+        return not (self.operations or self.backwards or (self.jottings is not None and self.jottings.items))

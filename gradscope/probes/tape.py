@@ -28,6 +28,7 @@ from gradscope.probes.growth import CALLS, Growth
 from gradscope.probes.jottings import Backlog
 from gradscope.probes.records import (
     BackwardRecord,
+    Jottings,
     ModuleMark,
     OperationRecord,
     OptimizerMark,
@@ -100,7 +101,7 @@ class Tape:
         self.local = threading.local()
         self.backwards_running: set[int] = set()
         self.differentiating: set[int] = set()  # threads that compute with gradients
-        self.jottings: list[Any] | None = None  # of the running step, while its plain operations are jotted down
+        self.jotting: Jottings | None = None  # of the running step, while its plain operations are jotted down
         self.backlog = Backlog(self)
         self.next_operation: Callable[[], int] = itertools.count(1).__next__
         self._values = self._subjects = self._threads = 0
@@ -192,9 +193,9 @@ class Tape:
         return known.version if known is not None else tensor._version
 
     def _know(self, key: int, subject: Subject) -> None:
-        if self.backlog.waiting:
+        if self.step.jottings is not None:
             # Jottings may speak of either: of the one before, which is dead, by the reference to it alone.
-            self.step.met += [subject] if key not in self.known else [self.known[key], subject]
+            self.step.jottings.met += [subject] if key not in self.known else [self.known[key], subject]
         self.known[key] = subject
         if len(self.known) > self._purge_at:
             self.purge()
@@ -214,8 +215,8 @@ class Tape:
         count = version(tensor)
         if subject.version in (_STALE, count) or (self._writers and storage_key(tensor) in self._writers):
             return
-        if self.backlog.waiting:
-            self.step.renewed[subject.serial] = subject.value
+        if self.step.jottings is not None:
+            self.step.jottings.renewed[subject.serial] = subject.value
         self._values += 1
         subject.value, subject.version = self._values, count
 
@@ -409,10 +410,10 @@ class Tape:
     def add(self, operation: OperationRecord) -> None:
         step, call = self.step, self.local.__dict__.get("root")
         step.operations.append(operation)
-        if not self.backlog.waiting:
+        if step.jottings is None:
             self.link(operation, step.index, call)
         elif call is not None:
-            step.callers[operation.serial] = call
+            step.jottings.callers[operation.serial] = call
         if len(step.operations) > self._sweep_at:
             self._sweep()
 
@@ -451,7 +452,11 @@ class Tape:
             while len(self.latest) > min(KEPT_MOST, KEPT * max(1, len(self.optimizers))):
                 self.backlog.drop(self.latest.popleft())
         self.step = StepRecord(step.index + 1, first_call=self.growth.calls)
-        self.jottings = self.backlog.begin(self.step) if self.may_jot() else None
+        if self.may_jot():
+            self.jotting = self.backlog.begin(self.step)
+        else:
+            self.backlog.catch_up(rest=False)
+            self.jotting = None
         self._sweep_at = SWEEP_AT
         self.step_ended()
 

@@ -114,7 +114,7 @@ def test_nothing_is_kept_alive() -> None:
         tape = list(loops(seen, 6))[-1]
         a = torch.ones(2) * 2
         b = a + 1
-        assert tape.jottings
+        assert tape.jotting is not None
         dead = weakref.ref(a), weakref.ref(b)
         del a, b
         gc.collect()
@@ -127,7 +127,7 @@ def test_a_program_that_changes_in_place_is_written_at_once() -> None:
     with gradscope.observe() as seen:
         x = torch.zeros(3)
         for tape in loops(seen, 60):
-            written += tape.jottings is not None
+            written += tape.jotting is not None
             x.add_(1)
     assert written < 10
 
