@@ -14,7 +14,7 @@ from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
 from gradscope.probes.courses import norms
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
@@ -36,7 +36,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active:
+            if is_compiling() or not tape.active or capturing():
                 return original(t_outputs, *args, **kwargs)
             kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
             inputs = args[3] if len(args) > 3 else kwargs.get("inputs", ())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscope.probes.accounts import NO_GRADIENT
 from gradscope.probes.callsites import Site
+from gradscope.probes.quiet import capturing
 from gradscope.probes.records import Subject, ValueRecord
 from gradscope.probes.shards import local
 from gradscope.probes.tape import Tape
@@ -70,7 +71,13 @@ def nonzero_before(tape: Tape, tensors: Sequence[Tensor], inputs: Sequence[Value
     """How many elements of a gradient are not zero before the program's own line works on it, for the first times."""
     subject = inputs[0][1]
     leaf = tape.leaves.get(subject.gradient_of)
-    if leaf is None or leaf.course is None or leaf.course.masks_seen >= _MASKS or not _is_dense(tensors[0]):
+    if (
+        leaf is None
+        or leaf.course is None
+        or leaf.course.masks_seen >= _MASKS
+        or not _is_dense(tensors[0])
+        or capturing()
+    ):
         return None
     return int(torch.count_nonzero(local(tensors[0]).detach()))
 

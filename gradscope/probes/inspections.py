@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.shards import local
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
     def look(tape: Tape, call: Call) -> None:
         where = call.func, call.site
         looks = tape.looks.get(where, 0)
-        if looks >= _LOOKS:
+        if looks >= _LOOKS or capturing():
             return
         tape.looks[where] = looks + 1
         value = call.argument(0, "input")

@@ -27,7 +27,7 @@ from gradscope.probes.movement import Held, after_step, before_step, is_due
 from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
 from gradscope.probes.profiles import suspect
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
 from gradscope.probes.scopes import maker_of, modules_around
@@ -76,7 +76,7 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         return zero_grad
 
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not tape.active or torch.compiler.is_compiling():
+        if not tape.active or torch.compiler.is_compiling() or capturing():
             return None
         if not tape.optimizers:
             tape.reopen()
@@ -105,7 +105,7 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         return (args[0], watched, *args[2:]), kwargs
 
     def after(optimizer: Optimizer, *_: Any) -> None:
-        if tape.active and not torch.compiler.is_compiling():
+        if tape.active and not torch.compiler.is_compiling() and not capturing():
             resume(tape)
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:

@@ -11,8 +11,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 _set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
+_cuda_is_initialized: Callable[[], bool] = torch.cuda.is_initialized
+
 # Reading a tensor's attributes asks the function modes and the `__torch_function__` of a subclass, the user's too.
 unasked = torch._C.DisableTorchFunction
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured: whoever reads a value then breaks the capture."""
+    return _cuda_is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class unobserved:  # noqa: N801 - named as what it is used for, as `torch.no_grad` is

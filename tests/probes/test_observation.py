@@ -546,3 +546,21 @@ def test_tensor_subclasses_see_what_they_see_without_us() -> None:
     with gradscope.observe():
         assert program() == bare
     assert "tanh" in bare
+
+
+def test_nothing_is_counted_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a value during the capture of a CUDA graph breaks it: such backwards and steps are left alone."""
+    done: list[int] = []
+    monkeypatch.setattr("gradscope.probes.quiet._cuda_is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: len(done) == 2)
+    w = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    with gradscope.observe() as seen:
+        for step in range(4):
+            optimizer.zero_grad()
+            (w * 2).sum().backward()
+            optimizer.step()
+            done.append(step)
+    run = seen.report().run
+    assert list(run.failures) == []
+    assert (run.backward_count, run.step_count) == (3, 3)
