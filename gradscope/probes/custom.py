@@ -81,8 +81,9 @@ def complained(tape: Tape) -> None:
 def _entered(tape: Tape, node: Any, gradients: tuple[Any, ...]) -> CustomRecord | None:
     try:
         function = node._forward_cls
-        user = inspect.unwrap(node._get_user_fn())
-        if user is torch.autograd.Function.backward:
+        base = torch.autograd.Function
+        user = inspect.unwrap(function.vjp if function.vjp is not base.vjp else function.backward)
+        if user is base.backward:
             user = inspect.unwrap(function.forward)  # there is none: torch is about to say so
         code = getattr(user, "__code__", None)
         if code is None or tape.sites.kind(code.co_filename) != USER:
