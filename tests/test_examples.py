@@ -82,12 +82,12 @@ def test_roles_in_a_module(workshop: Workshop) -> None:
     report = Report.of(run)
     rows = {row.name: row for row in report.tensors}
     roles = {name: (rows[name].role, rows[name].leaf, rows[name].requires_grad) for name in rows}
-    assert roles["weight"] == ("parameter", True, True)
-    assert roles["scale"] == ("buffer", True, False)
-    assert roles["offset"] == ("constant", True, False)
+    assert roles["net.weight"] == ("parameter", True, True)
+    assert roles["net.scale"] == ("buffer", True, False)
+    assert roles["net.offset"] == ("constant", True, False)
     assert roles["data"] == ("constant", True, False)
     assert roles["output"][1:] == (False, True)
-    assert rows["weight"].received is not None
-    assert (rows["weight"].received.steps, rows["weight"].received.of) == (5, 5)
-    assert [rows[name].received for name in ("scale", "offset", "data")] == [None] * 3
+    assert rows["net.weight"].received is not None
+    assert (rows["net.weight"].received.steps, rows["net.weight"].received.of) == (5, 5)
+    assert [rows[name].received for name in ("net.scale", "net.offset", "data")] == [None] * 3
     assert report.findings == ()

@@ -95,18 +95,18 @@ def test_parametrizations(workshop: Workshop) -> None:
     )
     assert rows == dict.fromkeys(
         (
-            "0.bias",
-            "0.parametrizations.weight.original0",
-            "0.parametrizations.weight.original1",
-            "2.bias",
-            "2.parametrizations.weight.original",
-            "3.bias",
-            "3.parametrizations.weight.original",
-            "4.bias",
-            "4.parametrizations.weight.original",
-            "4.parametrizations.weight.1.gain",
-            "5.weight",
-            "5.bias",
+            "net.0.bias",
+            "net.0.parametrizations.weight.original0",
+            "net.0.parametrizations.weight.original1",
+            "net.2.bias",
+            "net.2.parametrizations.weight.original",
+            "net.3.bias",
+            "net.3.parametrizations.weight.original",
+            "net.4.bias",
+            "net.4.parametrizations.weight.original",
+            "net.4.parametrizations.weight.1.gain",
+            "net.5.weight",
+            "net.5.bias",
         ),
         learns(4),
     )
@@ -143,7 +143,7 @@ def test_complex_parameters(workshop: Workshop) -> None:
         print(net.state_dict())
         """,
     )
-    assert rows == dict.fromkeys(("response", "mix.weight", "mix.bias"), learns(3))
+    assert rows == dict.fromkeys(("net.response", "mix.weight", "mix.bias"), learns(3))
 
 
 def test_autocast_with_a_scaler(workshop: Workshop) -> None:
@@ -177,7 +177,9 @@ def test_autocast_with_a_scaler(workshop: Workshop) -> None:
         """,
     )
     # The scaler skips two of the eight steps.
-    assert rows == dict.fromkeys(("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"), learns(6))
+    assert rows == dict.fromkeys(
+        [f"net.{place}.{kind}" for place in (0, 1, 3) for kind in ("weight", "bias")], learns(6)
+    )
 
 
 def test_sparse_gradients(workshop: Workshop) -> None:
@@ -240,8 +242,8 @@ def test_gradient_penalty(workshop: Workshop) -> None:
         print(first, w.grad, critic.state_dict())
         """,
     )
-    assert rows["0.weight"] == rows["2.weight"] == rows["0.bias"] == learns(4)
-    assert rows["2.bias"].steps == 4
+    assert rows["critic.0.weight"] == rows["critic.2.weight"] == rows["critic.0.bias"] == learns(4)
+    assert rows["critic.2.bias"].steps == 4
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -278,7 +280,7 @@ def test_workers_that_load_data(method: str, workshop: Workshop) -> None:
                 print(loss.item())
         """,
     )
-    assert rows == dict.fromkeys(("weight", "bias"), learns(3))
+    assert rows == dict.fromkeys(("net.weight", "net.bias"), learns(3))
 
 
 def test_models_in_threads(workshop: Workshop) -> None:
@@ -383,7 +385,8 @@ def test_teacher_and_student(workshop: Workshop) -> None:
         """,
     )
     assert {name: row for name, row in rows.items() if name.startswith("student.")} == dict.fromkeys(
-        [f"student.{part}" for part in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")], learns(4)
+        [f"student.{place}.{kind}" for place in (0, 1, 3) for kind in ("weight", "bias")],
+        learns(4),
     )
     assert not any(row.steps for name, row in rows.items() if not name.startswith("student."))
 
@@ -539,4 +542,4 @@ def test_custom_functions(workshop: Workshop) -> None:
         print(torch.func.vmap(torch.func.grad(lambda v: Cube.apply(v)[0]))(torch.arange(3.0)), net.state_dict())
         """,
     )
-    assert rows == dict.fromkeys(("0.weight", "0.bias", "1.weight", "1.bias"), learns(4))
+    assert rows == dict.fromkeys([f"net.{place}.{kind}" for place in (0, 1) for kind in ("weight", "bias")], learns(4))

@@ -177,8 +177,14 @@ class _Freezer:
     def name(self, subject: Subject) -> str | None:
         if subject.name is not None:
             root, path = subject.name
-            # What should have been a parameter and is not registered is called as the user would write it.
-            spelled_out = self.several or (subject.registered == "attribute" and subject.requires_grad)
+            # What should have been a parameter and is not registered is called as the user would write it, and so is
+            # what would be a bare word or begin with a number: `head.weight` and `net.0.weight`.
+            spelled_out = (
+                self.several
+                or (subject.registered == "attribute" and subject.requires_grad)
+                or "." not in path
+                or path[0].isdigit()
+            )
             return f"{self.labels.get(id(root), root.type.lower())}.{path}" if spelled_out else path
         return self.names.get(subject.serial)
 

@@ -21,24 +21,42 @@ def parameters(run: Run) -> set[str | None]:
 
 
 def test_a_single_model_needs_no_prefix(workshop: Workshop) -> None:
-    """With one model its tensors are called as `named_parameters()` and `named_buffers()` call them."""
+    """With one model its tensors are called as `named_parameters()` and `named_buffers()` call them.
+
+    What would be a bare word or begin with a number says which variable it is of.
+    """
     run = workshop.run(
         """
         import torch
         from torch import nn
-        net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3))
+                self.scale = nn.Parameter(torch.ones(3))
+
+            def forward(self, x):
+                return self.body(x) * self.scale
+
+        net = Net()
         net(torch.rand(4, 2)).sum().backward()
         """
     )
     assert parameters(run) == {
-        "0.weight",
-        "0.bias",
-        "1.weight",
-        "1.bias",
-        "1.running_mean",
-        "1.running_var",
-        "1.num_batches_tracked",
+        "body.0.weight",
+        "body.1.weight",
+        "body.1.bias",
+        "body.1.running_mean",
+        "body.1.running_var",
+        "body.1.num_batches_tracked",
+        "net.scale",
     }
+    bare = workshop.run(
+        "import torch\nfrom torch import nn\nnet = nn.Sequential(nn.Linear(2, 1))\nnet(torch.rand(1, 2)).backward()"
+    )
+    assert parameters(bare) == {"net.0.weight", "net.0.bias"}
 
 
 def test_several_models_are_told_apart_by_their_variables(workshop: Workshop) -> None:

@@ -431,7 +431,7 @@ def test_tensors_without_a_shape_are_met() -> None:
     run = seen.report().run
     assert list(run.failures) == []
     shapes = {tensor.name: tensor.shape for tensor in run.tensors}
-    assert shapes["0.weight"] == (3, 2)
+    assert shapes["net.0.weight"] == (3, 2)
 
 
 def test_frozen_scripts_are_called() -> None:

@@ -251,7 +251,7 @@ def test_number_that_is_a_factor_in_a_module(workshop: Workshop) -> None:
         """
     )
     (finding,) = Report.of(run).findings
-    assert (finding.rule, finding.tensors) == ("left-torch", ("scale",))
+    assert (finding.rule, finding.tensors) == ("left-torch", ("net.scale",))
 
 
 def test_switch_left_off_elsewhere(workshop: Workshop) -> None:

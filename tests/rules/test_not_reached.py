@@ -405,7 +405,7 @@ def test_attributes_that_need_no_registration(case: str, workshop: Workshop) -> 
 # --- frozen-parameter ----------------------------------------------------------------------------------------------
 
 TWO_LAYERS = TRAIN + "net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))\n"
-EVERY = ("0.weight", "0.bias", "2.weight", "2.bias")
+EVERY = ("net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias")
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_attribute_of_a_module_unfreezes_nothing(workshop: Workshop) -> None:
         TWO_LAYERS + "net.requires_grad_(False)  # here\nnet[0].requires_grad_(True)\nnet[2].requires_grad = True\n"
         "train(torch.optim.SGD(net.parameters(), lr=0.1), net)\n",
     )
-    finding = found.must_be("frozen-parameter", "warning", "2.weight", "2.bias")
+    finding = found.must_be("frozen-parameter", "warning", "net.2.weight", "net.2.bias")
     assert finding.message == "`net.2` stays frozen: `requires_grad = True` on a module is a plain attribute"
     assert [help_.message for help_ in finding.help] == ["call `net.2.requires_grad_(True)`"]
 
@@ -478,7 +478,7 @@ def test_chosen_one_by_one_and_frozen(workshop: Workshop) -> None:
         ADAPTER + "net[0].requires_grad_(False)  # here\n"
         "train(torch.optim.Adam([net[0].low, *net[1].parameters()], lr=0.1), net)\n",
     )
-    finding = found.must_be("frozen-parameter", "warning", "0.low")
+    finding = found.must_be("frozen-parameter", "warning", "net.0.low")
     assert "though Adam was given it" in finding.message
 
 
@@ -497,7 +497,7 @@ def test_never_unfrozen_for_the_second_phase(workshop: Workshop) -> None:
         "train(torch.optim.SGD(net[2].parameters(), lr=0.1), net)\n"
         "train(torch.optim.Adam(net.parameters(), lr=0.1), net)  # second\n",
     )
-    finding = found.must_be("frozen-parameter", "warning", "0.weight", "0.bias")
+    finding = found.must_be("frozen-parameter", "warning", "net.0.weight", "net.0.bias")
     assert ["# second" in found.line(label.span) for label in finding.labels] == [True]
     assert "Adam was given it" in finding.message
 
@@ -641,6 +641,6 @@ def test_loss_made_to_require_grad(workshop: Workshop) -> None:
         """
     )
     found = Report.of(run).findings
-    assert [(finding.rule, finding.tensors) for finding in found] == [("frozen-parameter", ("weight", "bias"))]
+    assert [(finding.rule, finding.tensors) for finding in found] == [("frozen-parameter", ("net.weight", "net.bias"))]
     assert found[0].span is not None
     assert found[0].span.line == 5

@@ -178,7 +178,7 @@ def test_observe_reports_inside_and_after_the_block() -> None:
     net(torch.rand(3, 2)).mean().backward()
     late = seen.report()
     for report, steps in ((early, 2), (late, 4)):
-        received = rows(report)["weight"].received
+        received = rows(report)["model.weight"].received
         assert received is not None
         assert (received.steps, received.of, report.run.step_count) == (steps, steps, steps)
 

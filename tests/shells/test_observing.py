@@ -320,7 +320,12 @@ def test_the_counting_form() -> None:
         decorated()
     report = decorated.report()
     received = {row.name: (row.received.steps, row.received.of) for row in report.tensors if row.received}
-    assert received == {"0.weight": (0, 3), "0.bias": (0, 3), "2.weight": (3, 3), "2.bias": (3, 3)}
+    assert received == {
+        "model.0.weight": (0, 3),
+        "model.0.bias": (0, 3),
+        "model.2.weight": (3, 3),
+        "model.2.bias": (3, 3),
+    }
     assert all(row.moved for row in report.tensors if row.name.startswith("2."))
     assert report.graph.operations == 0
 

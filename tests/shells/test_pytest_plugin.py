@@ -317,8 +317,8 @@ def test_fine(gradscope, net, optimizer):
     report = gradscope.report()
     assert report.run.step_count == 1
     assert {row.name: row.optimizer for row in report.tensors if row.role == "parameter"} == {
-        "weight": "SGD",
-        "bias": "SGD",
+        "net.weight": "SGD",
+        "net.bias": "SGD",
     }
     with gradscope.observe() as seen:
         net(torch.rand(4, 3)).mean().backward()
