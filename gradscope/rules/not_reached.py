@@ -593,17 +593,20 @@ def _read_in_vain(run: Run) -> Iterator[Finding]:
                 continue
             value = operation.inputs[0]
             tensor = flow.tensor(value)
-            if tensor is None or tensor.leaf or tensor.id in retained or operation.span in told:
+            if tensor is None or tensor.leaf or tensor.id in retained:
                 continue
-            told.add(operation.span)
             maker = flow.maker.get(value)
+            cause = (maker.span if maker else None) or tensor.made
+            if {cause, operation.span} & told:
+                continue
+            told |= {cause, operation.span} - {None}
             name = tensor.name or "this tensor"
             labels = (Label(operation.span, "`.grad` is None here"),) if operation.span else ()
             yield Finding(
                 "non-leaf",
                 "error",
                 f"`{name}` is no leaf: its `.grad` stays None, the gradient goes to what it was made from",
-                (maker.span if maker else None) or tensor.made,
+                cause,
                 f"a new tensor is made here, by `{short_name(maker.name)}`" if maker else "a new tensor is made here",
                 (name,),
                 labels,

@@ -591,6 +591,17 @@ REFUSED = {
 }
 
 
+def test_several_reads_of_a_non_leaf_are_one_finding(workshop: Workshop) -> None:
+    """The gradient of a non-leaf that is read in two places has one cause."""
+    program = (
+        "w = torch.rand(4, 1, requires_grad=True) * 0.01\n(torch.rand(3, 4) @ w).mean().backward()\n"
+        "print(w.grad)\nupdate = 0 if w.grad is None else w.grad\n"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the read itself
+        assert [finding.rule for finding in judge(workshop, program).findings] == ["non-leaf"]
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_optimizer_refuses_a_non_leaf(case: str, workshop: Workshop) -> None:
     """Where an optimizer refuses non-leaves, the finding shows what made them, a label the optimizer."""
