@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,13 +25,17 @@ _push: Callable[[Any], None] = torch.overrides._push_mode
 _pop: Callable[[], Any] = torch.overrides._pop_mode
 
 
-def watch_fast_paths(tape: Tape) -> AbstractContextManager[None]:
+@contextmanager
+def watch_fast_paths(tape: Tape) -> Iterator[None]:
     """Let code that chooses its way by `has_torch_function` choose as it would without us."""
 
     def wrap(original: Callable[[Iterable[Any]], bool]) -> Callable[[Iterable[Any]], bool]:
         @functools.wraps(original)
         def has_torch_function(relevant_args: Iterable[Any]) -> bool:
-            if is_compiling() or not tape.active:
+            if is_compiling():
+                # Dynamo knows the function that has our name now, and this one: see `_forget_handlers`.
+                return torch.overrides.has_torch_function_variadic(*relevant_args)
+            if not tape.active:
                 return original(relevant_args)
             found = original(relevant_args)
             if not found or _hands_over():
@@ -49,7 +53,22 @@ def watch_fast_paths(tape: Tape) -> AbstractContextManager[None]:
 
         return has_torch_function
 
-    return patched(torch.overrides, "has_torch_function", wrap)
+    with patched(torch.overrides, "has_torch_function", wrap):
+        yield
+    _forget_handlers()
+
+
+def _forget_handlers() -> None:
+    """Let Dynamo look functions up again.
+
+    At its first trace it makes a table of the functions that it handles, by what they are at that moment: of ours, if
+    that was while we were here, and then it would not know torch's own afterwards.
+    """
+    module = sys.modules.get("torch._dynamo.variables.torch")
+    handlers = getattr(getattr(module, "TorchInGraphFunctionVariable", None), "_get_handlers", None)
+    forget = getattr(handlers, "cache_clear", None)
+    if forget is not None:
+        forget()
 
 
 def _hands_over() -> bool:

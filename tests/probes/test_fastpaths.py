@@ -11,7 +11,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 import gradscope
 from gradscope.probes.observation import Observation
-from tests.workshop import operations
+from tests.workshop import Workshop, operations
 
 
 class Tagged(torch.Tensor):
@@ -70,3 +70,28 @@ def test_compiled_attention_takes_the_same_way() -> None:
     with gradscope.observe():
         observed = run()
     assert torch.equal(observed, bare)
+
+
+def test_a_compiler_that_began_under_observation_goes_on_without(workshop: Workshop) -> None:
+    """Dynamo handles functions that it knows from its first trace: those of torch, whoever watched then."""
+    workshop.write(
+        """
+        import torch, gradscope
+        from torch import nn
+        attention = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+        x = torch.rand(2, 5, 16)
+
+        def run():
+            torch.compiler.reset()
+            with torch.no_grad():
+                torch.compile(attention, fullgraph=True, backend="eager")(x, x, x)
+
+        for _ in range(2):
+            with gradscope.observe():
+                run()
+            run()
+        print("done")
+        """
+    )
+    ended = workshop.python("-W", "ignore", "script.py")
+    assert ended.out == "done\n", ended.err
