@@ -122,7 +122,11 @@ def _follows(run: Run, tensor: Tensor) -> bool:
         return False
     for flow in flows(run)[1:]:  # what is written before are values to start from
         for operation in flow.operations:
-            made = set(operation.outputs).difference(operation.inputs)
+            # `t.data = value` makes no new value by torch's count.
+            if operation.name == "Tensor.data =":
+                made = set(operation.inputs[:1])
+            else:
+                made = set(operation.outputs).difference(operation.inputs)
             if not any(flow.holder[value] == tensor.id for value in made):
                 continue
             written = [value for value in operation.inputs if flow.holder[value] != tensor.id]

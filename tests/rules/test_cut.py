@@ -155,6 +155,10 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "with torch.no_grad():\n    goal = twin(x)\n"
         "z = encoder(x)\nloss = F.mse_loss(z, goal) + decoder(z).square().mean()\n"
         "for a, b in zip(twin.parameters(), encoder.parameters()):\n    a.data.lerp_(b.data, 0.1)",
+        "if step == 0:\n    optimizer.add_param_group({'params': twin.parameters()})\n"
+        "with torch.no_grad():\n    goal = twin(x)\n"
+        "z = encoder(x)\nloss = F.mse_loss(z, goal) + decoder(z).square().mean()\n"
+        "for a, b in zip(twin.parameters(), encoder.parameters()):\n    a.data = 0.9 * a.data + 0.1 * b.data",
         "d = torch.distributions.Categorical(logits=encoder(x))\na = d.sample()\nr = (a == 1).float()\n"
         "loss = -(d.log_prob(a) * (r - r.mean())).mean() + decoder(x).square().mean()",
         "z = encoder(x)\nhits = (z.argmax(1) == 1).sum().item()\n"
@@ -181,6 +185,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "gumbel",
         "teacher",
         "teacher_in_the_optimizer",
+        "teacher_whose_data_is_replaced",
         "reinforce",
         "metrics",
         "adversarial",
