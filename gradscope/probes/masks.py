@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.tape import Tape
 
 _LOOKS = 4  # gradients of one leaf that are compared with what its hook makes of them
@@ -91,7 +91,7 @@ def _is_trained(tensor: torch.Tensor) -> bool:
 def _observed(tape: Tape, hook: _Hook, watched: _Watched) -> _Hook:
     @functools.wraps(hook)
     def observed(gradient: torch.Tensor) -> Any:
-        looking = tape.active and watched.looks < _LOOKS
+        looking = tape.active and watched.looks < _LOOKS and not capturing()
         given = gradient
         if looking:
             with unobserved():

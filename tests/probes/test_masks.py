@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
 import torch
 
 import gradscope
+from gradscope.probes.masks import _Watched
 
 
 def test_hooks_go_back_at_the_end() -> None:
@@ -42,3 +44,18 @@ def test_removed_hooks_are_not_kept() -> None:
         del mask, handle
         gc.collect()
         assert gone() is None
+
+
+def test_hooks_are_left_alone_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compare what a hook makes of a gradient is to read values, which breaks the capture of a CUDA graph."""
+    compared: list[bool] = []
+    monkeypatch.setattr(_Watched, "compare", lambda *_: compared.append(True))
+    weight = torch.nn.Parameter(torch.ones(3))
+    with gradscope.observe():
+        weight.register_hook(torch.neg)
+        monkeypatch.setattr("gradscope.probes.masks.capturing", lambda: True)
+        weight.sum().backward()
+        assert compared == []
+        monkeypatch.setattr("gradscope.probes.masks.capturing", lambda: False)
+        weight.sum().backward()
+        assert compared == [True]
