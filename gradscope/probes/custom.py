@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import linecache
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any
 
@@ -21,6 +20,7 @@ from gradscope.probes.callsites import USER, CallSites
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.shards import local
+from gradscope.probes.sources import Definition, definition_of
 from gradscope.probes.tape import Tape
 
 _LOOKS = 16  # passes of a backward that ignores its upstream gradient in which values are read
@@ -126,23 +126,9 @@ def _returned(tape: Tape, record: CustomRecord, node: Any, result: Any) -> None:
 # --- what the code of a backward does, read from its source -------------------------------------------------------
 
 
-def _definition(code: CodeType) -> ast.FunctionDef | None:
-    """The definition that a code object was compiled from; None where the source is not at hand, or a lambda."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
-    except (SyntaxError, ValueError):
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if code.co_firstlineno in (first, node.lineno):
-                return node
-    return None
-
-
 def _reads_upstream(code: CodeType) -> bool:
     """Whether a backward makes any use of the values of its upstream gradients; true where that cannot be told."""
-    definition = _definition(code)
+    definition = definition_of(code)
     if definition is None:
         return True
     arguments = definition.args
@@ -175,7 +161,7 @@ def _asks_for_no_values(name: ast.Name, parent: ast.AST) -> bool:
 def custom_backwards(tape: Tape) -> Iterator[CustomBackward]:
     """The facts on all custom backwards that the engine has entered."""
     for record in tape.customs.values():
-        definition = _definition(record.code)
+        definition = definition_of(record.code)
         yield CustomBackward(
             record.name,
             _span(tape.sites, record.code, definition),
@@ -191,7 +177,7 @@ def custom_backwards(tape: Tape) -> Iterator[CustomBackward]:
         )
 
 
-def _span(sites: CallSites, code: CodeType, definition: ast.FunctionDef | None) -> Span:
+def _span(sites: CallSites, code: CodeType, definition: Definition | None) -> Span:
     """The head of a definition: `def backward`."""
     file = sites.name(code.co_filename)
     if definition is None:
@@ -200,7 +186,7 @@ def _span(sites: CallSites, code: CodeType, definition: ast.FunctionDef | None) 
     return Span(file, line, column, line, column + len("def ") + len(definition.name), code.co_qualname)
 
 
-def _returns(sites: CallSites, code: CodeType, definition: ast.FunctionDef | None) -> Iterator[Span]:
+def _returns(sites: CallSites, code: CodeType, definition: Definition | None) -> Iterator[Span]:
     """The return statements of a definition itself, not of functions within."""
     waiting: list[ast.AST] = list(definition.body) if definition is not None else []
     found: list[ast.Return] = []
@@ -211,13 +197,4 @@ def _returns(sites: CallSites, code: CodeType, definition: ast.FunctionDef | Non
         elif not isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.AsyncFunctionDef)):
             waiting += ast.iter_child_nodes(node)
     for node in sorted(found, key=lambda node: node.lineno):
-        text = linecache.getline(code.co_filename, node.lineno).encode()
-        end = linecache.getline(code.co_filename, node.end_lineno or node.lineno).encode()
-        yield Span(
-            sites.name(code.co_filename),
-            node.lineno,
-            len(text[: node.col_offset].decode()) + 1,
-            node.end_lineno,
-            len(end[: node.end_col_offset].decode()) + 1,
-            code.co_qualname,
-        )
+        yield replace(sites.span_of(code.co_filename, node), function=code.co_qualname)

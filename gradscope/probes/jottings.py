@@ -148,6 +148,7 @@ def _write_out(tape: Tape, waiting: Sequence[tuple[StepRecord, Jottings]]) -> No
         step.jottings = None
         for operation in step.operations:
             tape.link(operation, step.index, calls.get(operation.serial))
+        # How far the graph behind a root leads back is known only now.
         tape.growth.differentiated(root[1] for backward in step.backwards for root in backward.roots)
 
 

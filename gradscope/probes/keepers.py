@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import linecache
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +15,7 @@ from gradscope.graph.facts import Span
 from gradscope.graph.naming import ADDING
 from gradscope.probes.callsites import USER, CallSites
 from gradscope.probes.scopes import attributes, is_own_class, variables_of
+from gradscope.probes.sources import definition_of, tree_of
 
 _CONTAINERS = (list, dict, deque, set, defaultdict, OrderedDict)
 _ITEMS = 10_000  # of a container that is looked into
@@ -73,25 +73,14 @@ def _line_that_adds(holder: _Holder, code: CodeType, sites: CallSites) -> Span |
     own = [file for file, kind in sites.kinds.items() if kind == USER]
     found = []
     for file in own if holder.in_attribute else [code.co_filename]:
-        try:
-            tree = ast.parse("".join(linecache.getlines(file)))
-        except (SyntaxError, ValueError):
-            continue
-        found += [(file, node) for node in _additions(tree if holder.in_attribute else _scope(tree, code), holder)]
+        tree = tree_of(file)
+        if tree is not None:
+            within = tree if holder.in_attribute else definition_of(code) or tree
+            found += [(file, node) for node in _additions(within, holder)]
     if len({(file, node.lineno) for file, node in found}) != 1:
         return None
     file, node = found[0]
     return sites.span_of(file, node)
-
-
-def _scope(tree: ast.Module, code: CodeType) -> ast.AST:
-    """The function of a code object, or the whole module."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == code.co_name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if first == code.co_firstlineno:
-                return node
-    return tree
 
 
 def _additions(tree: ast.AST, holder: _Holder) -> Iterator[ast.expr | ast.stmt]:

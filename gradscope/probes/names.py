@@ -7,7 +7,6 @@ that the operation took agree in number.
 from __future__ import annotations
 
 import ast
-import linecache
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from types import ModuleType
@@ -19,6 +18,7 @@ from torch.overrides import resolve_name
 from gradscope.graph.naming import is_library
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.records import OperationRecord, StepRecord, Subject
+from gradscope.probes.sources import tree_of
 from gradscope.probes.tape import Tape
 
 _Position: TypeAlias = tuple[int, int, int, int]
@@ -31,9 +31,8 @@ class _Source:
     def __init__(self, file: str) -> None:
         self.nodes: dict[_Position, ast.AST] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
-        try:
-            tree = ast.parse("".join(linecache.getlines(file)))
-        except (SyntaxError, ValueError):
+        tree = tree_of(file)
+        if tree is None:
             return
         waiting: list[ast.AST] = [tree]
         while waiting:

@@ -436,7 +436,7 @@ def _blame_forward(tape: Tape, event: Event, passed: Sequence[Sums]) -> None:
     """A product met a factor that was not finite, though the loss leaves it out: what made that factor is the cause."""
     needed = {value[0] for value in event.operation.inputs} if event.operation is not None else set()
     behind = set()
-    for operation in reversed(tape.step.operations):
+    for operation in reversed(tape.written()):
         if operation is event.operation or not needed.isdisjoint(value[0] for value in operation.outputs):
             behind.add(operation.serial)
             needed.update(value[0] for value in operation.inputs)

@@ -62,7 +62,7 @@ def unrecorded() -> Iterator[None]:
 def _disarm() -> None:
     """In a forked worker the program runs without us: what we recorded there, nobody would read."""
     for observation in _RUNNING:
-        observation.tape.active, observation.tape.jotting = False, None
+        observation.tape.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -149,7 +149,7 @@ class Observation:
         if self.tape.active:
             self.seconds = time.perf_counter() - self.began
             self._stack.close()
-            self.tape.active, self.tape.jotting = False, None
+            self.tape.close()
         if self in _RUNNING:
             _RUNNING.remove(self)
 

@@ -350,9 +350,7 @@ class Recorder(TorchFunctionMode):
     def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
         func, site, _, inputs, grad_enabled, before, _, _ = call
         tape = self.tape
-        local = tape.local.__dict__
-        modules = local.get("modules")
-        thread = local.get("number") or tape.thread()
+        modules, thread = self.modules, self.here["number"]
         history = False
         for value in outputs:
             history = history or value[2]
@@ -374,7 +372,7 @@ class Recorder(TorchFunctionMode):
             (before, sequence_number()),
             modules[-1] if modules else None,
             thread,
-            local.get("function"),
+            self.here.get("function"),
             failed,
         )
         tape.add(operation)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gradscope.probes.callsites import USER, CallSites, Site
+from gradscope.probes.sources import tree_of
 
 _MOST = 20_000  # nodes of a graph that is looked at
 # After these an example no longer tells what its node gave.
@@ -136,9 +137,8 @@ def _site(node: Any, sites: CallSites) -> Site | None:
 
 def _columns_of(function: Any, file: str, line: int) -> tuple[int, int] | None:
     """Where a line names a function, if it does so once and ends there."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
+    tree = tree_of(file)
+    if tree is None:
         return None
     name = _name(function).rpartition(".")[2]
     found = []

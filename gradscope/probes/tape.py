@@ -6,7 +6,7 @@ Rules of the tape:
 3. Operations are kept for the first and the latest steps only, and a step that grows beyond all bounds is
    swept of operations that lead to nothing that is still alive. What a long run adds is a bounded series a tensor.
 4. What is written at every operation are the structs of `records`, which the garbage collector does not track, and
-   plain tuples in later steps, of which few are ever read (see `jottings`).
+   items of one list in later steps, of which few are ever read (see `jottings`).
 """
 
 from __future__ import annotations
@@ -483,6 +483,10 @@ class Tape:
         yield from self.latest
         if not self.step.empty:
             yield self.step
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        self.active, self.jotting = False, None
 
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""
