@@ -25,13 +25,13 @@ def watch_functions(tape: Tape) -> Iterator[None]:
     """Record `Function.apply`, `nn.Parameter(t)` and `Variable(t)` as operations, and note who packs saved tensors."""
 
     def wrap_apply(original: Any) -> Any:
-        apply = original.__func__
+        bound_to = functools.partial(original.__get__, None)  # a classmethod, of Python's or, from torch 2.14, of C's
 
-        @functools.wraps(apply)
+        @functools.wraps(torch.autograd.Function.apply)
         def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if is_compiling() or not tape.active:
-                return apply(cls, *args, **kwargs)
-            return _applied(tape, cls, lambda: apply(cls, *args, **kwargs), args)
+                return bound_to(cls)(*args, **kwargs)
+            return _applied(tape, cls, lambda: bound_to(cls)(*args, **kwargs), args)
 
         return classmethod(wrapper)
 

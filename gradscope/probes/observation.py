@@ -107,14 +107,14 @@ class Observation:
         return running() is not None
 
     def start(self, operations: bool = True, recording: bool = True) -> None:
-        """Put the probes in: all of them, or none where one fails.
+        """Put the probes in; one that does not fit this torch is left out, and the report says so.
 
         Without `operations`, gradients and moves are counted and nothing else. Without `recording`, the calling
         thread records operations only inside `self.recording()`.
         """
         self._operations = operations
         with ExitStack() as stack:
-            self._enter(stack.enter_context)
+            self._put_in(stack)
             if recording:
                 stack.enter_context(self.recording())
             self._stack = stack.pop_all()
@@ -125,24 +125,33 @@ class Observation:
         """Records the operations of the calling thread, if operations are recorded at all."""
         return Recorder(self.tape) if self._operations else nullcontext()
 
-    def _enter(self, enter: Callable[[AbstractContextManager[Any]], Any]) -> None:
-        enter(swaps_allowed(self.tape))
-        enter(watch_backward(self.tape))
-        enter(watch_optimizers(self.tape, self.steps))
-        self.tape.walking = self._operations
-        if not self._operations:
-            return
-        enter(warnings_in_place())
-        enter(watch_threads(self.tape))
-        enter(watch_modules(self.tape))
-        enter(watch_modes(self.tape))
-        enter(watch_masks(self.tape))
-        enter(watch_functions(self.tape))
-        enter(watch_fast_paths(self.tape))
-        enter(watch_transforms(self.tape))
-        enter(watch_custom_backwards(self.tape))
-        enter(watch_compiled(self.tape))
-        enter(watch_inference_mode(self.tape))
+    def _put_in(self, stack: ExitStack) -> None:
+        tape = self.tape
+        tape.walking = self._operations
+        probes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            "swapped tensors": lambda: swaps_allowed(tape),
+            "backward": lambda: watch_backward(tape),
+            "optimizers": lambda: watch_optimizers(tape, self.steps),
+        }
+        if self._operations:
+            probes |= {
+                "warnings": warnings_in_place,
+                "threads": lambda: watch_threads(tape),
+                "modules": lambda: watch_modules(tape),
+                "train and eval": lambda: watch_modes(tape),
+                "hooks": lambda: watch_masks(tape),
+                "Function.apply": lambda: watch_functions(tape),
+                "fused kernels": lambda: watch_fast_paths(tape),
+                "torch.func": lambda: watch_transforms(tape),
+                "custom backwards": lambda: watch_custom_backwards(tape),
+                "compiled regions": lambda: watch_compiled(tape),
+                "inference mode": lambda: watch_inference_mode(tape),
+            }
+        for watched, probe in probes.items():
+            try:
+                stack.enter_context(probe())
+            except Exception as error:
+                tape.fail(f"watching {watched} with torch {torch.__version__}", error)
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice."""

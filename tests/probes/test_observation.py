@@ -343,6 +343,23 @@ def test_a_failing_probe_never_reaches_the_program(monkeypatch: pytest.MonkeyPat
     assert all("\n" not in failure for failure in failures)
 
 
+def test_a_probe_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch of the future may lack what a probe replaces: the program runs on, and the others watch it."""
+    monkeypatch.setattr(torch.nn.Parameter, "__new__", 1)  # whatever it is, it cannot be wrapped
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    with gradscope.observe(optimizer=optimizer) as observation:
+        for _ in range(2):
+            weight.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    document = observation.report().document
+    (failure,) = document.failures
+    assert failure.startswith(f"watching Function.apply with torch {torch.__version__} failed: AttributeError: ")
+    ((name, gradients),) = [(tensor.name, tensor.received) for tensor in document.tensors if tensor.leaf]
+    assert (name, gradients.steps) == ("weight", 2)
+
+
 @pytest.mark.parametrize(
     "warn",
     [
