@@ -177,6 +177,8 @@ class Operation:
     `name` is the function's public name without the leading `torch.` (`Tensor.matmul`, `nn.functional.linear`).
     `inputs` and `outputs` are ids of values. `nodes` is the half-open range of sequence numbers of the
     autograd nodes that the call made. `within` is the custom autograd Function in whose forward it ran.
+    `number` is the last plain float that it took, or the one that it gave out of torch; None in steps that were
+    jotted down.
     """
 
     id: int
@@ -189,6 +191,7 @@ class Operation:
     span: Span | None = None
     within: int | None = None
     failed: bool = False
+    number: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

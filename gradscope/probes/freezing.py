@@ -200,6 +200,7 @@ class _Freezer:
             self.span(record.site),
             record.within,
             record.failed,
+            float(record.number) if record.number is not None else None,
         )
 
     def step(self, record: StepRecord) -> Step:

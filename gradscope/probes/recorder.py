@@ -267,6 +267,7 @@ class Recorder(TorchFunctionMode):
             known = tape.known
             of_gradient = False
             nonzero: int | None = None
+            number: float | None = None
             taken: list[Tensor] = []
             inputs: list[ValueRecord] = []
             for value in args if not kwargs else (*args, *kwargs.values()):
@@ -291,9 +292,11 @@ class Recorder(TorchFunctionMode):
                         inputs.append(subject.held())
                         if subject.gradient_of:
                             of_gradient = True
+                elif isinstance(value, float):
+                    number = value
             if of_gradient and inputs[0][1].gradient_of and code is site[0] and _transforming() is None:
                 nonzero = gradients.nonzero_before(tape, taken, inputs)
-            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number(), of_gradient, nonzero
+            return func, site, taken, tuple(inputs), is_grad_enabled(), sequence_number(), of_gradient, nonzero, number
         except Exception as error:
             tape.fail("recorder", error)
             return None
@@ -301,7 +304,7 @@ class Recorder(TorchFunctionMode):
     def _after(self, call: _Call, result: Any) -> None:
         tape = self.tape
         try:
-            func, site, taken, inputs, _, _, of_gradient, nonzero = call
+            func, site, taken, inputs, _, _, of_gradient, nonzero, number = call
             made = (result,) if isinstance(result, Tensor) else tuple(tensors(result))
             outputs: list[ValueRecord] = []
             changed: list[Tensor] = []
@@ -327,7 +330,7 @@ class Recorder(TorchFunctionMode):
                     outputs.append((seen.value, seen, seen.requires_grad))
             if not outputs and made and func not in _SPEAKING:
                 return  # handed back what it was given, as `x.to(x.device)` does
-            operation = self._write(call, tuple(outputs))
+            operation = self._write(call, tuple(outputs), result if isinstance(result, float) else number)
             if type(func) is _Accessor and func == gradients.READ and made and inputs:
                 tape.jotting = None  # what is done to a gradient is followed
                 known[id(made[0])].gradient_of = inputs[0][1].serial
@@ -343,12 +346,14 @@ class Recorder(TorchFunctionMode):
 
     def _failed(self, call: _Call) -> None:
         try:
-            self._write(call, (), failed=True)
+            self._write(call, (), None, failed=True)
         except Exception as error:
             self.tape.fail("recorder", error)
 
-    def _write(self, call: _Call, outputs: tuple[ValueRecord, ...], failed: bool = False) -> OperationRecord:
-        func, site, _, inputs, grad_enabled, before, _, _ = call
+    def _write(
+        self, call: _Call, outputs: tuple[ValueRecord, ...], number: float | None, failed: bool = False
+    ) -> OperationRecord:
+        func, site, _, inputs, grad_enabled, before, *_ = call
         tape = self.tape
         modules, thread = self.modules, self.here["number"]
         history = False
@@ -374,6 +379,7 @@ class Recorder(TorchFunctionMode):
             thread,
             self.here.get("function"),
             failed,
+            number,
         )
         tape.add(operation)
         return operation

@@ -124,7 +124,10 @@ ValueRecord: TypeAlias = tuple[int, Subject, bool]
 
 
 class OperationRecord(msgspec.Struct, eq=False, gc=False):
-    """One call. `nodes` are sequence numbers of the thread that made it."""
+    """One call. `nodes` are sequence numbers of the thread that made it.
+
+    `number` is the last plain float that it took, or the one that it gave; jottings know nothing of it.
+    """
 
     serial: int
     function: Any
@@ -137,6 +140,7 @@ class OperationRecord(msgspec.Struct, eq=False, gc=False):
     thread: int
     within: int | None = None
     failed: bool = False
+    number: float | None = None
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from typing import Literal
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
 from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, rounds, trains_nothing
+from gradscope.rules.numbers import returned, taker_of
 from gradscope.rules.replicas import waited_for
 from gradscope.rules.successors import replaced
 
@@ -267,6 +268,9 @@ def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
     crashed = flow.run.crash is not None and flow.run.crash.symptom == "no tensor to differentiate"
     if crashed:
         return reach.exits[-1]
+    for exit_ in reversed(reach.exits):
+        if taker_of(flow, exit_) is not None:
+            return exit_
     backs = [back for back in _entries(flow) if back > reach.exits[0].id]
     if not backs:
         # Whole numbers made of a prediction choose an index, a length, a crop: nothing comes back. And what a module
@@ -299,6 +303,9 @@ def _entries(flow: StepFlow) -> list[int]:
 
 
 def _came_back(flow: StepFlow, exit_: Operation) -> Operation | None:
+    taker = taker_of(flow, exit_)
+    if taker is not None:
+        return taker
     later = next((number for number in _entries(flow) if number > exit_.id), None)
     return next((operation for operation in flow.operations if operation.id == later), None)
 
@@ -381,7 +388,32 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
                 if trained:
                     number = Lost("left-torch", exit_, flow, tuple(trained), "warning", term=True)
                     found.setdefault((exit_.name, exit_.span), number)
+    for flow, adder, exits in returned((turn, adder) for turn in steps for adder in _adding_numbers(turn)):
+        trained = _trained_behind(flow, _attached(flow, (value for exit_ in exits for value in exit_.inputs)))
+        if trained and exits[-1].span != adder.span:  # else one expression calls a library that does both
+            number = Lost("left-torch", exits[-1], flow, tuple(trained), "warning", term=True, came_back=adder)
+            found.setdefault((exits[-1].name, exits[-1].span), number)
     return list(found.values())
+
+
+def _adding_numbers(flow: StepFlow) -> list[Operation]:
+    """The operations that add a plain number to what becomes a scalar root."""
+    if any(backward.failed for backward in flow.step.backwards):
+        return []
+    adders = [
+        operation
+        for root in flow.roots
+        for operation in _summing(flow, root)
+        if operation.number is not None and len(operation.inputs) == 1 and short_name(operation.name) in _SUMS
+    ]
+    return sorted(adders, key=lambda operation: operation.id)
+
+
+def _attached(flow: StepFlow, values: Iterable[int]) -> Iterator[int]:
+    """These values, or what they were before a `detach` made nothing but numbers of them."""
+    for value in values:
+        maker = flow.maker.get(value)
+        yield from maker.inputs if maker is not None and maker.name in _DETACHING else (value,)
 
 
 def _in_one_call(cut: Operation, adder: Operation) -> bool:

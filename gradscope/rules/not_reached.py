@@ -100,7 +100,7 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         made = Label(span, "made here") if span is not None else None
         loop = _loop_that_ends_early(run, steps, names)
         place, caret = span or optimizer.made, "made here; no loss is computed from it"
-        labels = [Label(use.span, "its result is computed here, and goes nowhere") for use in used[:1] if use.span]
+        labels = _where_used(steps, tensors, used)
         if loop is not None:
             place, caret = loop, f"this loop ends before it comes to {those.subject}"
             labels += [made] if made is not None else []
@@ -188,6 +188,19 @@ def _line(span: Span | None) -> tuple[str, int] | None:
 def _leads_to_loss(flow: StepFlow, tensor: Tensor) -> bool:
     starts = flow.values_of.get(tensor.id)
     return bool(starts) and not flow.behind(flow.roots, tensor.id).isdisjoint(starts or ())
+
+
+def _where_used(steps: list[StepFlow], tensors: Sequence[Tensor], used: Sequence[Operation]) -> list[Label]:
+    """Where what leads to no loss is computed, and where it is made a plain number, if it is."""
+    if not used or used[0].span is None:
+        return []
+    reaches = (flow.reach(flow.values_of.get(tensor.id, ()), frozenset()) for tensor in tensors for flow in steps)
+    left = next((exit_.span for reach in reaches for exit_ in reach.exits if exit_.span is not None), None)
+    if left is None:
+        return [Label(used[0].span, "its result is computed here, and goes nowhere")]
+    if left.line == used[0].span.line:
+        return [Label(left, "its result becomes a plain number here")]
+    return [Label(used[0].span, "its result is computed here"), Label(left, "and becomes a plain number here")]
 
 
 def _uses(steps: list[StepFlow], tensor: Tensor) -> list[Operation]:

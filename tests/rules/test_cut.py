@@ -101,6 +101,21 @@ def test_only_way_is_cut(case: str, workshop: Workshop) -> None:
 
 DEAD_TERMS = {
     "number": ("left-torch", "loss = F.mse_loss(decoder(z), y) + 0.1 * z.square().mean().item()  # here"),
+    "number_in_a_dict": (
+        "left-torch",
+        "losses = {'fit': F.mse_loss(decoder(z), y)}\nlosses['size'] = 0.3 * z.square().mean().item()  # here\n"
+        "loss = sum(losses.values())",
+    ),
+    "number_in_a_list": (
+        "left-torch",
+        "parts = [F.mse_loss(decoder(z), y), float(z.square().mean().detach())]  # here\nloss = 0\n"
+        "for part in parts:\n    loss = loss + 0.7 * part",
+    ),
+    "sum_of_numbers": (
+        "left-torch",
+        "size = sum(p.norm().item() for p in encoder.parameters())  # here\n"
+        "loss = F.mse_loss(decoder(z), y) + 0.01 * size",
+    ),
     "rebuilt": ("rebuilt-tensor", "extra = torch.tensor([z.mean(), z.std()]).sum()  # here\nloss = z.mean() + extra"),
     "no_grad": (
         "no-grad",
@@ -159,6 +174,9 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "with torch.no_grad():\n    goal = twin(x)\n"
         "z = encoder(x)\nloss = F.mse_loss(z, goal) + decoder(z).square().mean()\n"
         "for a, b in zip(twin.parameters(), encoder.parameters()):\n    a.data = 0.9 * a.data + 0.1 * b.data",
+        "weight = x.square().mean().item()\nloss = F.mse_loss(decoder(encoder(x)), y) + 0.1 * weight",
+        "z = encoder(x)\nscale, size = z.norm().item(), z.square().mean().item()\nmeter = [0.5 * size]\n"
+        "loss = F.mse_loss(decoder(z), y) / scale + 0.25",
         "d = torch.distributions.Categorical(logits=encoder(x))\na = d.sample()\nr = (a == 1).float()\n"
         "loss = -(d.log_prob(a) * (r - r.mean())).mean() + decoder(x).square().mean()",
         "z = encoder(x)\nhits = (z.argmax(1) == 1).sum().item()\n"
@@ -186,6 +204,8 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
         "teacher",
         "teacher_in_the_optimizer",
         "teacher_whose_data_is_replaced",
+        "number_of_the_data",
+        "numbers_for_a_meter",
         "reinforce",
         "metrics",
         "adversarial",
@@ -257,6 +277,32 @@ def test_number_that_is_a_factor_in_a_module(workshop: Workshop) -> None:
     )
     (finding,) = Report.of(run).findings
     assert (finding.rule, finding.tensors) == ("left-torch", ("net.scale",))
+
+
+def test_number_that_an_operation_elsewhere_takes(workshop: Workshop) -> None:
+    """A learning rate that is taken out of torch for an inner loop leaves it there, and comes back at the update."""
+    run = workshop.run(
+        """
+        import torch
+
+        weight = torch.ones(4, requires_grad=True)
+        rate = torch.tensor(-2.0, requires_grad=True)
+        optimizer = torch.optim.SGD([weight, rate], lr=0.01)
+        for _ in range(3):
+            inner = (weight * torch.rand(4)).square().sum()
+            (slope,) = torch.autograd.grad(inner, weight, create_graph=True)
+            rates = {"weight": rate.exp().item()}
+            adapted = weight - rates["weight"] * slope
+            loss = (adapted * torch.rand(4)).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    (finding,) = Report.of(run).findings
+    assert (finding.rule, finding.tensors) == ("left-torch", ("rate",))
+    assert finding.span is not None
+    assert [finding.span.line, *(label.span.line for label in finding.labels)] == [9, 10]
 
 
 def test_switch_left_off_elsewhere(workshop: Workshop) -> None:

@@ -117,6 +117,31 @@ def test_result_that_goes_nowhere(forward: str, workshop: Workshop) -> None:
     assert "used, but leads to no loss: gate.weight, gate.bias" in finding.facts
 
 
+def test_result_that_becomes_a_number(workshop: Workshop) -> None:
+    """Where the result of a layer is only logged, a label shows the line that makes a number of it."""
+    program = """
+        import torch
+        from torch import nn
+
+        net, extra = nn.Linear(4, 1), nn.Linear(4, 1)  # here
+        optimizer = torch.optim.SGD([*net.parameters(), *extra.parameters()], lr=0.1)
+        for _ in range(3):
+            x = torch.rand(8, 4)
+            size = extra(x).square().mean()
+            log = size.item()
+            loss = net(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    (finding,) = Report.of(workshop.run(program)).findings
+    assert (finding.rule, finding.tensors) == ("unused-parameter", ("extra.weight", "extra.bias"))
+    assert [(label.span.line, label.message) for label in finding.labels] == [
+        (8, "its result is computed here"),
+        (9, "and becomes a plain number here"),
+    ]
+
+
 @pytest.mark.parametrize(
     "forward",
     [
