@@ -16,8 +16,8 @@ def double_softmax(run: Run) -> Iterator[Finding]:
     """A loss that takes logits or log-probabilities gets what are probabilities already.
 
     `cross_entropy` and `binary_cross_entropy_with_logits` take logits. Of probabilities, which lie between 0 and 1,
-    they make a distribution that is almost flat: gradients become small, and the loss cannot come near 0. `nll_loss`
-    and `kl_div` take log-probabilities, as `log_softmax` gives them; they do not take the logarithm themselves.
+    they make a distribution that is almost flat: gradients become small, and the loss cannot come near 0. `nll_loss`,
+    `ctc_loss` and `kl_div` take log-probabilities, as `log_softmax` gives them, and take no logarithm themselves.
 
     Bad:
 
@@ -83,6 +83,7 @@ _LOSSES = frozenset({"cross_entropy", "binary_cross_entropy_with_logits", "multi
 # Losses of log-probabilities, and what they make of probabilities.
 _LOGARITHMS = {
     "nll_loss": "note: so the loss is a mean of probabilities times -1, whose gradient fades where they are wrong",
+    "ctc_loss": "note: so no step of a path counts less than 1, which is certain, and the loss sinks below 0",
     "kl_div": "note: so the loss is least where all of the probability lies on one class, not at the target",
 }
 _LIKELIHOODS = frozenset({"nll_loss", "binary_cross_entropy", "kl_div", "log", "log2", "log10"})

@@ -52,6 +52,8 @@ TWICE = {
     "votes": "p = (x @ x.T + one(x)).softmax(1) @ F.one_hot(y, 3).float()\nloss += F.cross_entropy(p, y)  # here",
     "by hand": "loss += F.nll_loss(F.log_softmax(net(x).softmax(1), dim=1), y)  # here",
     "sigmoid": "p = torch.sigmoid(one(x))\nloss += F.binary_cross_entropy_with_logits(p, p.gt(1).float())  # here",
+    "ctc": "p = net(x).softmax(1).unsqueeze(1).expand(-1, 2, -1)\n"
+    "loss += F.ctc_loss(p, y[:4].view(2, 2) % 2 + 1, torch.tensor([8, 8]), torch.tensor([2, 2]))  # here",
     "no logarithm": "p = net(x).softmax(1)\nloss += F.nll_loss(p, y)  # here",
     "no logarithm, clamped": "p = net(x).softmax(1).clamp(min=1e-8)\nloss += nn.NLLLoss()(p[:8], y[:8])  # here",
     "distilled": "p, q = net(x).softmax(1), net(x).detach().softmax(1)\nloss += F.kl_div(p, q)  # here",
@@ -60,6 +62,8 @@ ONCE = {
     "distilled": "p, q = net(x).log_softmax(1), net(x).detach().softmax(1)\nloss += F.kl_div(p, q)",
     "prior": "p = net(x).softmax(1)\nloss += F.kl_div(torch.full((16, 3), 1 / 3).log(), p, reduction='sum')",
     "log_softmax": "loss = loss + F.cross_entropy(net(x).log_softmax(1), y)",
+    "ctc": "p = net(x).log_softmax(1).unsqueeze(1).expand(-1, 2, -1)\n"
+    "loss = loss + F.ctc_loss(p, y[:4].view(2, 2) % 2 + 1, torch.tensor([8, 8]), torch.tensor([2, 2]))",
     "nll": "loss = loss + F.nll_loss(torch.log(net(x).softmax(1) + 1e-8), y)",
     "soft target": "loss = loss + F.cross_entropy(net(x), net(x).detach().softmax(1))",
     "attention": "loss = loss + F.cross_entropy((net(x).softmax(1) * net(x)), y)",
