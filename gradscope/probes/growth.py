@@ -52,7 +52,8 @@ class Growth:
         self.trained: dict[Kind, int] = {"steps": 0, "calls": 0}  # the most links that a backward ever led through
         self._roots: set[int] = set()  # of the backwards of this step
         self._census = _CENSUS
-        self._counts: dict[tuple[Kind, Site], int] = {}
+        self._gathered: dict[tuple[Kind, Site], int] = {}  # the most results that were used and let go
+        self._alive: dict[tuple[Kind, Site], frozenset[int]] = {}  # the steps of what the latest census counted
 
     def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
         """Number the links of what an operation made; `call` is the line of the running call of a root module."""
@@ -100,6 +101,8 @@ class Growth:
     def census(self, step: int, subjects: Mapping[int, Subject], cyclic: Site | None) -> None:
         """Count the results of earlier steps that are still alive, by the line that made them.
 
+        What counts has lived through two censuses. What a program gathers over steps for a backward that leads through
+        it, and then lets go, is meant: as much of it again is told no more.
         `cyclic` is the line of a backward that left gradients with a graph in `.grad`, if there was any: leaves
         among the living are then held by their own gradients.
         """
@@ -119,10 +122,16 @@ class Growth:
                 alive["kept", subject.site][subject.step] = subject
             elif cyclic is not None and tensor.grad is not None and tensor.grad.requires_grad:
                 alive["cycle", cyclic][subject.step] = subject
+        for key, steps in self._alive.items():
+            if self.trained["steps"] and len(steps.intersection(alive.get(key, ()))) * 2 < len(steps):
+                self._gathered[key] = max(len(steps), self._gathered.get(key, 0))
+                self.found.pop(key, None)
+        self._alive, before = {key: frozenset(found) for key, found in alive.items()}, self._alive
         for (kind, site), found in alive.items():
-            first, before = min(found), self._counts.get((kind, site), len(found))
-            self._counts[kind, site] = len(found)
-            if len(found) >= _KEPT and len(found) > before and len(found) * 4 >= (step - first + 1) * 3:
+            first, earlier = min(found), before.get((kind, site), frozenset())
+            least = max(len(earlier) + 1, 2 * self._gathered.get((kind, site), 0))
+            staying = len(earlier.intersection(found)) >= _KEPT and len(found) >= least
+            if staying and len(found) * 4 >= (step - first + 1) * 3:
                 known = (kind, site) in self.found
                 self._note(kind, site, found[max(found)], len(found), step)
                 record = self.found[kind, site]

@@ -133,6 +133,20 @@ GROWING = {
             trainer.step(*data())
         """,
     ),
+    "list_of_an_epoch": (
+        ("outputs[43]",),
+        """
+        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for epoch in range(2):
+            outputs = []
+            for _ in range(45):
+                fit(net, optimizer, 1)
+                out = net(data()[0])
+                outputs.append(out)  # here
+            mean = torch.stack(outputs).mean().item()
+        """,
+    ),
     "list_that_a_hook_fills": (
         ("kept",),
         """
@@ -345,6 +359,38 @@ BOUNDED = {
             optimizer.zero_grad()
             (F.mse_loss(out, y) + slope.square().mean()).backward()
             optimizer.step()
+    """,
+    "log_probabilities_of_an_episode": """
+        actor, critic = nn.Linear(4, 2), nn.Linear(4, 1)
+        for_actor, for_critic = SGD(actor.parameters(), lr=0.01), SGD(critic.parameters(), lr=0.01)
+        chosen, sums = [], []
+        for step in range(95):
+            x, y = data()
+            chosen.append(actor(x).log_softmax(1)[:, 0])
+            sums.append(chosen[-1].mean())
+            for_critic.zero_grad()
+            F.mse_loss(critic(x), y).backward()
+            for_critic.step()
+            if step % 10 == 9:
+                for_actor.zero_grad()
+                (-torch.stack(sums).mean()).backward()
+                for_actor.step()
+                chosen, sums = [], []
+    """,
+    "log_probabilities_of_long_episodes": """
+        actor, critic = nn.Linear(4, 2), nn.Linear(4, 1)
+        for_actor, for_critic = SGD(actor.parameters(), lr=0.01), SGD(critic.parameters(), lr=0.01)
+        for steps in (70, 68):
+            chosen = []
+            for _ in range(steps):
+                x, y = data()
+                chosen.append(actor(x).log_softmax(1)[:, 0].mean())
+                for_critic.zero_grad()
+                F.mse_loss(critic(x), y).backward()
+                for_critic.step()
+            for_actor.zero_grad()
+            (-torch.stack(chosen).mean()).backward()
+            for_actor.step()
     """,
     "outputs_without_history": """
         net = Net()
