@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -95,11 +96,13 @@ def suffering(run: Run) -> list[Tensor]:
     Who steps an optimizer relies on what it holds; who calls backward and is refused relies on what was to be
     trained, or, where no optimizer is, on the leaves that require grad. DDP relies on all that it holds in each step.
     Nobody relies on the gradient of what the program moves by hand after others that train: a target network or a
-    codebook that is a part of the model is in `model.parameters()` as well.
+    codebook that is a part of the model is in `model.parameters()` as well. Nor on that of a place in the model which
+    the program fills anew all the time, with parameters that never get any gradient either.
     """
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     refused = run.crash is not None and run.crash.symptom in ("no graph", "no tensor to differentiate")
     waited = waited_for(run)
+    refilled = _refilled(run)
     found = []
     for tensor in run.tensors:
         if not (tensor.leaf and tensor.requires_grad) or tensor.name is None:
@@ -108,6 +111,8 @@ def suffering(run: Run) -> list[Tensor]:
             found.append(tensor)
             continue
         got = tensor.received is not None and tensor.received.steps > 0
+        if (tensor.module, tensor.name) in refilled:
+            continue
         if tensor.optimizer is not None:
             relied = tensor.optimizer in stepped and tensor.received is not None and tensor.received.of > 0
             if not got and (relied or (refused and tensor.optimizer not in stepped)) and not _follows(run, tensor):
@@ -115,6 +120,25 @@ def suffering(run: Run) -> list[Tensor]:
         elif refused and not run.optimizers and not got and tensor.used:
             found.append(tensor)
     return found
+
+
+def _refilled(run: Run) -> set[tuple[str | None, str | None]]:
+    """Places in modules, by module and name, that get a new parameter in step after step, and never a gradient."""
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    holder = {value.id: value.tensor for value in run.values}
+    filled: dict[tuple[str | None, str | None], list[Tensor]] = defaultdict(list)
+    for step in run.steps[1:]:
+        for operation in step.operations:
+            if operation.name == "nn.Parameter":
+                made = [tensors[holder[value]] for value in operation.outputs]
+                for tensor in made:
+                    if tensor.registered == "parameter":
+                        filled[tensor.module, tensor.name].append(tensor)
+    return {
+        place
+        for place, made in filled.items()
+        if len(made) > 1 and not any(tensor.received is not None and tensor.received.steps for tensor in made)
+    }
 
 
 def _follows(run: Run, tensor: Tensor) -> bool:

@@ -117,6 +117,42 @@ def test_result_that_goes_nowhere(forward: str, workshop: Workshop) -> None:
     assert "used, but leads to no loss: gate.weight, gate.bias" in finding.facts
 
 
+@pytest.mark.parametrize("replacing", [True, False])
+def test_codebook_that_is_made_anew_in_each_forward(replacing: bool, workshop: Workshop) -> None:
+    """Parameters that the program replaces in each step by what it computes rely on no gradient; those it keeps do."""
+    program = """
+        import torch
+        from torch import nn
+
+        class Quantizer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.average, self.codes = nn.Parameter(torch.randn(6, 2)), nn.Embedding(6, 2)
+
+            def forward(self, z):
+                chosen = nn.functional.one_hot(torch.cdist(z, self.codes.weight).argmin(1), 6).float()
+                quantized = chosen @ self.codes.weight
+                average = 0.9 * self.average + 0.1 * chosen.t() @ z
+                if replacing:
+                    self.average = nn.Parameter(average)
+                    self.codes.weight = nn.Parameter(self.average / 2)
+                return z + (quantized - z).detach(), (quantized.detach() - z).square().mean()
+
+        encoder, quantizer, decoder = nn.Linear(4, 2), Quantizer(), nn.Linear(2, 4)
+        parts = nn.ModuleList([encoder, quantizer, decoder])
+        optimizer = torch.optim.Adam(parts.parameters(), lr=0.01)
+        for _ in range(6):
+            x = torch.rand(8, 4)
+            quantized, commitment = quantizer(encoder(x))
+            loss = (decoder(quantized) - x).square().mean() + commitment
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    found = Report.of(workshop.run(program.replace("replacing:", f"{replacing}:"))).findings
+    assert [finding.rule for finding in found] == ([] if replacing else ["detach", "unused-parameter"])
+
+
 def test_result_that_becomes_a_number(workshop: Workshop) -> None:
     """Where the result of a layer is only logged, a label shows the line that makes a number of it."""
     program = """
