@@ -178,6 +178,8 @@ def _never(run: Run) -> list[Lost]:
             if not starts or not (flow.roots or run.crash):
                 continue
             reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)), flow.roots)
+            if _is_independent(flow, reach):
+                break
             exit_ = _telling_exit(flow, reach)
             if reach.cuts and (exit_ is None or reach.touched.intersection(flow.roots)):
                 cut.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach, flow))
@@ -208,6 +210,14 @@ def _never(run: Run) -> list[Lost]:
             cause = "non-differentiable-op"
         found.append(Lost(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back))
     return found
+
+
+def _is_independent(flow: StepFlow, reach: Reach) -> bool:
+    """Whether the way leads uncut through a gradient to a loss: a slope does not depend on the last bias of a score."""
+    if reach.alive.isdisjoint(flow.roots):
+        return False
+    kept = {value for operation in flow.operations if operation.name == "autograd.grad" for value in operation.outputs}
+    return not kept.isdisjoint(reach.alive)
 
 
 def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:

@@ -279,6 +279,31 @@ def test_number_that_is_a_factor_in_a_module(workshop: Workshop) -> None:
     assert (finding.rule, finding.tensors) == ("left-torch", ("net.scale",))
 
 
+def test_what_a_gradient_does_not_depend_on(workshop: Workshop) -> None:
+    """The last bias of an energy has no part in its slope; a second slope without a graph takes nothing from it."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        energy = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(energy.parameters(), lr=0.01)
+        for _ in range(3):
+            x = torch.rand(8, 2, requires_grad=True)
+            (slope,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+            (second,) = torch.autograd.grad(slope.sum(), x, retain_graph=True)
+            loss = 0.5 * slope.square().sum() + second.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    (finding,) = Report.of(run).findings
+    assert (finding.rule, finding.severity) == ("missing-create-graph", "warning")
+    assert finding.span is not None
+    assert finding.span.line == 9
+
+
 def test_number_that_an_operation_elsewhere_takes(workshop: Workshop) -> None:
     """A learning rate that is taken out of torch for an inner loop leaves it there, and comes back at the update."""
     run = workshop.run(
