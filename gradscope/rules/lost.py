@@ -12,7 +12,7 @@ from gradscope.graph.naming import callee, short_name, within
 from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, rounds, trains_nothing
 from gradscope.rules.numbers import returned, taker_of
 from gradscope.rules.replicas import waited_for
-from gradscope.rules.successors import replaced
+from gradscope.rules.successors import held_copies, replaced
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
@@ -168,7 +168,7 @@ def _never(run: Run) -> list[Lost]:
     cut: dict[object, list[tuple[Tensor, Reach, StepFlow]]] = {}
     left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
     turns = {number: rounds(run, number) for number in (None, *(optimizer.id for optimizer in run.optimizers))}
-    given_up = {old.id for old, _ in replaced(run)}
+    given_up = {old.id for old, _ in replaced(run)}.union(held_copies(run))
     waited = waited_for(run)
     for tensor in suffering(run):
         if tensor.id in given_up:

@@ -13,7 +13,7 @@ from gradscope.graph.paths import StepFlow, flows, rounds
 from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.order import undifferentiated
 from gradscope.rules.replicas import lies_in, refusal_label, replica_note, waited_for
-from gradscope.rules.successors import replaced
+from gradscope.rules.successors import held_copies, replaced
 from gradscope.rules.wording import listed, steps_text, who
 
 
@@ -70,7 +70,7 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
     cut_off = {tensor.id for loss in lost(run) for tensor in loss.tensors}
     cut_off |= {number for optimizer, _ in undifferentiated(run) for number in optimizer.tensors}
-    cut_off |= {old.id for old, _ in replaced(run)}
+    cut_off |= {old.id for old, _ in replaced(run)}.union(held_copies(run))
     # Another tensor of this name that learns has taken its place since: then it is not unused but superseded.
     waited = waited_for(run)
     superseded = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}

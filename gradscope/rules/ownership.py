@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Span, Tensor
 from gradscope.rules.lost import lost
-from gradscope.rules.successors import gets_gradients, label_of, path_of, replaced
+from gradscope.rules.successors import gets_gradients, held_copies, label_of, loaded, path_of, replaced
 from gradscope.rules.wording import listed, who
 
 _NONE = Ledger()
@@ -131,13 +131,13 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
     tensors = {tensor.id: tensor for tensor in run.tensors}
     trained = [tensors[number] for optimizer in stepped for number in optimizer.tensors]
     told = {path_of(new) for _, new in replaced(run)}
-    loaded = _loaded(run)
+    taken = loaded(run)
     copies = {loss.operation.span for loss in lost(run) if loss.cause == "rebuilt-tensor"}
     in_training = {module.path: module.training for module in run.modules}
     modules_held = Counter(label_of(tensor) for tensor in trained if tensor.module is not None)
     groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
-        if path_of(tensor) in told or tensor.id in loaded or not gets_gradients(tensor) or tensor.change:
+        if path_of(tensor) in told or tensor.id in taken or not gets_gradients(tensor) or tensor.change:
             continue
         if tensor.made in copies or tensor.registered == "attribute" or not _is_meant_to_learn(tensor, trained):
             continue
@@ -163,9 +163,18 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
             f"{optimizer.name} is given other parameters only",
             names,
             (Label(place, "made here"),) if place is not None and place != span else (),
-            (f"not held by any optimizer: {listed(names)}",),
+            (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, optimizer)),
             (Help("give them to the optimizer, or set `requires_grad_(False)` if they are to stay as they are"),),
         )
+
+
+def _held_instead(run: Run, found: list[Tensor], optimizer: Optimizer) -> Iterator[str]:
+    """A note on the copies of these that the optimizer was given."""
+    wanted = {tensor.id for tensor in found}
+    copies = {copy for copy, source in held_copies(run).items() if source.id in wanted}
+    held = tuple(tensor.name or "" for tensor in run.tensors if tensor.id in copies)
+    if held:
+        yield f"note: {optimizer.name} holds copies instead, which get no gradient: {listed(held)}"
 
 
 def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:
@@ -191,14 +200,3 @@ def _nearest(run: Run, stepped: list[Optimizer], tensor: Tensor) -> Optimizer | 
         return sum(label_of(other) == label_of(tensor) for other in held if other.module is not None), len(held)
 
     return max(stepped, key=siblings, default=None)
-
-
-def _loaded(run: Run) -> set[int]:
-    """Parameters whose values were copied into them before the first backward: they come from elsewhere."""
-    holder = {value.id: value.tensor for value in run.values}
-    found: set[int] = set()
-    for step in run.steps[:1]:
-        for operation in step.operations:
-            if operation.name.endswith("copy_") and not operation.grad_enabled and len(operation.inputs) > 1:
-                found.update(holder[value] for value in operation.outputs)
-    return found

@@ -6,8 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from gradscope.graph.facts import Ledger, Run, Tensor
+from gradscope.graph.naming import short_name
 
 _NONE = Ledger()
+_COPYING = frozenset({"detach", "data", "clone", "copy_", "deepcopy", "Parameter"})
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
 
 
@@ -67,6 +69,42 @@ def _made_of(run: Run, held: Mapping[str, list[Tensor]]) -> Iterator[tuple[Tenso
             elif new.registered == "parameter" and gets_gradients(new) and not new.change:
                 made += [(olds[origin], new)] if origin in olds else []
     yield from ((old, new) for old, new in made if old.id in olds and label_of(old) == label_of(new))
+
+
+def held_copies(run: Run) -> dict[int, Tensor]:
+    """What tensors without gradients in an optimizer were copied from, by their ids, if that learns and is not held.
+
+    An optimizer that was given a target network, or an average, in place of the network that is trained holds these.
+    """
+    foreign = loaded(run)
+    learning = {tensor.id: tensor for tensor in run.tensors if gets_gradients(tensor) and tensor.id not in foreign}
+    idle = {tensor for optimizer in run.optimizers if not optimizer.fed for tensor in optimizer.tensors}
+    holder = {value.id: value.tensor for value in run.values}
+    shapes = {tensor.id: tensor.shape for tensor in run.tensors}
+    copies: dict[int, Tensor] = {}
+    source: dict[int, int] = {}  # the learning tensor whose values a value is
+    for operation in (operation for step in run.steps[:1] for operation in step.operations):
+        if short_name(operation.name) not in _COPYING:
+            continue
+        origins = {source.get(value, holder[value]) for value in operation.inputs}.intersection(learning)
+        for value in operation.outputs if len(origins) == 1 else ():
+            (origin,) = origins
+            if holder[value] != origin and shapes[holder[value]] == shapes[origin]:
+                source[value] = origin
+                if holder[value] in idle:
+                    copies[holder[value]] = learning[origin]
+    return copies
+
+
+def loaded(run: Run) -> set[int]:
+    """Parameters whose values were copied into them before the first backward: they come from elsewhere."""
+    holder = {value.id: value.tensor for value in run.values}
+    found: set[int] = set()
+    for step in run.steps[:1]:
+        for operation in step.operations:
+            if operation.name.endswith("copy_") and not operation.grad_enabled and len(operation.inputs) > 1:
+                found.update(holder[value] for value in operation.outputs)
+    return found
 
 
 def gets_gradients(tensor: Tensor) -> bool:

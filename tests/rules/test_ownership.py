@@ -295,6 +295,28 @@ def test_optimizer_of_a_copy(workshop: Workshop) -> None:
     found.must_be("not-in-optimizer", "warning", NET)
 
 
+@pytest.mark.parametrize("start", ["target.load_state_dict(net.state_dict())", "target = copy.deepcopy(net)"])
+def test_optimizer_of_a_target_network(start: str, workshop: Workshop) -> None:
+    """Of a target network in the optimizer only that is told: that it gets no gradient is as it should be."""
+    program = """
+        net, target = Net(), Net()
+        {start}
+        optimizer = SGD(target.parameters(), lr=0.01)  # here
+        for _ in range(6):
+            x, _ = data()
+            with torch.no_grad():
+                goal = 0.9 * target(x) + 0.1
+            loss = F.mse_loss(net(x), goal)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    finding = judge(workshop, program.replace("{start}", start)).must_be(
+        "not-in-optimizer", "warning", tuple(f"net.{name}" for name in NET)
+    )
+    assert finding.facts[-1].startswith("note: SGD holds copies instead, which get no gradient: target.")
+
+
 HELD_AS_MEANT = {
     "weight_norm_before": """
         net = Net()
