@@ -79,6 +79,8 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
         if refused.version is not None and refused.expected == refused.version - 1:
             caret += f": now at version {refused.version}"
         help_ = Help("write the result to a new tensor instead of changing this one in place")
+        if short_name(writer.name) == "setitem":
+            help_ = Help("make a new tensor instead: `torch.stack` of parts from a list, or `torch.where` with a mask")
     elif step is not None:
         span = step.span or span
         caret = "this step changes the parameters in place"

@@ -178,6 +178,13 @@ def test_line_that_changed_a_saved_tensor(case: str, workshop: Workshop) -> None
     assert any("torch raises RuntimeError" in label.message for label in found.labels)
 
 
+@pytest.mark.parametrize(("case", "way"), [("fill_list", "`torch.stack`"), ("softmax_mul", "to a new tensor")])
+def test_help_follows_the_way_of_writing(case: str, way: str, workshop: Workshop) -> None:
+    """Who writes into parts of a tensor is told to make it of parts; who changes a whole one, to make a new one."""
+    found = must_be(workshop, "inplace-modified", CHANGED[case])
+    assert way in found.help[0].message
+
+
 def test_it_is_called_as_at_the_line_that_changes_it(workshop: Workshop) -> None:
     """A tensor that is `h` where it is overwritten, and bears another name where the program ended."""
     found = must_be(
