@@ -104,7 +104,8 @@ def no_grad(run: Run) -> Iterator[Finding]:
     for loss in _with_cause(run, "no-grad"):
         span = loss.operation.span
         switch = grad_mode_switch(loss.flow, loss.operation)
-        help_ = Help("run this line with grad mode on, or take these tensors out of the optimizer")
+        otherwise = "leave this term out of the loss" if loss.term else "take these tensors out of the optimizer"
+        help_ = Help(f"run this line with grad mode on, or {otherwise}")
         off = switch.span if switch is not None else None
         if off is not None and _is_a_call_alone(run, off):
             help_ = Help("turn it on again after what is to run without, or use `with torch.no_grad():`, which does so")

@@ -83,8 +83,13 @@ def _find(run: Run) -> list[Lost]:
     if not found:
         found = _rebound(run, steps)
     told = {tensor.id for loss in found for tensor in loss.tensors}
+    places = {(loss.operation.name, loss.operation.span) for loss in found}
     turns = [flow for optimizer in run.optimizers for flow in rounds(run, optimizer.id)]
-    return found + [loss for loss in _terms(turns) if not told.issuperset(t.id for t in loss.tensors)]
+    return found + [
+        term
+        for term in _terms(turns)
+        if (term.operation.name, term.operation.span) not in places and not told.issuperset(t.id for t in term.tensors)
+    ]
 
 
 # --- tensors that never get a gradient -------------------------------------------------------------------------
@@ -224,11 +229,20 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
     """The same with the cut first that can best be mended: a `detach` rather than the indices of an `argmin`.
 
     One whose mending would let no gradient through, since there is another behind it, is not the one to tell: in
-    `w = softmax(e - e.max().detach()).data` it is the second.
+    `w = softmax(e - e.max().detach()).data` it is the second. And a term of the loss that trains nothing at all comes
+    before one that trains others: there a `detach` may be meant.
     """
+    if len(reach.cuts) < 2:
+        return reach
+    idle = flow.behind(term for root in flow.roots for term, _ in _dead_terms(flow, root))
     cuts = sorted(
         reach.cuts,
-        key=lambda cut: (not _leads_on(flow, cut, ends), _takes_the_shape(cut), _RANK.index(cause_of(flow, cut))),
+        key=lambda cut: (
+            not _leads_on(flow, cut, ends),
+            _takes_the_shape(cut),
+            idle.isdisjoint(cut.outputs),
+            _RANK.index(cause_of(flow, cut)),
+        ),
     )
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
 

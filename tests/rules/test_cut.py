@@ -153,6 +153,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
     loud = [finding for finding in found if finding.rule != "unused-parameter"]
     assert [(finding.rule, finding.severity) for finding in loud] == [(rule, "warning")]
     assert loud[0].span is not None
+    assert "optimizer" not in loud[0].help[0].message
     assert "# here" in source.splitlines()[loud[0].span.line - 1]
 
 
@@ -277,6 +278,22 @@ def test_number_that_is_a_factor_in_a_module(workshop: Workshop) -> None:
     )
     (finding,) = Report.of(run).findings
     assert (finding.rule, finding.tensors) == ("left-torch", ("net.scale",))
+
+
+def test_term_that_trains_nothing_comes_before_one_that_trains_others(workshop: Workshop) -> None:
+    """Of two detaches of one output, that in a term without any gradient is the slip; both are one finding."""
+    source, found = findings(
+        workshop,
+        """
+        z = encoder(x)
+        fit = F.mse_loss(decoder(x), y) + F.mse_loss(decoder.weight.mean(0).expand_as(z), z.detach())
+        goal = decoder.weight.mean(0).detach()
+        loss = fit + F.mse_loss(goal.expand_as(z), z.detach())  # here
+        """,
+    )
+    assert [(finding.rule, finding.severity, finding.tensors) for finding in found] == [("detach", "error", ENCODER)]
+    assert found[0].span is not None
+    assert "# here" in source.splitlines()[found[0].span.line - 1]
 
 
 def test_what_a_gradient_does_not_depend_on(workshop: Workshop) -> None:
