@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
@@ -421,26 +421,32 @@ _SCALES = frozenset(
 def _terms(steps: list[StepFlow]) -> list[Lost]:
     """Summands of a scalar loss that depend on tensors in training yet have no history: they do nothing."""
     found: dict[tuple[str, Span | None], Lost] = {}
+
+    def note(term: Lost) -> None:
+        key = term.operation.name, term.operation.span
+        known = found.setdefault(key, term)
+        if known is not term and known.flow is term.flow:  # one line may lose several terms of one loss
+            tensors = {tensor.id: tensor for tensor in (*known.tensors, *term.tensors)}
+            found[key] = replace(known, tensors=tuple(tensors[number] for number in sorted(tensors)))
+
     for flow in steps:
         if any(backward.failed for backward in flow.step.backwards):
             continue  # what stopped it is to be mended first
         for residual in _gradients_beside_their_output(flow):
-            found.setdefault((residual.operation.name, residual.operation.span), residual)
+            note(residual)
         for root in flow.roots:
             for term, adder in _dead_terms(flow, root):
                 loss = _cause_of_term(flow, term)
                 if loss is not None and not _in_one_call(loss.operation, adder):
-                    found.setdefault((loss.operation.name, loss.operation.span), loss)
+                    note(loss)
             for exit_ in _terms_as_numbers(flow, root):
                 trained = _trained_behind(flow, exit_.inputs)
                 if trained:
-                    number = Lost("left-torch", exit_, flow, tuple(trained), "warning", term=True)
-                    found.setdefault((exit_.name, exit_.span), number)
+                    note(Lost("left-torch", exit_, flow, tuple(trained), "warning", term=True))
     for flow, adder, exits in returned((turn, adder) for turn in steps for adder in _adding_numbers(turn)):
         trained = _trained_behind(flow, _attached(flow, (value for exit_ in exits for value in exit_.inputs)))
         if trained and exits[-1].span != adder.span:  # else one expression calls a library that does both
-            number = Lost("left-torch", exits[-1], flow, tuple(trained), "warning", term=True, came_back=adder)
-            found.setdefault((exits[-1].name, exits[-1].span), number)
+            note(Lost("left-torch", exits[-1], flow, tuple(trained), "warning", term=True, came_back=adder))
     return list(found.values())
 
 

@@ -162,6 +162,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
     [
         "loss = F.mse_loss(decoder(encoder(x)), y)\nloss = loss / loss.item()",
         "z = encoder(x)\nloss = F.mse_loss(decoder(z), y) + F.mse_loss(z, z.detach())",
+        "z = encoder(x)\nloss = F.mse_loss(decoder(z), y) - (z + (z.round() - z).detach()).mean()",
         "z = encoder(x)\nloss = F.mse_loss(decoder(z + (z.round() - z).detach()), y)",
         "loss = F.mse_loss(decoder(F.gumbel_softmax(encoder(x), hard=True)), y)",
         "with torch.no_grad():\n    goal = twin(x)\n"
@@ -200,6 +201,7 @@ def test_term_without_gradient(case: str, workshop: Workshop) -> None:
     ids=[
         "scaled",
         "stop_gradient",
+        "straight_through_to_the_loss",
         "straight_through",
         "gumbel",
         "teacher",
@@ -294,6 +296,32 @@ def test_term_that_trains_nothing_comes_before_one_that_trains_others(workshop: 
     assert [(finding.rule, finding.severity, finding.tensors) for finding in found] == [("detach", "error", ENCODER)]
     assert found[0].span is not None
     assert "# here" in source.splitlines()[found[0].span.line - 1]
+
+
+def test_distributions_and_shifts_lose_no_term(workshop: Workshop) -> None:
+    """What is constant in a log-probability, or cancels as the maximum in a sum of exponentials, is no term."""
+    body = """
+        z = encoder(x)
+        fit = torch.distributions.Normal(decoder(z), 1.0).log_prob(y).mean()
+        top = z.max(1, keepdim=True).values.detach()
+        loss = (top.squeeze(1) + (z - top).exp().sum(1).log()).mean() - fit
+        """
+    assert findings(workshop, body)[1] == ()
+
+
+def test_terms_of_one_line(workshop: Workshop) -> None:
+    """Terms that one line loses, one a layer, are one finding about all that they were computed from."""
+    _, found = findings(
+        workshop,
+        """
+        loss = F.mse_loss(decoder(encoder(x)), y)
+        for layer in (encoder[0], encoder[2], decoder):
+            loss = loss + layer.weight.data.norm()
+        """,
+    )
+    assert [(finding.rule, finding.severity, finding.tensors) for finding in found] == [
+        ("detach", "warning", ("encoder.0.weight", "encoder.2.weight", "decoder.weight"))
+    ]
 
 
 def test_what_a_gradient_does_not_depend_on(workshop: Workshop) -> None:
