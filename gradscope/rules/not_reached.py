@@ -14,7 +14,7 @@ from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.order import undifferentiated
 from gradscope.rules.replicas import lies_in, refusal_label, replica_note, waited_for
 from gradscope.rules.successors import held_copies, replaced
-from gradscope.rules.wording import listed, steps_text, who
+from gradscope.rules.wording import listed, steps_text, who, whole_module
 
 
 def unused_parameter(run: Run) -> Iterator[Finding]:
@@ -76,19 +76,19 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
     superseded = {tensor.name for tensor in run.tensors if tensor.received is not None and tensor.received.steps}
     steps = [flow for flow in flows(run) if flow.roots]
     turns = {number: [flow for flow in rounds(run, number) if flow.roots] for number in optimizers}
-    groups: dict[object, list[Tensor]] = defaultdict(list)
+    unused: list[Tensor] = []
     for tensor in suffering(run):
         if tensor.id in waited and tensor.id not in cut_off:
             if not _leads_to_loss(waited[tensor.id], tensor):
-                groups[_line(tensor.made) or (tensor.name or "").rpartition(".")[0]].append(tensor)
+                unused.append(tensor)
             continue
         if tensor.optimizer is None or tensor.id in cut_off or not run.backward_count or tensor.name in superseded:
             continue
         if optimizers[tensor.optimizer].steps and not any(
             _leads_to_loss(flow, tensor) for flow in turns[tensor.optimizer]
         ):
-            groups[_line(tensor.made) or (tensor.name or "").rpartition(".")[0]].append(tensor)
-    for tensors in groups.values():
+            unused.append(tensor)
+    for tensors in _by_origin(unused, run):
         span = tensors[0].made
         names = tuple(tensor.name or "" for tensor in tensors)
         if tensors[0].id in waited:
@@ -98,9 +98,11 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
         those = who(names, run)
         made = Label(span, "made here") if span is not None else None
+        elsewhere = [] if used else _evaluated(run, tensors)
         loop = _loop_that_ends_early(run, steps, names)
         place, caret = span or optimizer.made, "made here; no loss is computed from it"
         labels = _where_used(steps, tensors, used)
+        labels += [Label(use.span, "used here, with grad mode off") for use in elsewhere[:1] if use.span]
         if loop is not None:
             place, caret = loop, f"this loop ends before it comes to {those.subject}"
             labels += [made] if made is not None else []
@@ -108,22 +110,59 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             rule="unused-parameter",
             severity="warning",
             message=f"{those.subject} {'is' if those.them == 'it' else 'are'} never trained: "
-            f"no loss was computed from {those.counted} "
+            f"no loss was computed from {those.counted if those.counted != 'they' else 'them'} "
             f"in {steps_text(run, optimizer.steps)}",
             span=place,
             caret=caret,
             tensors=names,
             labels=tuple(labels),
             facts=(
-                f"{'used, but leads to no loss' if used else 'never used'}: {listed(names)}",
+                f"{_UNUSED[bool(used), bool(elsewhere)]}: {listed(names)}",
                 f"note: {optimizer.name}, which holds {'it' if len(names) == 1 else 'them'}, "
                 f"stepped {optimizer.steps} times",
                 *replica_note(run, tensors),
             ),
             help=(
-                Help("use it in `forward`, or delete it" if not used else "add its result to the loss, or delete it"),
+                Help("compute a loss from it as well")
+                if elsewhere
+                else Help("add its result to the loss, or delete it" if used else "use it in `forward`, or delete it"),
             ),
         )
+
+
+_UNUSED = {
+    (False, False): "never used",
+    (True, False): "used, but leads to no loss",
+    (False, True): "used with grad mode off, and in no loss",
+}
+
+
+def _by_origin(tensors: Sequence[Tensor], run: Run) -> Iterator[list[Tensor]]:
+    """Those that one line made together, and with them the others of a module of which nothing is among the rest."""
+    names = [tensor.name or "" for tensor in tensors]
+    groups: dict[object, list[Tensor]] = {}
+    for tensor, name in zip(tensors, names, strict=True):
+        whole = whole_module(name, names, run)
+        keys = [_line(tensor.made) or name.rpartition(".")[0], *([whole] if whole is not None else ())]
+        joined = list({id(groups[key]): groups[key] for key in keys if key in groups}.values())
+        group = [*(member for part in joined for member in part), tensor]
+        for key in [key for key, part in groups.items() if any(part is other for other in joined)] + keys:
+            groups[key] = group
+    yield from {id(group): group for group in groups.values()}.values()
+
+
+def _evaluated(run: Run, tensors: Sequence[Tensor]) -> list[Operation]:
+    """Operations of forwards that computed with one of these while grad mode was off, as in evaluation."""
+    numbers = {tensor.id for tensor in tensors}
+    return [
+        operation
+        for flow in flows(run)
+        for operation in flow.operations
+        if operation.module is not None
+        and not operation.grad_enabled
+        and any(flow.holder[value] in numbers for value in operation.inputs)
+        and any(flow.holder[value] not in numbers for value in operation.outputs)
+    ]
 
 
 def _waited_for(run: Run, steps: list[StepFlow], tensors: Sequence[Tensor]) -> Finding:

@@ -53,6 +53,13 @@ def who(names: Sequence[str], run: Run) -> Who:
     return Who(f"`{names[0]}` and {len(names) - 1} more", "they", "them", "never learn")
 
 
+def whole_module(name: str, names: Sequence[str], run: Run) -> str | None:
+    """The outermost module around a tensor of which everything that it has to train is among these names."""
+    parts = name.split(".")
+    paths = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return next((path for path in paths if _is_whole(path, names, run)), None)
+
+
 def _is_whole(module: str, names: Sequence[str], run: Run) -> bool:
     """Whether everything that a module has to train is among these tensors."""
     told = set(names)

@@ -203,6 +203,52 @@ def test_loop_over_something_else_is_not_blamed(workshop: Workshop) -> None:
     judge(workshop, module(made, forward)).must_be("unused-parameter", "warning", "layers.1.weight", "layers.1.bias")
 
 
+def test_layer_that_only_evaluation_uses(workshop: Workshop) -> None:
+    """A layer that runs where grad mode is off is used: a label shows where, and no help says to delete it."""
+    forward = "if not torch.is_grad_enabled():\n    x = self.extra(x)  # evaluated"
+    program = module("self.extra = nn.Linear(4, 4)  # here", forward)
+    found = judge(workshop, program + "    with torch.no_grad():\n        net(torch.rand(8, 4))\n")
+    finding = found.must_be("unused-parameter", "warning", "extra.weight", "extra.bias")
+    assert ["# evaluated" in found.line(label.span) for label in finding.labels] == [True]
+    assert finding.facts[0] == "used with grad mode off, and in no loss: extra.weight, extra.bias"
+    assert [help.message for help in finding.help] == ["compute a loss from it as well"]
+
+
+def test_average_of_weights_is_no_use(workshop: Workshop) -> None:
+    """A copy of the weights that follows them computes nothing with a layer that `forward` never calls."""
+    program = module("self.norm = nn.LayerNorm(4)  # here")
+    follow = "    with torch.no_grad():\n        kept = [p * 0.9 for p in net.parameters()]\n"
+    finding = judge(workshop, program + follow).must_be("unused-parameter", "warning", "norm.weight", "norm.bias")
+    assert finding.labels == ()
+
+
+def test_module_of_several_lines_is_one_finding(workshop: Workshop) -> None:
+    """All that an unused module makes on several lines is told of at once, at the first of them."""
+    block = """
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Linear(4, 8)  # here
+                self.down = nn.Linear(8, 4)
+
+            def forward(self, x):
+                return self.down(self.up(x))
+    """
+    made = "self.used = Block()\nself.spare = Block()"
+    found = judge(workshop, textwrap.dedent(block) + module(made, "x = self.used(x)"))
+    names = [f"spare.{layer}.{part}" for layer in ("up", "down") for part in ("weight", "bias")]
+    finding = found.must_be("unused-parameter", "warning", *names)
+    assert finding.message == "`spare` is never trained: no loss was computed from its 4 parameters in 3 steps"
+
+
+def test_lines_of_a_module_that_is_used_are_findings_of_their_own(workshop: Workshop) -> None:
+    """Two forgotten layers are two findings; two of one line are one, and are called `them`."""
+    made = "self.norm = nn.LayerNorm(4)\nself.a, self.b = nn.Linear(4, 4, False), nn.Linear(4, 4, False)"
+    told = judge(workshop, module(made)).findings
+    assert [finding.tensors for finding in told] == [("norm.weight", "norm.bias"), ("a.weight", "b.weight")]
+    assert told[1].message == "`a.weight` and `b.weight` are never trained: no loss was computed from them in 3 steps"
+
+
 UNUSED_FOR_A_WHILE = {
     "heads_by_turns": """
         body, heads = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
