@@ -238,17 +238,35 @@ def _take(names: dict[int, str], subjects: Sequence[Subject | None], found: Sequ
             names.setdefault(subject.serial, name)
 
 
+_PUBLIC: dict[Any, str] = {}
+
+
 def function_name(function: Any) -> str:
-    """The public name of a torch function without the leading `torch.`."""
+    """The public name of a torch function without the leading `torch.`.
+
+    The names that torch lists are kept: it changes the filters of warnings at each look-up, which costs more than many
+    an operation.
+    """
     if isinstance(function, str):
         return function
+    known = _PUBLIC.get(function)
+    if known is not None:
+        return known
+    listed = resolve_name(function)
+    name = _without_torch(function, listed)
+    if listed is not None:
+        _PUBLIC[function] = name
+    return name
+
+
+def _without_torch(function: Any, listed: str | None) -> str:
     if function is torch.mm:
         return "mm"  # torch also lists it as `spmm`, and finds that name first
     if isinstance(function, torch._ops.OpOverload):
         return str(function)
     if function is torch.autograd.grad:
         return "autograd.grad"
-    name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
+    name: str = listed or getattr(function, "__name__", repr(function))
     name = name.removeprefix("torch.")
     for ending, kept in ((".__get__", ""), (".__set__", " =")):
         if name.endswith(ending):
