@@ -51,19 +51,20 @@ class Account:
     """The gradient of one leaf.
 
     `pending` are the passes that added to `.grad` since it was last used or cleared, `users` who has used what is in
-    it, `mixed` whether a pass added to a gradient that had been used before.
+    it, `mixed` whether a pass added to a gradient that had been used before, `masked` whether the line `masked_at`,
+    which set parts of it to zero, worked on it again since the last step.
     """
 
     __slots__ = (
-        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "masked_at", "mixed",
-        "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp", "starved", "swept",
+        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "masked", "masked_at",
+        "mixed", "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp", "starved", "swept",
         "thrown", "users",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.pending: list[Pass] = []
         self.users: set[int] = set()
-        self.mixed = self.discarded = self.swept = False
+        self.mixed = self.discarded = self.swept = self.masked = False
         self.stamp: Stamp = NO_GRADIENT
         self.passes = self.applied = self.starved = self.cleared_first = self.robbed = 0
         self.reapplied = self.piled = self.by_hand = 0

@@ -133,10 +133,13 @@ def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: in
         return
     if name in ("zero_", "_foreach_zero_") or (before is not None and name == "fill_" and _is_zero(tensor)):
         tape.cleared(leaf, site)
-    elif before is not None:
+        return
+    account = leaf.course.account
+    if before is not None:
         leaf.course.masks_seen += 1
         if int(torch.count_nonzero(local(tensor).detach())) < before:
-            leaf.course.account.masked_at = site
+            account.masked_at = site
+    account.masked |= account.masked_at is not None and account.masked_at == site
 
 
 def _is_zero(tensor: Tensor) -> bool:

@@ -30,6 +30,13 @@ class _Watched:
         self.zeroed: torch.Tensor | None = None
         self.looks = 0
 
+    def note(self) -> None:
+        """The hook worked on a gradient; whether it masks was seen at the first of them."""
+        leaf = self.tape.leaves.get(self.leaf)
+        if leaf is not None and leaf.course is not None:
+            account = leaf.course.account
+            account.masked |= account.masked_at is not None and account.masked_at == self.site
+
     def compare(self, given: torch.Tensor, made: Any) -> None:
         """A fixed mask sets the same elements to zero each time: one that comes through later was not masked."""
         self.looks += 1
@@ -103,6 +110,8 @@ def _observed(tape: Tape, hook: _Hook, watched: _Watched) -> _Hook:
                     watched.compare(given, gradient if made is None else made)
             except Exception as error:
                 tape.fail("hook probe", error)
+        if tape.active:
+            watched.note()
         return made
 
     observed.__gradscope__ = tape  # type: ignore[attr-defined]

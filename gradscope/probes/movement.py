@@ -87,9 +87,10 @@ def after_step(moment: Moment) -> None:
             seen = moment.gradients[place]
             assert seen is not None
             course.masked += bool(((picked[place] != moment.values[place]) & (seen == 0)).any())
+        course.account.masked = False
 
 
 def _is_masked(held: Held, gradient: float) -> bool:
     """Whether a gradient that arrived was set to zero before the step, in whole or in part."""
     arrived = held.course.norm
-    return held.course.account.masked_at is not None or (gradient == 0 and arrived is not None and arrived > 0)
+    return held.course.account.masked or (gradient == 0 and arrived is not None and arrived > 0)

@@ -231,7 +231,7 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
     return Finding(
         "no-update",
         "warning",
-        f"{those.subject} {'does' if len(names) == 1 else 'do'} not move: {cause}",
+        f"{those.subject} {'does' if those.learns == 'never learns' else 'do'} not move: {cause}",
         optimizer.stepped or optimizer.made,
         "gradients are there, and the values stay as they are",
         names,

@@ -234,15 +234,42 @@ def test_cause_is_the_rate_or_the_precision(workshop: Workshop) -> None:
     judged = judge(workshop, STILL["step_that_writes_into_nothing"][1])
     (nothing,) = judged.findings
     assert "optimizer = Plain(" in judged.line(nothing.labels[0].span)
-    assert nothing.message.endswith("do not move: a step of Plain writes nothing into them")
+    assert nothing.message.endswith("not move: a step of Plain writes nothing into them")
     large = judge(workshop, STILL["squares_that_are_infinite"][1]).findings[0]
-    assert large.message.endswith("do not move: the gradients are so large that their squares are infinite")
-    assert rate.message.endswith("do not move: the learning rate is 0")
-    assert precision.message.endswith("do not move: the updates are below the precision of bfloat16")
+    assert large.message.endswith("not move: the gradients are so large that their squares are infinite")
+    assert rate.message.endswith("not move: the learning rate is 0")
+    assert precision.message.endswith("not move: the updates are below the precision of bfloat16")
     assert any("unmoved in 8 of 8 steps" in fact for fact in precision.facts)
 
 
 AS_MEANT = {
+    "mask_of_an_earlier_phase": """
+        table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
+        def train(optimizer, steps, masked):
+            for step in range(steps):
+                words = torch.randint(0, 10, (8,))
+                optimizer.zero_grad()
+                F.mse_loss(head(table(words)), words.float().unsqueeze(1)).backward()
+                if masked:
+                    table.weight.grad[:5] = 0
+                optimizer.step()
+        train(SGD([*table.parameters(), *head.parameters()], lr=0.01), 6, True)
+        train(Adam([*table.parameters(), *head.parameters()], lr=0.01), 12, False)
+    """,
+    "hook_removed_after_a_phase": """
+        table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
+        def train(optimizer, steps):
+            for step in range(steps):
+                words = torch.randint(0, 10, (8,))
+                optimizer.zero_grad()
+                F.mse_loss(head(table(words)), words.float().unsqueeze(1)).backward()
+                optimizer.step()
+        known = torch.arange(10).unsqueeze(1) < 5
+        hook = table.weight.register_hook(lambda grad: grad.masked_fill(known, 0.0))
+        train(SGD([*table.parameters(), *head.parameters()], lr=0.01), 6)
+        hook.remove()
+        train(Adam([*table.parameters(), *head.parameters()], lr=0.01), 12)
+    """,
     "hook_that_clips": """
         table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
         table.weight.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
