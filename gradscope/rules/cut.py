@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
-from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost
+from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost, only_returned
 from gradscope.rules.replicas import refusal_label
 from gradscope.rules.wording import listed, steps_text, who
 
@@ -363,6 +363,11 @@ def _finding(
     elif refusal_label(run):
         message = f"no gradient came to {those.subject}, and DDP waits for {those.them}"
         labels = (*labels, *refusal_label(run))
+    elif all(map(only_returned, loss.tensors)):
+        message = (
+            f"{those.subject} {those.learns}: `autograd.grad` returned gradients of {those.them}, and none came to "
+            f"`.grad` in {steps_text(run, _steps(loss))}"
+        )
     else:
         message = f"{those.subject} {those.learns}: {those.counted} got no gradient in {steps_text(run, _steps(loss))}"
     labels += tuple(
@@ -415,7 +420,9 @@ def _holders(run: Run, loss: Lost) -> list[str]:
             fed = max(tensor.received.steps for tensor in held if tensor.received is not None)
             what = "this tensor" if len(held) == 1 else f"these {len(held)} tensors"
             then = "it did not move" if len(held) == 1 else "none of them moved"
-            if fed:  # they learned until the way was lost
+            if all(map(only_returned, held)):
+                then = "no step had a gradient to apply"
+            elif fed:  # they learned until the way was lost
                 then = f"gradients came in {fed} of them"
             elif moved:
                 then = f"moved {moved} of them all the same (weight decay or momentum)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -115,7 +115,7 @@ def suffering(run: Run) -> list[Tensor]:
         if tensor.id in waited:
             found.append(tensor)
             continue
-        got = tensor.received is not None and tensor.received.steps > 0
+        got = tensor.received is not None and tensor.received.steps > 0 and not only_returned(tensor)
         if (tensor.module, tensor.name) in refilled:
             continue
         if tensor.optimizer is not None:
@@ -144,6 +144,13 @@ def _refilled(run: Run) -> set[tuple[str | None, str | None]]:
         for place, made in filled.items()
         if len(made) > 1 and not any(tensor.received is not None and tensor.received.steps for tensor in made)
     }
+
+
+def only_returned(tensor: Tensor) -> bool:
+    """Whether all gradients of what an optimizer holds were returned by `autograd.grad`, and none was ever applied."""
+    ledger = tensor.ledger
+    unfed = ledger is not None and ledger.starved > 0 and not (ledger.passes or ledger.applied or ledger.by_hand)
+    return tensor.optimizer is not None and unfed and not tensor.supplied and tensor.change == 0
 
 
 def _follows(run: Run, tensor: Tensor) -> bool:
@@ -242,6 +249,7 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
             _takes_the_shape(cut),
             idle.isdisjoint(cut.outputs),
             _RANK.index(cause_of(flow, cut)),
+            _is_taken_away(flow, cut, reach.cuts),
         ),
     )
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
@@ -275,6 +283,17 @@ def _is_continuous(tensor: Tensor | None) -> bool:
     return tensor is None or tensor.dtype.startswith(("float", "bfloat", "complex"))
 
 
+def _is_taken_away(flow: StepFlow, cut: Operation, cuts: Sequence[Operation]) -> bool:
+    """Whether a cut is subtracted where another of the same value is not, as in `hard - soft.detach() + soft.detach()`.
+
+    A gradient through it would have the wrong sign: the other is the one to mend.
+    """
+    return any(other is not cut and other.inputs == cut.inputs for other in cuts) and any(
+        operation.name in _SUBTRACTING and len(operation.inputs) == 2 and operation.inputs[1] in cut.outputs
+        for operation in flow.operations
+    )
+
+
 def _takes_the_shape(cut: Operation) -> bool:
     """Whether an operation reads nothing but the shape and type of what it is given: `zeros_like`, `new_ones`."""
     name = short_name(cut.name)
@@ -302,6 +321,7 @@ def _distinct(operations: Iterable[Operation], first: Operation) -> tuple[Operat
     return tuple(kept[:3])
 
 
+_SUBTRACTING = frozenset({"sub", "Tensor.sub", "Tensor.sub_", "Tensor.__sub__", "Tensor.__isub__"})
 _CHOOSING = frozenset({"int", "index"})
 
 

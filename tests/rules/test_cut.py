@@ -543,3 +543,51 @@ def test_terms_inside_a_library_are_its_own_business(workshop: Workshop) -> None
         """
     )
     assert list(Report.of(run).findings) == []
+
+
+def test_of_two_cuts_that_cancel_the_added_one_is_told(workshop: Workshop) -> None:
+    """To mend what is subtracted would send the gradient back with the wrong sign."""
+    body = "soft = encoder(x)\nz = (soft > 0).float() - soft.detach() + soft.detach()\nloss = F.mse_loss(decoder(z), y)"
+    source, (finding,) = findings(workshop, body)
+    assert finding.span is not None
+    assert finding.rule == "detach"
+    line = source.splitlines()[finding.span.line - 1]
+    assert line[: finding.span.column - 1].endswith("+ soft")
+
+
+FAST_WEIGHTS = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+w, b = nn.Parameter(torch.rand(1, 2)), nn.Parameter(torch.zeros(1))
+outer = torch.optim.Adam([w, b], lr=0.01)
+for _ in range(4):
+    x = torch.rand(8, 2)
+    fast = [w, b]
+    for _ in range(2):
+        inner = (x @ fast[0].T + fast[1] - 1).square().mean()
+        grads = torch.autograd.grad(inner, fast, create_graph=True)
+        fast = [{update} for p, g in zip(fast, grads)]
+    outer.zero_grad()
+    loss = (x @ fast[0].T + fast[1] - 2).square().mean()
+    loss.backward()
+    outer.step()
+"""
+
+
+def test_gradients_that_only_autograd_grad_returned(workshop: Workshop) -> None:
+    """What `autograd.grad` returns does not fill `.grad`: a step that finds none there has nothing to apply."""
+    cut = FAST_WEIGHTS.format(update="(p - 0.1 * g).detach().requires_grad_()")
+    (finding,) = Report.of(workshop.observe(cut).run).findings
+    assert (finding.rule, finding.severity, finding.tensors) == ("detach", "error", ("w", "b"))
+    assert "`autograd.grad` returned gradients of them, and none came to `.grad` in 4 steps" in finding.message
+    assert "note: Adam holds these 2 tensors and stepped 4 times; no step had a gradient to apply" in finding.facts
+    assert Report.of(workshop.observe(FAST_WEIGHTS.format(update="p - 0.1 * g")).run).findings == ()
+
+
+def test_returned_gradients_that_are_put_into_place(workshop: Workshop) -> None:
+    """Who writes the result of `autograd.grad` into `.grad` gives the optimizer what it needs."""
+    program = FAST_WEIGHTS.format(update="(p - 0.1 * g).detach().requires_grad_()")
+    program = program.replace("    loss.backward()\n", "    w.grad, b.grad = torch.autograd.grad(loss, fast)\n")
+    assert Report.of(workshop.observe(program).run).findings == ()
