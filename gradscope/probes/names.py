@@ -266,7 +266,7 @@ def _without_torch(function: Any, listed: str | None) -> str:
         return str(function)
     if function is torch.autograd.grad:
         return "autograd.grad"
-    name: str = listed or getattr(function, "__name__", repr(function))
+    name = str(listed or getattr(function, "__name__", repr(function)))
     name = name.removeprefix("torch.")
     for ending, kept in ((".__get__", ""), (".__set__", " =")):
         if name.endswith(ending):

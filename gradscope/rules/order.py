@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections import defaultdict
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Backward, Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
-from gradscope.graph.naming import last_call
+from gradscope.graph.naming import expression, last_call
 from gradscope.graph.paths import StepFlow, rounds
 from gradscope.rules.lost import frozen_out, lost
 from gradscope.rules.successors import replaced
@@ -71,16 +72,25 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
             names,
             tuple(labels),
             (f"never cleared between a step and the next backward: {listed(names)}",),
-            (Help(_clear_by(optimizer, uses)),),
+            (Help(_clear_by(optimizer, uses, run)),),
         )
 
 
-def _clear_by(optimizer: Optimizer | None, uses: str) -> str:
+def _clear_by(optimizer: Optimizer | None, uses: str, run: Run) -> str:
     if optimizer is None:
         return "set `.grad = None` after each update, or before each backward"
     if uses == "closure calls":
-        return "call `optimizer.zero_grad()` first in the closure"
-    return "call `optimizer.zero_grad()` once in every step, before backward"
+        return f"call `{_called(optimizer, run)}.zero_grad()` first in the closure"
+    return f"call `{_called(optimizer, run)}.zero_grad()` once in every step, before backward"
+
+
+def _called(optimizer: Optimizer, run: Run) -> str:
+    """What the program calls an optimizer where it steps: `opt_d` of `opt_d.step()`."""
+    node = expression(optimizer.stepped, run.sources) if optimizer.stepped is not None else None
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "step":
+        return "optimizer"
+    owner = node.func.value
+    return ast.unparse(owner) if not node.args and isinstance(owner, ast.Name | ast.Attribute) else "optimizer"
 
 
 def zero_grad_before_step(run: Run) -> Iterator[Finding]:

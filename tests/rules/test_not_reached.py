@@ -211,7 +211,7 @@ def test_layer_that_only_evaluation_uses(workshop: Workshop) -> None:
     finding = found.must_be("unused-parameter", "warning", "extra.weight", "extra.bias")
     assert ["# evaluated" in found.line(label.span) for label in finding.labels] == [True]
     assert finding.facts[0] == "used with grad mode off, and in no loss: extra.weight, extra.bias"
-    assert [help.message for help in finding.help] == ["compute a loss from it as well"]
+    assert [advice.message for advice in finding.help] == ["compute a loss from it as well"]
 
 
 def test_average_of_weights_is_no_use(workshop: Workshop) -> None:

@@ -153,6 +153,13 @@ def test_piling_up_is_counted_with_the_step_as_label(workshop: Workshop) -> None
     assert finding.help[0].message == "call `optimizer.zero_grad()` once in every step, before backward"
 
 
+def test_help_calls_the_optimizer_as_the_program_does(workshop: Workshop) -> None:
+    """The optimizer that is to clear is the one that steps here, under the name that it has here."""
+    program = PILING["never_cleared"][1].replace("optimizer", "opt_d")
+    (finding,) = judge(workshop, program).findings
+    assert finding.help[0].message == "call `opt_d.zero_grad()` once in every step, before backward"
+
+
 def test_help_fits_the_kind_of_update(workshop: Workshop) -> None:
     """Manual updates and closures are told where they have to clear."""
     by_hand = judge(workshop, PILING["updates_under_no_grad"][1]).findings[0]
