@@ -148,9 +148,11 @@ def _refilled(run: Run) -> set[tuple[str | None, str | None]]:
 
 def only_returned(tensor: Tensor) -> bool:
     """Whether all gradients of what an optimizer holds were returned by `autograd.grad`, and none was ever applied."""
-    ledger = tensor.ledger
-    unfed = ledger is not None and ledger.starved > 0 and not (ledger.passes or ledger.applied or ledger.by_hand)
-    return tensor.optimizer is not None and unfed and not tensor.supplied and tensor.change == 0
+    ledger, received = tensor.ledger, tensor.received
+    if tensor.optimizer is None or ledger is None or received is None or not received.steps:
+        return False
+    unfed = ledger.starved > 0 and not (ledger.passes or ledger.applied or ledger.by_hand)
+    return unfed and not tensor.supplied and tensor.change == 0
 
 
 def _follows(run: Run, tensor: Tensor) -> bool:
@@ -192,6 +194,8 @@ def _never(run: Run) -> list[Lost]:
             reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)), flow.roots)
             if _is_independent(flow, reach):
                 break
+            if _of_several_places(flow, reach):
+                reach = _recurring(reach, flow, turns[tensor.optimizer][-1], tensor)
             exit_ = _telling_exit(flow, reach)
             if reach.cuts and (exit_ is None or reach.touched.intersection(flow.roots)):
                 cut.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach, flow))
@@ -252,6 +256,26 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
             _is_taken_away(flow, cut, reach.cuts),
         ),
     )
+    return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
+
+
+def _of_several_places(flow: StepFlow, reach: Reach) -> bool:
+    return len({_place(flow, cut) for cut in reach.cuts if cause_of(flow, cut) == cause_of(flow, reach.cuts[0])}) > 1
+
+
+def _recurring(reach: Reach, flow: StepFlow, last: StepFlow, tensor: Tensor) -> Reach:
+    """The same with those cuts first, of the cause that is told, that cut the way in the last step as well.
+
+    What was computed once for many steps, such as the probabilities of a rollout, is cut off in the first of them only.
+    """
+    starts = last.values_of.get(tensor.id)
+    if last is flow or not starts or not last.roots:
+        return reach
+    again = {_place(last, cut) for cut in last.reach(starts, last.behind(last.roots, tensor.id)).cuts}
+    told = cause_of(flow, reach.cuts[0])
+    if not any(_place(flow, cut) in again for cut in reach.cuts if cause_of(flow, cut) == told):
+        return reach
+    cuts = sorted(reach.cuts, key=lambda cut: cause_of(flow, cut) != told or _place(flow, cut) not in again)
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
 
 

@@ -551,6 +551,7 @@ def test_of_two_cuts_that_cancel_the_added_one_is_told(workshop: Workshop) -> No
     source, (finding,) = findings(workshop, body)
     assert finding.span is not None
     assert finding.rule == "detach"
+    assert finding.message == "`encoder` never learns: its 4 parameters got no gradient in 3 steps"
     line = source.splitlines()[finding.span.line - 1]
     assert line[: finding.span.column - 1].endswith("+ soft")
 
@@ -591,3 +592,30 @@ def test_returned_gradients_that_are_put_into_place(workshop: Workshop) -> None:
     program = FAST_WEIGHTS.format(update="(p - 0.1 * g).detach().requires_grad_()")
     program = program.replace("    loss.backward()\n", "    w.grad, b.grad = torch.autograd.grad(loss, fast)\n")
     assert Report.of(workshop.observe(program).run).findings == ()
+
+
+def test_cut_of_every_step_rather_than_of_the_first(workshop: Workshop) -> None:
+    """What a rollout computes once with grad mode off is meant so; what each step computes so is not."""
+    program = """
+        import torch
+        from torch import nn
+
+        policy, baseline = nn.Linear(4, 1), nn.Linear(4, 1)
+        optimizer = torch.optim.Adam([*policy.parameters(), *baseline.parameters()], lr=0.01)
+        x = torch.rand(16, 4)
+        with torch.no_grad():
+            old = policy(x)
+        for _ in range(4):
+            with torch.no_grad():  # here
+                new = policy(x)
+            loss = -(new - old).exp().mean() + (baseline(x) - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    source = textwrap.dedent(program)
+    found = [finding for finding in Report.of(workshop.observe(source).run).findings if finding.severity == "error"]
+    assert [finding.rule for finding in found] == ["no-grad"]
+    places = [found[0].span, *(label.span for label in found[0].labels)]
+    assert any("# here" in source.splitlines()[span.line - 1] for span in places if span is not None)
+    assert not any("old = policy(x)" in source.splitlines()[span.line - 1] for span in places[:1] if span is not None)
