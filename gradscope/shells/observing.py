@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 
 from gradscope.graph.facts import Crash
-from gradscope.probes.observation import Observation
+from gradscope.probes.observation import Observation, running
 from gradscope.probes.scopes import variables_of
 from gradscope.probes.scripts import crash_of
 from gradscope.reports.report import Report
@@ -229,8 +229,10 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
                 self._close()
 
     def _begin(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-        """Put the probes in, unless others are at work already."""
-        if Observation.is_running():
+        """Put the probes in, unless others are at work already: then the report is theirs."""
+        others = running()
+        if others is not None:
+            self._observation, self._crash = others, None
             return False
         closed_over = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
         observation = self._prepare(closed_over, getattr(function, "__globals__", {}))
