@@ -543,3 +543,34 @@ def test_custom_functions(workshop: Workshop) -> None:
         """,
     )
     assert rows == dict.fromkeys([f"net.{place}.{kind}" for place in (0, 1) for kind in ("weight", "bias")], learns(4))
+
+
+VALUELESS = {
+    "meta": "torch.set_default_device('meta')",
+    "fake": "__import__('torch._subclasses.fake_tensor')._subclasses.fake_tensor.FakeTensorMode().__enter__()",
+}
+
+
+@pytest.mark.parametrize("kind", VALUELESS)
+def test_tensors_without_values(kind: str, workshop: Workshop) -> None:
+    """Meta and fake tensors have gradients without numbers: they are counted, and nothing is measured."""
+    rows = judged(
+        workshop,
+        f"""
+        import torch
+        from torch import nn
+
+        {VALUELESS[kind]}
+        net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for step in range(3):
+            loss = net(torch.randn(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        print(type(loss).__name__, loss.shape)
+        """,
+    )
+    assert rows == dict.fromkeys(
+        ("net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"), Row(3, 3, 0, moved=False)
+    )

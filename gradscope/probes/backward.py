@@ -11,7 +11,7 @@ import torch
 from torch.compiler import is_compiling
 
 from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
-from gradscope.probes.courses import norms
+from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import capturing, unobserved
@@ -160,8 +160,8 @@ def _failed(tape: Tape, record: BackwardRecord, look: PassLook, roots: Any, erro
 
 
 def _count(tape: Tape, arrived: Sequence[tuple[Subject, torch.Tensor, torch.Tensor | None]]) -> None:
-    read = iter(norms([gradient for _, _, gradient in arrived if gradient is not None]))
-    for subject, tensor, gradient in arrived:
+    read = norms_known([gradient for _, _, gradient in arrived])
+    for (subject, tensor, _), norm in zip(arrived, read, strict=True):
         course = tape.course(subject)
-        course.arrive(next(read) if gradient is not None else None)
+        course.arrive(norm)
         course.begin(tensor)

@@ -10,7 +10,7 @@ import torch
 
 from gradscope.probes.accounts import Account
 from gradscope.probes.callsites import Site
-from gradscope.probes.shards import local
+from gradscope.probes.shards import has_values, local
 
 POINTS = 256
 SAMPLE, _RUN = 4_096, 8
@@ -129,7 +129,7 @@ class Course:
         if self.sample is not None:
             return
         part = local(tensor)
-        if part.layout is torch.strided and not part.is_nested and part.numel() > 0:
+        if part.layout is torch.strided and not part.is_nested and part.numel() > 0 and has_values(part):
             index = _selection(part, tensor)
             first = pick(part, index).clone()
             self.sample = index, first
@@ -261,6 +261,15 @@ def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
 def differences(after: list[torch.Tensor], before: list[torch.Tensor]) -> Sequence[torch.Tensor]:
     """The difference of each pair."""
     return torch._foreach_sub(after, before) if after else ()
+
+
+def norms_known(gradients: Sequence[torch.Tensor | None]) -> list[float | None]:
+    """The same as `norms`, with None for what has no values and for what is gone."""
+    known = [gradient is not None and has_values(local(gradient)) for gradient in gradients]
+    read = iter(
+        norms([gradient for gradient, told in zip(gradients, known, strict=True) if told and gradient is not None])
+    )
+    return [next(read) if told else None for told in known]
 
 
 def norms(gradients: Sequence[torch.Tensor]) -> list[float]:

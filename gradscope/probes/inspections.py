@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from gradscope.probes.quiet import capturing, unobserved
-from gradscope.probes.shards import local
+from gradscope.probes.shards import has_values, local
 
 if TYPE_CHECKING:
     from gradscope.probes.callsites import Site
@@ -115,7 +115,8 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
         tape.looks[where] = looks + 1
         value = call.argument(0, "input")
         record = next((record for record in call.inputs if record[1].ref() is value), None)
-        if record is None or not value.is_floating_point() or value.is_meta or not 1 < value.numel() <= _LARGEST:
+        told = record is not None and value.is_floating_point() and has_values(value)
+        if record is None or not told or not 1 < value.numel() <= _LARGEST:
             return
         along = dim if place is None else call.argument(place, "dim")
         along = -1 if along is not None and value.dim() == 1 else along

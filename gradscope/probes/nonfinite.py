@@ -26,7 +26,7 @@ import torch
 
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.saved import MAKERS, Evidence, evidence, factor, gave
-from gradscope.probes.shards import local
+from gradscope.probes.shards import has_values, local
 from gradscope.probes.symptoms import speaks_of_values
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _sums(gradients: Any) -> list[torch.Tensor]:
 
 
 def _is_scalar(root: torch.Tensor) -> bool:
-    return root.numel() == 1 and root.is_floating_point() and not root.is_meta
+    return root.numel() == 1 and root.is_floating_point() and has_values(root)
 
 
 def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[torch.Tensor]) -> Event:

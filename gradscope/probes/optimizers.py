@@ -20,7 +20,7 @@ from torch.optim.optimizer import (
 from gradscope.probes.accounts import Account, Pass, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
-from gradscope.probes.courses import Course, measure, norms
+from gradscope.probes.courses import Course, measure, norms_known
 from gradscope.probes.inspections import settle_modes
 from gradscope.probes.modules import add_root
 from gradscope.probes.movement import Held, after_step, before_step, is_due
@@ -242,7 +242,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
 
 def _supplied(course: Course, gradient: torch.Tensor) -> bool:
     """Whether there is a gradient before a step that no backward brought: somebody has written it by hand."""
-    norm = norms([gradient])[0]
+    norm = norms_known([gradient])[0]
     if norm:
         course.supplied = True
         course.arrive(norm)

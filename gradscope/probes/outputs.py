@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gradscope.probes.backward import WALK_LIMIT
-from gradscope.probes.courses import norms
+from gradscope.probes.courses import norms_known
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.tape import Tape
 from gradscope.probes.walker import walk
@@ -62,7 +62,7 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
         return
     pairs = zip(leaves, gradients, strict=True)
     arrived = [(subject, gradient) for (subject, _), gradient in pairs if gradient is not None]
-    for (subject, _), norm in zip(arrived, norms([gradient for _, gradient in arrived]), strict=True):
+    for (subject, _), norm in zip(arrived, norms_known([gradient for _, gradient in arrived]), strict=True):
         tape.course(subject).arrive(norm)
     for subject, _ in leaves:
         tape.course(subject).count()

@@ -1,4 +1,4 @@
-"""Tensors that are spread over several processes: what this process holds of them, and how FSDP gathers them."""
+"""What this process holds of a tensor: all, a shard, or no values at all; and how FSDP gathers shards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 _WHOLE = (torch.Tensor, torch.nn.Parameter)
 _DEEP = 6  # frames from FSDP's own to the probe of `nn.Parameter`
@@ -21,6 +22,11 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     part = getattr(tensor, "_local_tensor", tensor)
     return part if isinstance(part, torch.Tensor) else tensor
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether there are numbers to read: meta tensors and fake ones have a shape and a type only."""
+    return not tensor.is_meta and (type(tensor) in _WHOLE or not isinstance(tensor, FakeTensor))
 
 
 def gathered(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
