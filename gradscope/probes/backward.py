@@ -148,12 +148,13 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
 
 
 def _failed(tape: Tape, record: BackwardRecord, look: PassLook, roots: Any, error: BaseException) -> None:
-    look.remove()
     tape.backwards_running.discard(record.thread)
     record.failed = True
     try:
         with unobserved():
-            record.refusal = refusal(tape, [root for root in roots if isinstance(root, torch.Tensor)], error)
+            root_tensors = [root for root in roots if isinstance(root, torch.Tensor)]
+            look.fail(tape, root_tensors)
+            record.refusal = refusal(tape, root_tensors, error)
     except Exception as failure:
         tape.fail("backward probe", failure)
     tape.step.backwards.append(record)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradscope.probes.nonfinite import Watch, judge_pass, watch_pass
+from gradscope.probes.nonfinite import Watch, judge_failed_pass, judge_pass, watch_pass
 from gradscope.probes.profiles import Profiling, profile_pass
 
 if TYPE_CHECKING:
@@ -32,11 +32,14 @@ class PassLook:
         arrived = [(subject, tape.course(subject).norm) for subject in self.record.arrivals]
         judge_pass(tape, self.record, self.watch, arrived)
 
-    def remove(self) -> None:
-        """The pass has failed."""
-        for part in (self.watch, self.profiling):
-            if part is not None:
-                part.remove()
+    def fail(self, tape: Tape, roots: Sequence[torch.Tensor]) -> None:
+        """The pass has raised."""
+        try:
+            judge_failed_pass(tape, self.record, self.watch, roots)
+        finally:
+            for part in (self.watch, self.profiling):
+                if part is not None:
+                    part.remove()
 
 
 def look_at_pass(

@@ -125,7 +125,11 @@ class Watch:
 
 def graph_behind(roots: Iterable[torch.Tensor], limit: int = NODES) -> list[Any]:
     """The nodes behind some roots, in breadth; a graph beyond the limit is not told to its end."""
-    nodes = list(dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None))
+    return _graph_from([root.grad_fn for root in roots if root.grad_fn is not None], limit)
+
+
+def _graph_from(starts: Iterable[Any], limit: int) -> list[Any]:
+    nodes = list(dict.fromkeys(starts))
     seen = set(nodes)
     for node in nodes:
         for target, _ in node.next_functions:
@@ -419,17 +423,44 @@ def judge_pass(
         tape.pending.leaves = tape.pending.leaves or spoilt
     elif spoilt:
         event = Event("gradient", tape.step.index, record, None, leaves=spoilt)
-        for sums in watch.sums if watch is not None else ():
-            if all(map(_is_finite, sums.came)) and not all(map(_is_finite, sums.went)):
-                event.operation, event.node, event.custom = _made(tape, sums.number), sums.name, sums.custom
-                if watch is not None and not all(map(_is_finite, sums.factors)):
-                    _blame_forward(tape, event, watch.sums)
-                break
+        if watch is not None:
+            _blame(tape, event, watch)
         if event.operation is None:
             event.operation = _last_user(tape, spoilt)
         tape.pending = event
     if tape.pending is not None and not tape.optimizers:
         tape.harmed, tape.pending = tape.pending, None
+
+
+def judge_failed_pass(tape: Tape, record: BackwardRecord, watch: Watch | None, roots: Sequence[torch.Tensor]) -> None:
+    """Anomaly mode raises where a gradient comes out as NaN, before any leaf gets it: the hooks have seen the node."""
+    if watch is None or tape.harmed is not None or tape.pending is not None or not torch.is_anomaly_enabled():
+        return
+    for node, _ in watch.waiting.values():  # what has not run still has what it saved
+        name = plain_name(node)
+        if name in MAKERS:
+            watch.sums.append(Sums(node._sequence_nr(), name, None, [], [], gave=_sums(gave(node, name))))
+    event = Event("gradient", tape.step.index, record, None)
+    sums = _blame(tape, event, watch)
+    if sums is None or event.operation is None:
+        return
+    made = [
+        node for node in graph_behind(roots) if node._sequence_nr() == sums.number and plain_name(node) == sums.name
+    ]
+    found = [node.variable for node in _graph_from(made, NODES) if plain_name(node) == "AccumulateGrad"]
+    event.leaves = tuple(tape.owner(leaf) for leaf in found)
+    tape.pending = event
+
+
+def _blame(tape: Tape, event: Event, watch: Watch) -> Sums | None:
+    """The node of a pass that made something infinite of finite gradients, noted in the event."""
+    for sums in watch.sums:
+        if all(map(_is_finite, sums.came)) and not all(map(_is_finite, sums.went)):
+            event.operation, event.node, event.custom = _made(tape, sums.number), sums.name, sums.custom
+            if not all(map(_is_finite, sums.factors)):
+                _blame_forward(tape, event, watch.sums)
+            return sums
+    return None
 
 
 def _blame_forward(tape: Tape, event: Event, passed: Sequence[Sums]) -> None:

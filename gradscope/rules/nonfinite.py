@@ -130,9 +130,11 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
         caret = "finite gradients come back to here, and what goes on is not finite"
     else:
         caret = "the gradients of what is used here are not finite"
-    message = f"the backward of `{name}` made NaN or infinity in step {event.step}: {subject} got it"
+    stopped = run.crash is not None and run.crash.span is not None and run.crash.span == event.span
+    got, gotten = ("would get", "would not be finite") if stopped else ("got", "not finite")
+    message = f"the backward of `{name}` made NaN or infinity in step {event.step}: {subject} {got} it"
     if event.given:
-        message = f"`{name}` made NaN or infinity in step {event.step}, and gradients met it: {subject} got NaN"
+        message = f"`{name}` made NaN or infinity in step {event.step}, and gradients met it: {subject} {got} NaN"
     elif not sure:
         message = f"{subject} got NaN or infinity for a gradient in step {event.step}, of a loss that is finite"
     yield Finding(
@@ -143,7 +145,7 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
         caret,
         names,
         (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
-        (f"not finite: {listed(names)}", *_facts(run, event)),
+        (f"{gotten}: {listed(names)}", *_facts(run, event)),
         (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP) if sure else _UNSURE_HELP),),
     )
 

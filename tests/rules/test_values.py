@@ -101,6 +101,21 @@ def test_only_gradients_are_not_finite(workshop: Workshop, body: str) -> None:
     assert found(workshop, body)[:1] == [("nonfinite-gradient", True)]
 
 
+ANOMALIES = {
+    "a root of 0": "norms = (last(net(x)) * (step < 3)).square().sum(1).sqrt()  # here\nloss = norms.mean()",
+    "a branch left out": "p = F.relu(last(net(x)) - 0.5)\nlogs = p.log()  # here\n"
+    "loss = torch.where(p > 0, p * logs, torch.zeros_like(p)).mean()",
+}
+
+
+@pytest.mark.parametrize("body", ANOMALIES.values(), ids=ANOMALIES)
+def test_anomaly_mode_raises_before_gradients_arrive(workshop: Workshop, body: str) -> None:
+    """What anomaly mode stops is told as what went through is, in words for what has not happened."""
+    assert found(workshop, body, "torch.autograd.set_detect_anomaly(True)") == [("nonfinite-gradient", True)]
+    (finding,) = Report.of(workshop.observe((workshop.folder / "script.py").read_text(encoding="utf-8")).run).findings
+    assert "would get" in finding.message
+
+
 def test_custom_function_divides_by_zero(workshop: Workshop) -> None:
     """Of a custom Function it is the division in its backward."""
     before = """
