@@ -122,6 +122,30 @@ class StepFlow:
         """All values that a loss of this step was computed from."""
         return self.behind(self.roots)
 
+    def behind_roots_of(self, tensor: int) -> frozenset[int]:
+        """The same for ways from one tensor: how it came to hold what it holds is no part of them."""
+        return self.behind(self.roots, tensor) if tensor in self._rewritten else self.behind_roots
+
+    @cached_property
+    def _rewritten(self) -> frozenset[int]:
+        """The tensors into which something is written that is younger than they are: it may be made of them."""
+        first = {tensor: min(values) for tensor, values in self.values_of.items()}
+        return frozenset(
+            tensor
+            for operation in self.operations
+            for tensor in {self.holder[value] for value in operation.outputs}
+            if any(value > first[tensor] for value in operation.inputs if self.holder[value] != tensor)
+        )
+
+    @cached_property
+    def _first_use(self) -> dict[int, int]:
+        """The place among the operations at which each value is used first."""
+        found: dict[int, int] = {}
+        for place, operation in enumerate(self.operations):
+            for value in operation.inputs:
+                found.setdefault(value, place)
+        return found
+
     def reach(self, starts: Iterable[int], ends: frozenset[int]) -> Reach:
         """Follow the data from `starts`; cuts are looked for on the way to `ends` only."""
         touched = set(starts)
@@ -129,8 +153,11 @@ class StepFlow:
         alive = {value for value in touched if self.history[value]}
         cuts: list[Operation] = []
         exits: list[Operation] = []
-        for operation in self.operations:
-            touched.update(value for value in operation.inputs if self.before.get(value) in touched)
+        uses = [self._first_use[v] for held in own for v in self.values_of.get(held, ()) if v in self._first_use]
+        for operation in self.operations[min(uses, default=len(self.operations)) :]:
+            for value in operation.inputs:
+                if value in self.before and self.before[value] in touched:
+                    touched.add(value)
             if touched.isdisjoint(operation.inputs):
                 continue
             live = not alive.isdisjoint(operation.inputs)

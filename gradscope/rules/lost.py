@@ -191,7 +191,7 @@ def _never(run: Run) -> list[Lost]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
-            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor.id)), flow.roots)
+            reach = _ranked(flow, flow.reach(starts, flow.behind_roots_of(tensor.id)), flow.roots)
             if _is_independent(flow, reach):
                 break
             if _of_several_places(flow, reach):
@@ -271,7 +271,7 @@ def _recurring(reach: Reach, flow: StepFlow, last: StepFlow, tensor: Tensor) -> 
     starts = last.values_of.get(tensor.id)
     if last is flow or not starts or not last.roots:
         return reach
-    again = {_place(last, cut) for cut in last.reach(starts, last.behind(last.roots, tensor.id)).cuts}
+    again = {_place(last, cut) for cut in last.reach(starts, last.behind_roots_of(tensor.id)).cuts}
     told = cause_of(flow, reach.cuts[0])
     if not any(_place(flow, cut) in again for cut in reach.cuts if cause_of(flow, cut) == told):
         return reach
@@ -418,7 +418,7 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
                 or not any(flow.history[value] for value in starts)
             ):
                 continue
-            reach = _ranked(flow, flow.reach(starts, flow.behind(flow.roots, tensor_id)), flow.roots)
+            reach = _ranked(flow, flow.reach(starts, flow.behind_roots_of(tensor_id)), flow.roots)
             if reach.cuts:
                 groups.setdefault(_place(flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
         return [

@@ -463,3 +463,18 @@ def test_told_without_lines() -> None:
     book.operations.append(Operation(1, "mean", (loss,), (loss,), True, (0, 0), span=Span("train.py", 3)))
     flow = flow_of(book, loss)
     assert told(flow, w) == "w -/- detach -> loss"
+
+
+@pytest.mark.parametrize("young", [False, True])
+def test_a_way_from_a_tensor_does_not_lead_through_its_own_making(young: bool) -> None:
+    """What is written into a tensor is no part of its way to the loss, be it older than the tensor or made of it."""
+    book = Book()
+    data = book.leaf("data")
+    start = book.op("mul", data)
+    w = book.leaf("w", grad=True)
+    source = book.op("detach", w, cut=True) if young else start
+    w2 = book.op("Tensor.copy_", w, source, into=w)
+    flow = flow_of(book, book.op("sum", w2))
+    reach = flow.reach(flow.values_of[flow.holder[w]], flow.behind_roots_of(flow.holder[w]))
+    assert reach.cuts == reach_of(flow, w).cuts == ()
+    assert (flow.behind_roots_of(flow.holder[w]) == flow.behind_roots) is not young
