@@ -8,7 +8,7 @@ from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
 from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost, only_returned
 from gradscope.rules.replicas import refusal_label
-from gradscope.rules.wording import listed, steps_text, who
+from gradscope.rules.wording import listed, steps_text, times_text, who
 
 # Names of calls that say themselves what they do.
 _DETACHING = frozenset({"detach", "detach_", "set_data"})
@@ -426,5 +426,5 @@ def _holders(run: Run, loss: Lost) -> list[str]:
                 then = f"gradients came in {fed} of them"
             elif moved:
                 then = f"moved {moved} of them all the same (weight decay or momentum)"
-            facts.append(f"note: {optimizer.name} holds {what} and stepped {optimizer.steps} times; {then}")
+            facts.append(f"note: {optimizer.name} holds {what} and stepped {times_text(optimizer.steps)}; {then}")
     return facts

@@ -238,7 +238,11 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
         labels,
         (
             f"unmoved in {ledger.still} of {looks} steps that were looked at: {listed(names)}",
-            *((f"note: the learning rate was {ledger.rate:.2g} at last",) if ledger.rate is not None else ()),
+            *(
+                (f"note: the learning rate was {rate:.2g} at last",)
+                if ledger.rate is not None and "rate" not in cause
+                else ()
+            ),
         ),
         (Help(mend),),
     )

@@ -14,7 +14,7 @@ from gradscope.rules.lost import frozen_out, lost, suffering
 from gradscope.rules.order import undifferentiated
 from gradscope.rules.replicas import lies_in, refusal_label, replica_note, waited_for
 from gradscope.rules.successors import held_copies, replaced
-from gradscope.rules.wording import listed, steps_text, who, whole_module
+from gradscope.rules.wording import listed, steps_text, times_text, who, whole_module
 
 
 def unused_parameter(run: Run) -> Iterator[Finding]:
@@ -95,6 +95,9 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             yield _waited_for(run, steps, tensors)
             continue
         optimizer = optimizers[tensors[0].optimizer or 0]
+        if _are_scripted(run, tensors):
+            yield _unreached_in_torchscript(run, optimizer, tensors)
+            continue
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
         those = who(names, run)
         made = Label(span, "made here") if span is not None else None
@@ -119,7 +122,7 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             facts=(
                 f"{_UNUSED[bool(used), bool(elsewhere)]}: {listed(names)}",
                 f"note: {optimizer.name}, which holds {'it' if len(names) == 1 else 'them'}, "
-                f"stepped {optimizer.steps} times",
+                f"stepped {times_text(optimizer.steps)}",
                 *replica_note(run, tensors),
             ),
             help=(
@@ -335,16 +338,21 @@ def unregistered_parameter(run: Run) -> Iterator[Finding]:
 
 
 def _unregistered(run: Run, tensors: list[Tensor], span: Span | None, caret: str, mend: str) -> Finding:
-    names = tuple(dict.fromkeys(tensor.name or "unnamed" for tensor in tensors))
-    those = who(names, run)
+    names = tuple(dict.fromkeys(tensor.name for tensor in tensors if tensor.name is not None))
+    if names:
+        those = who(names, run)
+        message = f"{those.subject} {those.learns}: {those.counted} got gradients, and no optimizer holds {those.them}"
+    else:
+        made = f" that `{span.function}` makes" if span is not None and span.function else ""
+        message = f"the parameter{made} never learns: it got gradients, and no optimizer holds it"
     return Finding(
         rule="unregistered-parameter",
         severity="error",
-        message=f"{those.subject} {those.learns}: {those.counted} got gradients, and no optimizer holds {those.them}",
+        message=message,
         span=span,
         caret=caret,
         tensors=names,
-        facts=(f"not registered: {listed(names)}",),
+        facts=(f"not registered: {listed(names)}",) if names else (),
         help=(Help(mend),),
     )
 
@@ -489,16 +497,43 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
 _PLAIN = "on a module is a plain attribute"
 
 
+_SCRIPTED = frozenset({"ScriptModule", "RecursiveScriptModule", "TracedModule", "TopLevelTracedModule"})
+
+
+def _are_scripted(run: Run, tensors: list[Tensor]) -> bool:
+    """Whether only TorchScript computes with these, whose operations are not recorded."""
+    paths = [module.path for module in run.modules if module.type in _SCRIPTED]
+    return all(any(lies_in(tensor, path) for path in paths) for tensor in tensors)
+
+
+def _unreached_in_torchscript(run: Run, optimizer: Optimizer, tensors: list[Tensor]) -> Finding:
+    names = tuple(tensor.name or "" for tensor in tensors)
+    those = who(names, run)
+    return Finding(
+        rule="unused-parameter",
+        severity="warning",
+        message=f"{those.subject} {those.learns}: {those.counted} got no gradient "
+        f"in {steps_text(run, optimizer.steps)}, and only TorchScript computes with {those.them}",
+        span=tensors[0].made or optimizer.made,
+        caret="made here; no gradient comes back to it",
+        tensors=names,
+        facts=(f"without gradient: {listed(names)}", "note: what runs inside TorchScript is not recorded"),
+        help=(Help("run it without `torch.jit` to be told where its gradient is lost, if it is used at all"),),
+    )
+
+
 def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
     """Modules that somebody gave an attribute `requires_grad = True`, with their parameters that are frozen."""
     found = {}
     for module in run.modules:
+        if not module.requires_grad_attribute:
+            continue
         frozen = [
             tensor
             for tensor in run.tensors
             if tensor.registered == "parameter" and not tensor.requires_grad and lies_in(tensor, module.path)
         ]
-        if module.requires_grad_attribute and frozen:
+        if frozen:
             found[module.path] = frozen
     return found
 

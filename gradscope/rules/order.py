@@ -11,7 +11,7 @@ from gradscope.graph.naming import expression, last_call
 from gradscope.graph.paths import StepFlow, rounds
 from gradscope.rules.lost import frozen_out, lost
 from gradscope.rules.successors import replaced
-from gradscope.rules.wording import listed, steps_text, who
+from gradscope.rules.wording import listed, steps_text, times_text, who
 
 _NONE = Ledger()
 
@@ -272,7 +272,7 @@ def step_without_backward(run: Run) -> Iterator[Finding]:
         yield Finding(
             "step-without-backward",
             "warning",
-            f"{those.subject} {those.learns}: {optimizer.name} stepped {optimizer.steps} times, and no backward "
+            f"{those.subject} {those.learns}: {optimizer.name} stepped {times_text(optimizer.steps)}, and no backward "
             f"ever {'brought a gradient for it' if arrived else f'reached {those.them}'}",
             optimizer.stepped or optimizer.made,
             "steps with no gradient",

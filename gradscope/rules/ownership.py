@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Span, Tensor
 from gradscope.rules.lost import lost
 from gradscope.rules.successors import gets_gradients, held_copies, label_of, loaded, path_of, replaced
-from gradscope.rules.wording import listed, who
+from gradscope.rules.wording import listed, times_text, who
 
 _NONE = Ledger()
 
@@ -71,7 +71,7 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             labels if span is not None else (),
             (
                 f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
-                f"note: {optimizer.name} stepped {optimizer.steps} times; what it holds {_last(pairs)}",
+                f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what it holds {_last(pairs)}",
             ),
             (Help("make the optimizer after the model has its final layers, or copy values with `load_state_dict`"),),
         )

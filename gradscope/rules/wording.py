@@ -83,3 +83,8 @@ def steps_text(run: Run, count: int | None = None) -> str:
     """`20 steps`, `1 step`."""
     number = run.step_count if count is None else count
     return f"{number:,} step" if number == 1 else f"{number:,} steps"
+
+
+def times_text(count: int) -> str:
+    """`20 times`, `once`."""
+    return "once" if count == 1 else f"{count:,} times"

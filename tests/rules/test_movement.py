@@ -238,6 +238,7 @@ def test_cause_is_the_rate_or_the_precision(workshop: Workshop) -> None:
     large = judge(workshop, STILL["squares_that_are_infinite"][1]).findings[0]
     assert large.message.endswith("not move: the gradients are so large that their squares are infinite")
     assert rate.message.endswith("not move: the learning rate is 0")
+    assert not any("learning rate" in fact for fact in rate.facts)
     assert precision.message.endswith("not move: the updates are below the precision of bfloat16")
     assert any("unmoved in 8 of 8 steps" in fact for fact in precision.facts)
 

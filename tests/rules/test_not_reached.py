@@ -762,3 +762,48 @@ def test_loss_made_to_require_grad(workshop: Workshop) -> None:
     assert [(finding.rule, finding.tensors) for finding in found] == [("frozen-parameter", ("net.weight", "net.bias"))]
     assert found[0].span is not None
     assert found[0].span.line == 5
+
+
+SCRIPTED = """
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(4, 3)  # made
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, x):
+        return self.norm(self.proj(x){cut})
+
+encoder = torch.jit.{how}
+optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+for step in range(3):
+    loss = encoder(torch.rand(8, 4))[:, 0].square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("how", ["trace(Encoder(), torch.rand(8, 4))", "script(Encoder())"])
+def test_inside_torchscript_nobody_knows_what_is_used(how: str, workshop: Workshop) -> None:
+    """Where no gradient comes out of TorchScript, the report does not claim that no loss was computed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (finding,) = Report.of(workshop.run(HEAD + SCRIPTED.format(how=how, cut=".detach()"))).findings
+        assert not Report.of(workshop.run(HEAD + SCRIPTED.format(how=how, cut=""))).findings
+    assert finding.rule == "unused-parameter"
+    assert finding.message.startswith("`proj` never learns: its 2 parameters got no gradient in 3 steps")
+    assert finding.message.endswith("only TorchScript computes with it")
+
+
+def test_a_parameter_without_a_name_is_told_by_who_makes_it(workshop: Workshop) -> None:
+    """A property that makes its parameter anew at each access is named in the place of the parameter."""
+    source = HEAD + MODULE.format(
+        made="        self.start = 2.0\n\n    @property\n    def gain(self):\n"
+        "        return nn.Parameter(torch.tensor(self.start))",
+        forward="        x = x * self.gain",
+    )
+    (finding,) = Report.of(workshop.run(source)).findings
+    assert finding.rule == "unregistered-parameter"
+    assert finding.message.startswith("the parameter that `Net.gain` makes never learns")
+    assert "unnamed" not in str(Report.of(workshop.run(source)))
