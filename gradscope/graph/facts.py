@@ -406,7 +406,7 @@ class Nonfinite:
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
     tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
     where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which
-    the backward at `span` started.
+    the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
     kind: Literal["forward", "gradient"]
@@ -421,6 +421,7 @@ class Nonfinite:
     tensors: tuple[int, ...] = ()
     root: int | None = None
     span: Span | None = None
+    taken: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -576,7 +577,8 @@ class Finding:
 
     `message` stands alone. `span` is the place of the cause, `caret` what is said under it. `tensors` are the
     names of those that suffer, `operations` the ids of the operations at which the gradient is cut off. Of a run in
-    several processes, `ranks` are those that found it; empty for a single process.
+    several processes, `ranks` are those that found it; empty for a single process. `raised` says that torch raised for
+    it: a comment that allows it would not let the program run.
     """
 
     rule: str
@@ -590,3 +592,9 @@ class Finding:
     help: tuple[Help, ...] = ()
     operations: tuple[int, ...] = ()
     ranks: tuple[int, ...] = ()
+    raised: bool = False
+
+    @property
+    def allowed_at(self) -> int | None:
+        """The line at whose end a comment may silence it, where that helps."""
+        return None if self.raised or self.span is None else self.span.line

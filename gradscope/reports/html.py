@@ -95,8 +95,8 @@ def _finding(number: int, finding: Finding, run: Run) -> str:
         if edit:
             lines.append(f'<pre class="edit">{_text(chr(10).join(edit))}</pre>')
     more = f"more: gradscope rule {finding.rule}"
-    if finding.span is not None:
-        more = f"on purpose? end line {finding.span.line} with # gradscope: allow[{finding.rule}]; {more}"
+    if finding.allowed_at is not None:
+        more = f"on purpose? end line {finding.allowed_at} with # gradscope: allow[{finding.rule}]; {more}"
     lines.append(f'<p class="quiet">{_text(more)}</p>')
     lines.append(f'<button type="button" class="place" data-finding="{number}" hidden>Show in the graph</button>')
     return "\n".join([*lines, "</article>"])

@@ -42,10 +42,11 @@ def _finding(finding: Finding, sources: _Sources) -> list[str]:
             before, after = changed
             parts.append(_fence(f"-{before}" + (f"\n+{after}" if after.strip() else ""), "diff"))
     if finding.span is not None:
-        parts.append(
-            f"If this is on purpose, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`. "
-            f"More: `gradscope rule {finding.rule}`"
-        )
+        more = f"More: `gradscope rule {finding.rule}`"
+        if finding.allowed_at is not None:
+            line = finding.allowed_at
+            more = f"If this is on purpose, end line {line} with `# gradscope: allow[{finding.rule}]`. {more}"
+        parts.append(more)
     return parts
 
 

@@ -117,9 +117,9 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
         lines += _HELP.wrap(help_.message)
         if help_.edit is not None:
             lines += edit_lines(help_.edit, sources)
-    if finding.span is not None:
+    if finding.allowed_at is not None:
         lines.append(
-            f"help: if this is on purpose, end line {finding.span.line} with `# gradscope: allow[{finding.rule}]`"
+            f"help: if this is on purpose, end line {finding.allowed_at} with `# gradscope: allow[{finding.rule}]`"
         )
     lines.append(f"   = more: gradscope rule {finding.rule}")
     return "\n".join(lines)

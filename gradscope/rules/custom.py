@@ -97,7 +97,10 @@ def _refused(run: Run, function: CustomBackward) -> Finding:
         message = f"{name} returns {_values(function.returned)}, where {_count(expected)} expected"
         span, caret = _return(run, function, function.returned), "one value is expected for each argument of `forward`"
     else:
-        message = f"{name} returns what is no gradient of its input"
+        place = _refused_place(function, run.crash.message)
+        needed = needed if place is None else [place]
+        which = "an input" if place is None else f"argument {place + 1}"
+        message = f"{name} returns what is no gradient of {which}"
         span, caret = _return(run, function, expected), "a gradient has the shape of the argument it belongs to"
         help_ = _fitting(run.crash.message)
     suffer = _arguments(run, function, needed)
@@ -112,7 +115,15 @@ def _refused(run: Run, function: CustomBackward) -> Finding:
         raised_at(run, span),
         (f"torch says: {run.crash.message}",),
         (Help(help_),),
+        raised=True,
     )
+
+
+def _refused_place(function: CustomBackward, message: str) -> int | None:
+    """The argument whose gradient torch refused: its message counts those that are tensors."""
+    told = re.search(r"invalid gradient at index (\d+)", message)
+    places = sorted(function.arguments) or range(len(function.needed))
+    return places[int(told[1])] if told is not None and int(told[1]) < len(places) else None
 
 
 def _fitting(message: str) -> str:

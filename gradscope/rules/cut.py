@@ -161,11 +161,14 @@ def rebuilt_tensor(run: Run) -> Iterator[Finding]:
             optimizer.step()
     """
     for loss in _with_cause(run, "rebuilt-tensor"):
-        help_ = Help(_REBUILT.get(loss.operation.name, _JOINED))
+        name = loss.operation.name
+        in_place = name.endswith("_") and not name.endswith("__")
+        help_ = Help(_WRITTEN if in_place else _REBUILT.get(name, _JOINED))
         yield _finding(run, loss, loss.operation.span, "only the values are copied: the history ends here", help_)
 
 
 _JOINED = "join tensors with `torch.stack` or `torch.cat`, convert one with `.to()`: these keep the history"
+_WRITTEN = "compute with the new values themselves, rather than write them into another tensor without their history"
 _COPIED = "a copy learns for itself: compute with the original, or by `functional_call` with weights made from it"
 _REBUILT = {
     "nn.Parameter": "use the tensor as it is: `nn.Parameter` makes a new leaf of its values",
@@ -354,9 +357,10 @@ def _finding(
     names = tuple(tensor.name or "" for tensor in loss.tensors)
     those = who(names, run)
     crash = run.crash
+    refused = crash is not None and crash.symptom in REFUSALS
     if loss.term:
         message = f"a term of the loss trains nothing: no gradient flows through it to {those.subject}"
-    elif crash is not None and crash.symptom in REFUSALS:
+    elif refused and crash is not None:
         message = f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}"
         if crash.span is not None:
             labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))
@@ -389,6 +393,7 @@ def _finding(
         tuple(facts),
         (help_,),
         tuple(operation.id for operation in (loss.operation, *loss.others)),
+        raised=not loss.term and (refused or bool(refusal_label(run))),
     )
 
 

@@ -89,6 +89,7 @@ def freed_graph(run: Run) -> Iterator[Finding]:
             Help("where its old gradient is not wanted, use it as `.detach()`"),
             Help("where it is, call backward once on the sum of the losses, or compute it again for each backward"),
         ),
+        raised=True,
     )
 
 

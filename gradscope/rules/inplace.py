@@ -106,6 +106,7 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
         tuple(labels),
         tuple(facts),
         (help_,),
+        raised=True,
     )
 
 

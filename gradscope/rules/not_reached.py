@@ -190,6 +190,7 @@ def _waited_for(run: Run, steps: list[StepFlow], tensors: Sequence[Tensor]) -> F
         help=(
             Help("use it in every step or delete it; else `DistributedDataParallel(..., find_unused_parameters=True)`"),
         ),
+        raised=True,
     )
 
 
@@ -461,6 +462,7 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             (f"frozen: {listed(names)}", *(f"note: `{path}.requires_grad = True` {_PLAIN}" for path in switched)),
             tuple(Help(f"call `{path}.requires_grad_(True)`") for path in switched)
             or (Help("set `requires_grad_(True)` again before this backward"),),
+            raised=crash is not None,
         )
     for frozen, optimizer, when in (*_given_later(run), *_chosen(run)):
         names = tuple(tensor.name or "" for tensor in frozen)
@@ -660,6 +662,7 @@ def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
                 labels,
                 (f"non-leaf: {listed(names)}",),
                 (Help("make it a leaf of its own: `.detach().clone().requires_grad_()`, and use that in the loss"),),
+                raised=True,
             )
 
 

@@ -328,6 +328,7 @@ def _refused_by_a_scaler(run: Run) -> Iterator[Finding]:
         (Label(optimizer.made, f"this {optimizer.name} holds {those.them}"),) if optimizer.made is not None else (),
         (f"no gradient ever arrived: {listed(names)}",),
         (Help("call `backward()` on the scaled loss: `scaler.scale(loss).backward()`"),),
+        raised=True,
     )
 
 

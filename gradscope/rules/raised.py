@@ -101,6 +101,7 @@ def leaf_inplace(run: Run) -> Iterator[Finding]:
         (),
         (help_,),
         (operation.id,),
+        raised=True,
     )
 
 
@@ -192,6 +193,7 @@ def non_scalar_backward(run: Run) -> Iterator[Finding]:
         labels,
         (),
         (help_,),
+        raised=True,
     )
 
 
@@ -264,6 +266,7 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
         labels,
         (),
         (Help("use `torch.no_grad()` here: it keeps no history either, and its results may be trained on"),),
+        raised=True,
     )
 
 
@@ -374,4 +377,5 @@ def integer_requires_grad(run: Run) -> Iterator[Finding]:
         labels,
         (),
         (Help("make the tensor with a floating point dtype, or convert it first, with `.float()`"),),
+        raised=True,
     )

@@ -409,3 +409,29 @@ def test_help_for_a_gradient_of_another_shape(gradient: str, help_: str, worksho
     )
     assert finding.rule == "custom-function"
     assert finding.help[0].message.startswith(help_)
+
+
+def test_a_gradient_of_another_shape_is_of_one_argument(workshop: Workshop) -> None:
+    """Torch counts the tensors among the arguments; those whose gradients it takes are not told of."""
+    (finding,) = findings(
+        workshop,
+        """
+        class Fn(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, power, x, w, b):
+                ctx.save_for_backward(x, w)
+                return x @ w.t() + b
+
+            @staticmethod
+            def backward(ctx, g):
+                x, w = ctx.saved_tensors
+                return None, g @ w, x.t() @ g, g.sum(0)
+
+
+        w, b = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.zeros(2))
+        Fn.apply(2, torch.randn(4, 3, requires_grad=True), w, b).sum().backward()
+        """,
+    )
+    assert finding.tensors == ("w",)
+    assert "no gradient of argument 3" in finding.message
+    assert finding.allowed_at is None
