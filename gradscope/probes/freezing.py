@@ -80,6 +80,7 @@ _VIEWS = frozenset(
         "ViewAsReal",
     ]
 )
+_SCALING = frozenset({"mul", "rmul", "multiply", "div", "divide", "truediv", "true_divide"})
 _LINES_ABOVE = 30
 _LINES_MOST = 400
 
@@ -118,10 +119,11 @@ class _Freezer:
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
         others = [check.step for check in tape.checks]
-        if tape.harmed is not None:
-            step = StepRecord(tape.harmed.step)  # it may not be kept
-            step.operations += filter(None, [tape.harmed.operation])
-            step.backwards += filter(None, [tape.harmed.backward])
+        self.spoilt = tape.harmed or tape.idle
+        if self.spoilt is not None:
+            step = StepRecord(self.spoilt.step)  # it may not be kept
+            step.operations += filter(None, [self.spoilt.operation])
+            step.backwards += filter(None, [self.spoilt.backward])
             others.append(step)
         self.names = {**given, **source_names(tape, [*self.records, *others])}
         for name, tensor in names_in(namespace):
@@ -131,6 +133,7 @@ class _Freezer:
         owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
         self.several = len(owners) > 1
         self.unstepped = bool(tape.optimizers) and not tape.step_count
+        self.idle = {mark.serial for mark in tape.optimizers if not mark.steps}
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
         self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
 
@@ -334,7 +337,7 @@ class _Freezer:
     def received(self, subject: Subject, course: Course | None) -> Received | None:
         if course is None or not subject.leaf:
             return None
-        if self.unstepped and course.account.passes:
+        if self.is_unstepped(course) and course.account.passes:
             return Received(course.account.passes, self.tape.backward_count)
         if not course.of:
             # It lived within one step, as inputs do, and that step did not end while it was there.
@@ -343,9 +346,13 @@ class _Freezer:
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
         return Received(course.steps, course.of, course.zero, course.nonfinite)
 
+    def is_unstepped(self, course: Course) -> bool:
+        """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
+        return self.unstepped or course.optimizer in self.idle
+
     def norms(self, course: Course) -> tuple[float | None, ...]:
         """Norms are counted at steps: where no optimizer has stepped, the latest is all there is."""
-        waiting = self.unstepped and not course.norms.points and course.norm is not None
+        waiting = self.is_unstepped(course) and not course.norms.points and course.norm is not None
         return tuple(map(finite, [course.norm] if waiting and course.norm is not None else course.norms.points))
 
     def ledger(self, course: Course) -> Ledger:
@@ -472,10 +479,10 @@ class _Freezer:
         return tuple(found)
 
     def nonfinite(self) -> Nonfinite | None:
-        event = self.tape.harmed
+        event = self.spoilt
         if event is None:
             return None
-        for subject in event.leaves:
+        for subject in (*event.leaves, *event.taken):
             self.subjects.setdefault(subject.serial, subject)
         backward, found = event.backward, event.evidence
         return Nonfinite(
@@ -491,6 +498,7 @@ class _Freezer:
             tuple(subject.serial for subject in event.leaves),
             self.value(backward.roots[0]) if backward is not None and backward.roots else None,
             self.span(backward.site) if backward is not None else None,
+            tuple(subject.serial for subject in event.taken),
         )
 
     def profile(self, record: ProfileRecord) -> Profile:
@@ -542,10 +550,27 @@ class _Freezer:
         kinds = {kind for kind, _ in self.tape.losses}
         wanted = "backward" if "backward" in kinds else "grad"
         return tuple(
-            Loss(self.name(subject) or "loss", finite(first), finite(last))
+            Loss(self.loss_name(subject), finite(first), finite(last))
             for (kind, _), (subject, first, last) in self.tape.losses.items()
             if kind == wanted
         )
+
+    def loss_name(self, root: Subject) -> str:
+        """What a root of backward is called; an expression that scales a loss is no name of one."""
+        name = self.name(root)
+        if name is None or not {" ", "("}.isdisjoint(name):
+            name = self.scaled(root) or name
+        return name or "loss"
+
+    def scaled(self, root: Subject) -> str | None:
+        """The name of a root that is nothing but a named loss times a factor: `scaled loss`."""
+        for operation in (operation for step in reversed(self.records) for operation in step.operations):
+            if any(subject is root for _, subject, _ in operation.outputs):
+                carrying = [subject for _, subject, history in operation.inputs if history]
+                scales = function_name(operation.function).rpartition(".")[2].strip("_") in _SCALING
+                name = self.name(carrying[0]) if scales and len(carrying) == 1 else None
+                return f"scaled {name}" if name is not None else None
+        return None
 
     def lines(self) -> dict[str, dict[int, str]]:
         """The text of the lines that spans lie on, and of their neighbours."""

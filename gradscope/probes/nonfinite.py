@@ -68,6 +68,13 @@ _PLAIN = frozenset(
         "UnsafeSplit", "AsStrided", "Detach", "Round", "Sign", "L1Loss", "SmoothL1Loss", "Linear",
     }
 )  # fmt: skip
+# Of these, what float16 may be too narrow for.
+_SUMS = frozenset(
+    {
+        "Add", "Sub", "Rsub", "Sum", "Mean", "Mul", "Div", "Addmm", "Mm", "Bmm", "Mv", "Dot", "Convolution", "Linear",
+        "MseLoss",
+    }
+)  # fmt: skip
 _HANDING_ON = frozenset(
     {
         "T", "Transpose", "Permute", "View", "UnsafeView", "Reshape", "Expand", "Squeeze", "Unsqueeze", "Slice",
@@ -78,7 +85,10 @@ _HANDING_ON = frozenset(
 
 @dataclass(slots=True)
 class Event:
-    """Something that was not finite. `leaves` are those whose gradients are not, `value` what is known of the cause."""
+    """Something that was not finite.
+
+    `leaves` are those whose gradients are not, `taken` those that the operation took and that were not finite already.
+    """
 
     kind: Literal["forward", "gradient"]
     step: int
@@ -89,6 +99,7 @@ class Event:
     given: bool = False
     custom: Site | None = None
     leaves: tuple[Subject, ...] = ()
+    taken: tuple[Subject, ...] = ()
 
 
 @dataclass(slots=True)
@@ -267,6 +278,16 @@ def _is_scalar(root: torch.Tensor) -> bool:
 
 
 def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[torch.Tensor]) -> Event:
+    """Find the operation that made these values infinite or NaN, or that met a leaf which was so already."""
+    event = _first_spoilt(tape, record, roots)
+    if event.operation is not None:
+        inputs = [subject for _, subject, _ in event.operation.inputs if subject.leaf and subject.requires_grad]
+        event.taken = tuple(s for s in inputs if (leaf := s.ref()) is not None and not _is_all_finite(leaf))
+        event.given = event.given or bool(event.taken)
+    return event
+
+
+def _first_spoilt(tape: Tape, record: BackwardRecord | None, roots: Sequence[torch.Tensor]) -> Event:
     """Find the operation that made these values infinite or NaN.
 
     The way back from the root goes over nodes whose results may not have been finite; of those that are known to have
@@ -314,17 +335,31 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
 
 def _sound(tape: Tape, order: Sequence[Any], known: Mapping[Any, Evidence | None]) -> set[Any]:
     """Of nodes in time order, those whose results are finite: known to be, or plainly made of what is."""
-    sound: set[Any] = set()
+    sound: set[Any] = {maker for node in order for maker in _makers_of_whole(node, known[node])}
     for node in order:
         found = known[node]
         if found is not None and (found.result is not None or not found.inputs):
             sound.update([node] if found.result else [])
-        elif (plain_name(node) in _PLAIN or plain_name(node) in ("Mul", "Div")) and sound.issuperset(_before(node)):
+        elif (
+            (plain_name(node) in _PLAIN or plain_name(node) in ("Mul", "Div"))
+            and not _may_overflow(node)
+            and sound.issuperset(_before(node))
+        ):
             operation = maker_of(tape, node)
             constants = operation is None or any(not history for _, _, history in operation.inputs)
             if found is not None or not constants:
                 sound.add(node)
     return sound
+
+
+def _may_overflow(node: Any) -> bool:
+    """Whether a sum or a product of finite numbers may be infinite: float16 holds none above 65,504."""
+    return plain_name(node) in _SUMS and node._input_metadata[0].dtype is torch.float16
+
+
+def _makers_of_whole(node: Any, found: Evidence | None) -> list[Any]:
+    """The nodes that gave what this one saved of its inputs, where that was finite."""
+    return [] if found is None else _inputs(node, found.whole)
 
 
 def _before(node: Any) -> list[Any]:
@@ -336,13 +371,18 @@ def _before(node: Any) -> list[Any]:
 
 def _producer(node: Any, found: Evidence) -> Any:
     """The node of the input that was not finite; None for data and leaves."""
-    places = [_EDGES.get((plain_name(node), name), _EDGES.get(("", name))) for name in found.spoilt]
+    return next(iter(_inputs(node, found.spoilt)), None)
+
+
+def _inputs(node: Any, names: Iterable[str]) -> list[Any]:
+    """The nodes that gave some of the saved inputs of a node; none for data and leaves."""
+    places = [_EDGES.get((plain_name(node), name), _EDGES.get(("", name))) for name in names]
     targets = [
         _behind_views(node.next_functions[place][0])
         for place in places
         if place is not None and place < len(node.next_functions)
     ]
-    return next((target for target in targets if target is not None and plain_name(target) != "AccumulateGrad"), None)
+    return [target for target in targets if target is not None and plain_name(target) != "AccumulateGrad"]
 
 
 def _behind_views(node: Any) -> Any:
@@ -502,16 +542,20 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     """Decide whether what was not finite did any harm: a tensor, or the gradient that it was trained on, is not finite.
 
     `stepped` are the tensors of the optimizer that has just stepped. A loss that is infinite for its scale alone, with
-    gradients that are finite, does none; a step on one that is NaN does.
+    gradients that are finite, does none; a step on one that is NaN does. So does one that is infinite in every step
+    where all gradients are zero for it.
     """
     event = tape.pending
     if event is None:
+        if stepped is not None:
+            tape.idle = None
         return
     arrivals = event.backward.arrivals if event.backward is not None else ()
     trained = [subject.ref() for subject in arrivals if stepped is not None and subject.serial in stepped]
     if event.kind == "forward" and trained:
         spoilt = any(tensor is not None and not _is_sound(tensor) for tensor in trained)
         tape.harmed, tape.pending = (event if spoilt or _is_nan(tape, event) else None), None
+        tape.idle = (tape.idle or event) if all(map(_trains_nothing, trained)) else None
         return
     live = [tensor for subject in event.leaves if (tensor := subject.ref()) is not None]
     if not all(map(_is_all_finite, live)):
@@ -521,6 +565,11 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     )
     if not waiting:
         tape.pending = None
+
+
+def _trains_nothing(tensor: torch.Tensor | None) -> bool:
+    """Whether the gradient of a tensor is exactly zero."""
+    return tensor is None or tensor.grad is None or not bool(local(tensor.grad).detach().any())
 
 
 def _is_nan(tape: Tape, event: Event) -> bool:

@@ -15,8 +15,8 @@ from gradscope.probes.shards import local
 class Evidence:
     """What is known of one operation: whether its saved inputs, and its result, were finite; None where unknown.
 
-    `spoilt` names the saved inputs that were not. `low` and `high` are the range of the operand `name`, in which the
-    operation is singular.
+    `spoilt` names the saved inputs that were not, `whole` those that were. `low` and `high` are the range of the
+    operand `name`, in which the operation is singular.
     """
 
     inputs: bool
@@ -25,6 +25,7 @@ class Evidence:
     low: float | None = None
     high: float | None = None
     spoilt: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 _RESULTS = frozenset(
@@ -56,16 +57,17 @@ def evidence(node: Any) -> Evidence | None:
         inputs = {name: value for name, value in saved.items() if name not in _RESULTS}
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         spoilt = tuple(name for name, value in tensors.items() if not _finite(value))
+        whole = tuple(name for name in tensors if name not in spoilt)
         finite = not spoilt
         results = [value for name, value in saved.items() if name in _RESULTS and isinstance(value, torch.Tensor)]
         if not tensors and any(_came_in(kind, result) for result in results):
             return Evidence(False, False, spoilt=("self",))
         if results:
-            return Evidence(finite, all(map(_finite, results)), *_range(tensors), spoilt)
+            return Evidence(finite, all(map(_finite, results)), *_range(tensors), spoilt, whole)
         made = _again(kind, saved)
         if made is None:
-            return Evidence(finite, None, spoilt=spoilt) if tensors else None
-        return Evidence(finite, _finite(made), *_range(tensors), spoilt)
+            return Evidence(finite, None, spoilt=spoilt, whole=whole) if tensors else None
+        return Evidence(finite, _finite(made), *_range(tensors), spoilt, whole)
     except (RuntimeError, TypeError):
         return None
 

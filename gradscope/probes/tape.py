@@ -85,6 +85,7 @@ class Tape:
         self.packed = False  # saved tensors are unpacked by code of the program's
         self.pending: Event | None = None
         self.harmed: Event | None = None
+        self.idle: Event | None = None  # the first of the infinite losses which alone have been trained on, in vain
         self.suspects: set[int] = set()
         self.suspected: dict[int, int] = {}
         self.patience = 0

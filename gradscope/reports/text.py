@@ -66,9 +66,8 @@ def headline(report: Document) -> str:
     if run.backwards == 0:
         parts = ["no backward", *parts[1:]]
     for loss in report.losses[:2]:
-        parts.append(
-            f"{loss.name if loss.name.isidentifier() else 'loss'} {_number(loss.first)} -> {_number(loss.last)}"
-        )
+        name = loss.name if loss.name.removeprefix("scaled ").isidentifier() else "loss"
+        parts.append(f"{name} {_number(loss.first)} -> {_number(loss.last)}")
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
     whole = [f"gradscope: {report.script or 'output'}", *processes, *parts]
@@ -228,11 +227,13 @@ def _cells(row: TensorRow) -> _Cells:
 
 
 def received_text(row: TensorRow) -> str:
-    """In how many steps a gradient arrived: `20/20`, with `z` where some were zero and `!` where not finite."""
+    """In how many steps a gradient arrived: `20/20`; `z20/20`: all were zero, `20/20 z3`: 3 were; `!`: not finite."""
     if row.received is None:
         return "-"
-    marks = ("z" if row.received.zero else "") + ("!" if row.received.nonfinite else "")
-    return f"{marks}{row.received.steps}/{row.received.of}"
+    counted = {"z": row.received.zero, "!": row.received.nonfinite}
+    before = "".join(mark for mark, count in counted.items() if count and count == row.received.steps)
+    behind = "".join(f" {mark}{count}" for mark, count in counted.items() if 0 < count < row.received.steps)
+    return f"{before}{row.received.steps}/{row.received.of}{behind}"
 
 
 def _course(row: TensorRow, unicode: bool) -> str:

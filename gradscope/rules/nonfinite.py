@@ -46,6 +46,9 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
     event = run.nonfinite
     if event is None or event.kind != "forward" or event.operation is None or _has_exploded(run, event):
         return
+    if event.taken:
+        yield _spoilt_before(run, event)
+        return
     name = short_name(event.operation.name)
     values = {value.id: value.tensor for value in run.values}
     tensors = {tensor.id: tensor for tensor in run.tensors}
@@ -72,6 +75,40 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
         _labels(event, "so the loss is not finite here"),
         tuple(_facts(run, event)),
         (Help(_HALF_HELP if half else _FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
+    )
+
+
+def _spoilt_before(run: Run, event: Nonfinite) -> Finding:
+    """A parameter was not finite when the loss was computed: where it had been before, a step made it so."""
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    spoilt = [tensors[number] for number in event.taken]
+    names = tuple(tensor.name for tensor in spoilt if tensor.name is not None)
+    subject = who(names, run).subject if names else "a tensor"
+    holders = {optimizer.id: optimizer for optimizer in run.optimizers if optimizer.steps}
+    optimizer = holders.get(spoilt[0].optimizer or 0)
+    if optimizer is None or spoilt[0].start is None or event.step <= 1:
+        message = f"{subject} is NaN or infinite already where step {event.step} takes it: so the loss is not finite"
+        span, caret = event.operation.span if event.operation is not None else None, "taken here, and not finite"
+        help_ = "fill it with finite numbers first: `torch.empty` leaves in it whatever lay in memory"
+    else:
+        message = f"{subject} became NaN or infinite before step {event.step}, though the gradients were finite"
+        span, caret = optimizer.stepped or optimizer.made, f"this step of {optimizer.name} made it so"
+        help_ = "look for what it divides by and multiplies with: the learning rate, `eps`, decayed averages"
+        if {tensor.dtype for tensor in spoilt} == {"float16"}:
+            help_ = "keep the parameters in float32 (autocast for speed): in float16 an `eps` of 1e-8 is 0"
+    labels = _labels(event, "so the loss is not finite here")
+    if event.operation is not None and event.operation.span not in (None, span):
+        labels = (Label(event.operation.span, "taken here"), *labels)
+    return Finding(
+        "nonfinite-forward",
+        "error",
+        message,
+        span,
+        caret,
+        names,
+        labels,
+        tuple(_facts(run, event)),
+        (Help(help_),),
     )
 
 

@@ -50,6 +50,8 @@ def zero_gradient(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
+    if run.nonfinite is not None and run.nonfinite.kind == "forward" and run.nonfinite.step <= 1:
+        return  # no loss was a number that could be trained on
     found = [ProfileFlow(profile) for profile in run.profiles]
     groups: dict[object, list[tuple[Tensor, Operation, str]]] = {}
     for tensor in _trained(run):

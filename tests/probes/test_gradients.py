@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradscope.graph.facts import Ledger
+from gradscope.graph.facts import Ledger, Received
 from tests.workshop import Workshop, named
 
 PROGRAM = """
@@ -133,3 +133,41 @@ def test_inputs_that_live_within_a_step(workshop: Workshop) -> None:
     assert inputs
     assert all(tensor.received is not None for tensor in inputs)
     assert {(tensor.received.steps, tensor.received.of) for tensor in inputs if tensor.received} == {(1, 1)}
+
+
+def test_an_optimizer_that_never_steps_beside_one_that_does(workshop: Workshop) -> None:
+    """Gradients of what the idle one holds are counted by passes, as where nothing steps at all."""
+    run = workshop.run(
+        """
+        import torch
+        a, b = (torch.ones(4, requires_grad=True) for _ in range(2))
+        steps, idles = (torch.optim.SGD([w], lr=0.1) for w in (a, b))
+        for _ in range(4):
+            steps.zero_grad()
+            (a * b).sum().backward()
+            steps.step()
+        """
+    )
+    assert named(run, "b").received == Received(4, 4)
+    assert named(run, "b").gradient_norms == named(run, "b").gradient_norms[:1] != ()
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [("loss", "loss"), ("scale(loss)", "scaled loss"), ("(loss / 4)", "scaled loss"), ("(loss + 1)", "loss + 1")],
+)
+def test_name_of_the_loss(root: str, name: str, workshop: Workshop) -> None:
+    """What a scaler makes of the loss is not called the loss."""
+    run = workshop.run(
+        f"""
+        import torch
+
+        def scale(value):
+            return value * 1024.0
+
+        w = torch.ones(4, requires_grad=True)
+        loss = (w * 2).sum()
+        {root}.backward()
+        """
+    )
+    assert run.losses[0].name == name

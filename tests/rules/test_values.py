@@ -61,6 +61,9 @@ FORWARD = {
     "size = energy.float().sqrt()\nloss = (h / size).float().mean() + size - size",
     "half precision and relu": "h = (last(net(x)) * 0 + 3e4).half().sum(1)  # here\nh = h.relu()\n"
     "loss = (h - h).float().mean()",
+    "half precision and a sum": "h = (last(net(x)) * 0 + 3e4).half()\ns = h.sum(1)  # here\n"
+    "s = s - s.detach()\nloss = s.float().mean()",
+    "in vain": "loss = torch.relu(last(net(x)) - 1e6).mean() - torch.log(x * 0).mean()  # here",
     "refused": "p = last(net(x))\np = p / (p - p)  # here\nloss = torch.distributions.Categorical(p).logits.sum()",
 }
 
@@ -83,6 +86,38 @@ def test_name_of_what_is_not_finite(workshop: Workshop, body: str, name: str) ->
     body = textwrap.indent(body, "    ")
     (finding,) = Report.of(workshop.run(PROGRAM.format(body=body, before=""))).findings
     assert (finding.rule, finding.tensors) == ("nonfinite-forward", (name,))
+
+
+def test_a_step_spoils_the_parameters(workshop: Workshop) -> None:
+    """Of finite gradients an `eps` that is 0 in float16 makes NaN: it is the step, and no operation of the forward."""
+    source = """
+        import torch
+        from torch import nn
+
+        net = nn.Linear(4, 1).half()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        for _ in range(4):
+            x = torch.rand(8, 4).half()
+            x[:, 1] = 0
+            loss = net(x).float().square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()  # here
+    """
+    outcome = workshop.observe(source)
+    (finding,) = Report.of(decode(encode(outcome.run))).findings
+    assert (finding.rule, finding.tensors) == ("nonfinite-forward", ("net.weight",))
+    lines = (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()
+    assert finding.span is not None
+    assert "# here" in lines[finding.span.line - 1]
+    assert "the gradients were finite" in finding.message
+
+
+def test_a_parameter_that_was_never_filled(workshop: Workshop) -> None:
+    """What is NaN from the start is no doing of a step."""
+    before = "last.bias.data.fill_(torch.nan)"
+    body = f"{PLAIN}  # here"
+    assert found(workshop, body, before) == [("nonfinite-forward", True)]
 
 
 BACKWARD = {
@@ -138,6 +173,8 @@ def test_custom_function_divides_by_zero(workshop: Workshop) -> None:
 HARMLESS = {
     "causal mask": "s = last(net(x)) + torch.tensor([0, 0, -torch.inf])\nloss = s.softmax(1).square().sum()",
     "missing data": "t = y[:, None].log() * 0\nk = ~t.isnan()\nloss = (last(net(x))[:, :1] - t)[k].abs().sum()",
+    "infinite at first": f"{PLAIN}\nif step < 3:\n"
+    "    loss = torch.relu(last(net(x)) - 1e6).mean() - torch.log(x * 0).mean()",
     "cleaned": "loss = last(net(x)).abs().sqrt().sum() + (x[:, 0] * 0 * net[0].weight[0, 0]).sum()",
 }
 
