@@ -6,6 +6,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import resume, tensors
-from gradscope.probes.records import CallRecord, ModuleMark, Subject
-from gradscope.probes.scopes import attributes, is_constant, is_own_class
+from gradscope.probes.records import CallRecord, ModuleMark, Subject, in_training
+from gradscope.probes.scopes import attributes, captured, is_constant, is_own_class
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
 
@@ -138,7 +139,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         if mark is not root_mark and id(mark) in tape.roots:
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
         path = ".".join(part for part in path.split(".") if part != _COMPILED)
-        mark.path, mark.root, mark.training = path, root_mark, module.training
+        mark.path, mark.root, mark.training = path, root_mark, in_training(module)
         flag = vars(module).get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
         mark.awaits_all = is_replica(module) and not (module.find_unused_parameters or module.static_graph)
@@ -181,7 +182,8 @@ _BARE = frozenset({bool, int, float, str, type(None), OrderedDict})  # most attr
 def _plain_tensors(tape: Tape, root: torch.nn.Module, value: Any, path: str) -> list[tuple[str, torch.Tensor]]:
     """Tensors that a module holds without having registered them, in plain lists, tuples, dicts and modules within.
 
-    Of an object of the program's own class, as dataclasses are, only what requires grad is told: most else is data.
+    Of an object of the program's own class, as dataclasses are, and of what a function of its has captured, only what
+    requires grad is told: most else is data.
     One that leads back to the root is no part of it but its owner, and a network in eval mode only measures.
     """
     found: list[tuple[str, torch.Tensor]] = []
@@ -197,12 +199,15 @@ def _plain_tensors(tape: Tape, root: torch.nn.Module, value: Any, path: str) -> 
         elif isinstance(value, torch.nn.Module):
             if own and value is root:
                 return []
-            if value.training or not (own and root.training):
+            if in_training(value) or not (own and in_training(root)):
                 inside = [(f"{path}.{name}", parameter) for name, parameter in value.named_parameters()]
         elif type(value) in (list, tuple):
             inside = [(f"{path}[{place}]", item) for place, item in enumerate(value[:_ITEMS])]
         elif type(value) is dict and len(value) <= _ITEMS:
             inside = [(f"{path}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
+        elif isinstance(value, (FunctionType, functools.partial)) and id(value) not in met:
+            met.add(id(value))
+            own, inside = True, [(f"{path}.{name}", held) for name, held in captured(value, tape.sites).items()]
         elif type(value) not in _BARE and id(value) not in met and is_own_class(type(value), tape.sites):
             met.add(id(value))
             own, inside = True, [(f"{path}.{name}", held) for name, held in attributes(value).items()]

@@ -102,6 +102,14 @@ class OptimizerMark:
         return subject if subject is not None and subject.serial in self.subjects else None
 
 
+def in_training(module: torch.nn.Module) -> bool:
+    """The mode of a module; some that never called the constructor of `nn.Module` have none."""
+    try:
+        return bool(module.training)
+    except Exception:
+        return True
+
+
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
@@ -111,7 +119,7 @@ class ModuleMark:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
         self.type = type(module).__name__
         self.path = ""
-        self.training = module.training
+        self.training = in_training(module)
         self.requires_grad: bool | None = None
         self.awaits_all = False
         self.root: ModuleMark | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from types import FrameType
+from functools import partial
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -86,6 +87,25 @@ def is_own_class(kind: type, sites: CallSites) -> bool:
     """Whether a class is of the program itself."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return kind.__module__ == "__main__" or (file is not None and sites.kind(file) == USER)
+
+
+def captured(function: FunctionType | partial[Any], sites: CallSites) -> dict[str, Any]:
+    """What a function of the program holds: variables of the functions around it, defaults, bound arguments."""
+    if isinstance(function, partial):
+        places = {f"args[{place}]": value for place, value in enumerate(function.args)}
+        return {"func": function.func, **places, **function.keywords}
+    code = function.__code__
+    if sites.kind(code.co_filename) != USER:
+        return {}
+    defaults = function.__defaults__ or ()
+    names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    held = dict(zip(names, defaults, strict=True)) | (function.__kwdefaults__ or {})
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            held[name] = cell.cell_contents
+        except ValueError:  # it is empty as yet
+            continue
+    return held
 
 
 def attributes(value: object) -> dict[str, Any]:

@@ -315,3 +315,37 @@ def test_what_cannot_be_matched_gets_no_name(workshop: Workshop) -> None:
     leaves = [tensor for tensor in run.tensors if tensor.leaf and tensor.requires_grad]
     assert len(leaves) == 2
     assert {tensor.name for tensor in leaves} == {None}
+
+
+def test_module_without_a_mode(workshop: Workshop) -> None:
+    """A class may answer for its attributes as it likes, and refuse `training`: its call goes through."""
+    run = workshop.run(
+        """
+        import torch
+
+        class Modeless(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(2, 1)
+                del self.training
+
+            def __call__(self, x):
+                return self.layer(x)
+
+            def __getattr__(self, name):
+                if name == "training":
+                    raise RuntimeError(name)
+                return super().__getattr__(name)
+
+        class Outer(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = Modeless()
+
+            def forward(self, x):
+                return self.inner(x)
+
+        Outer()(torch.rand(3, 2)).sum().backward()
+        """
+    )
+    assert named(run, "inner.layer.weight").received is not None

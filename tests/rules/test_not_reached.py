@@ -807,3 +807,15 @@ def test_a_parameter_without_a_name_is_told_by_who_makes_it(workshop: Workshop) 
     assert finding.rule == "unregistered-parameter"
     assert finding.message.startswith("the parameter that `Net.gain` makes never learns")
     assert "unnamed" not in str(Report.of(workshop.run(source)))
+
+
+def test_a_layer_that_only_a_function_holds(workshop: Workshop) -> None:
+    """What a function has captured is in no `parameters()`; what is registered, or only measures, is left alone."""
+    forward = "x = x + self.way(x)"
+    wrong = judge(workshop, module("layer = nn.Linear(4, 4)  # here\nself.way = lambda x: layer(x)", forward))
+    wrong.must_be("unregistered-parameter", "error", "net.way.layer.weight", "net.way.layer.bias")
+    for right in (
+        "self.layer = nn.Linear(4, 4)\nself.way = lambda x: self.layer(x)",
+        "layer = nn.Linear(4, 4).eval()\nself.way = lambda x: layer(x)",
+    ):
+        assert judge(workshop, module(right, forward)).told == []
