@@ -16,7 +16,7 @@ from gradscope.rules.successors import held_copies, replaced
 
 Cause = Literal["detach", "no-grad", "rebuilt-tensor", "left-torch", "missing-create-graph", "non-differentiable-op"]
 
-_DETACHING = frozenset({"Tensor.detach", "Tensor.detach_", "detach", "Tensor.data"})
+DETACHING = frozenset({"Tensor.detach", "Tensor.detach_", "detach", "Tensor.data"})
 _REBUILDING = frozenset(
     {
         "tensor",
@@ -300,7 +300,7 @@ def _carried(flow: StepFlow, cut: Operation) -> tuple[set[int], list[Operation]]
 
 
 def _stops(operation: Operation) -> bool:
-    return operation.name in _DETACHING | _REBUILDING | _GRADIENTS or not operation.grad_enabled
+    return operation.name in DETACHING | _REBUILDING | _GRADIENTS or not operation.grad_enabled
 
 
 def _is_continuous(tensor: Tensor | None) -> bool:
@@ -656,7 +656,7 @@ def _meets(flow: StepFlow, gradient: Operation) -> bool:
     numbers, met = set(gradient.outputs), set[int]()
     for operation in flow.operations:
         given = set(operation.inputs)
-        if given & in_training or not operation.grad_enabled or operation.name in _DETACHING:
+        if given & in_training or not operation.grad_enabled or operation.name in DETACHING:
             continue
         made = [value for value in operation.outputs if value not in given]
         if given & met or (given & numbers and given & output and not all(flow.is_scalar(v) for v in made)):
@@ -675,7 +675,7 @@ def cause_of(flow: StepFlow, cut: Operation) -> Cause:
     """Which rule explains a cut: told from what kind of operation it is and whether grad mode was on."""
     if cut.name in _GRADIENTS:
         return "missing-create-graph"
-    if cut.name in _DETACHING:
+    if cut.name in DETACHING:
         return "rebuilt-tensor" if _is_copied_by_a_library(flow, cut) else "detach"
     if cut.name in _REBUILDING or cut.name == "Tensor.data =" or _fills_a_leaf(flow, cut):
         return "rebuilt-tensor"

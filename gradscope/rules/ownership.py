@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Span, Tensor
-from gradscope.rules.lost import lost
+from gradscope.graph.facts import Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
+from gradscope.graph.naming import short_name
+from gradscope.rules.lost import DETACHING, lost
 from gradscope.rules.successors import gets_gradients, held_copies, label_of, loaded, path_of, replaced
 from gradscope.rules.wording import listed, times_text, who
 
@@ -73,8 +74,15 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
                 f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
                 f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what it holds {_last(pairs)}",
             ),
-            (Help("make the optimizer after the model has its final layers, or copy values with `load_state_dict`"),),
+            (Help(_KEEP if all(old.shape == new.shape for old, new in pairs) else _LATER),),
         )
+
+
+_KEEP = (
+    "keep the tensors and change their values: by `copy_` under `torch.no_grad()`, or `load_state_dict` without "
+    "`assign`; else make the optimizer anew"
+)
+_LATER = "make the optimizer after the model has its final layers"
 
 
 def _replacing(old: Tensor, new: Tensor) -> Span | None:
@@ -135,11 +143,14 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
     copies = {loss.operation.span for loss in lost(run) if loss.cause == "rebuilt-tensor"}
     in_training = {module.path: module.training for module in run.modules}
     modules_held = Counter(label_of(tensor) for tensor in trained if tensor.module is not None)
+    stand_ins = _stand_ins(run)
     groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
         if path_of(tensor) in told or tensor.id in taken or not gets_gradients(tensor) or tensor.change:
             continue
-        if tensor.made in copies or tensor.registered == "attribute" or not _is_meant_to_learn(tensor, trained):
+        if tensor.made in copies or tensor.registered == "attribute":
+            continue
+        if tensor.id not in stand_ins and not _is_meant_to_learn(tensor, trained):
             continue
         alone = tensor.module is not None and not modules_held[label_of(tensor)]
         if alone and not in_training.get(tensor.module or "", True):
@@ -154,6 +165,17 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
         ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.passes)
         place = found[0].built or found[0].made
         span = optimizer.made or place
+        labels: tuple[Label, ...] = (Label(place, "made here"),) if place is not None and place != span else ()
+        help_ = "give them to the optimizer, or set `requires_grad_(False)` if they are to stay as they are"
+        stand_in = next((stand_ins[tensor.id] for tensor in found if tensor.id in stand_ins), None)
+        if stand_in is not None and stand_in.span is not None:
+            said = f"`{short_name(stand_in.name)}`"
+            labels += (
+                Label(
+                    stand_in.span, f"{said} gives another tensor, which requires no grad; {optimizer.name} holds that"
+                ),
+            )
+            help_ = f"give the tensors themselves to the optimizer, without {said}"
         yield Finding(
             "not-in-optimizer",
             "warning",
@@ -162,9 +184,9 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
             span,
             f"{optimizer.name} is given other parameters only",
             names,
-            (Label(place, "made here"),) if place is not None and place != span else (),
+            labels,
             (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, optimizer)),
-            (Help("give them to the optimizer, or set `requires_grad_(False)` if they are to stay as they are"),),
+            (Help(help_),),
         )
 
 
@@ -175,6 +197,18 @@ def _held_instead(run: Run, found: list[Tensor], optimizer: Optimizer) -> Iterat
     held = tuple(tensor.name or "" for tensor in run.tensors if tensor.id in copies)
     if held:
         yield f"note: {optimizer.name} holds copies instead, which get no gradient: {listed(held)}"
+
+
+def _stand_ins(run: Run) -> dict[int, Operation]:
+    """What made a tensor that an optimizer holds in vain of one that requires grad, by the id of that one."""
+    tensors = {tensor.id: tensor for tensor in run.tensors}
+    holder = {value.id: value.tensor for value in run.values}
+    held = {number for optimizer in run.optimizers for number in optimizer.tensors if not tensors[number].requires_grad}
+    found: dict[int, Operation] = {}
+    for operation in (operation for step in run.steps for operation in step.operations):
+        if operation.name in DETACHING and any(holder[value] in held for value in operation.outputs):
+            found.update((holder[value], operation) for value in operation.inputs)
+    return found
 
 
 def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from gradscope.graph.facts import Ledger, Run, Tensor
@@ -10,11 +10,15 @@ from gradscope.graph.naming import short_name
 
 _NONE = Ledger()
 _COPYING = frozenset({"detach", "data", "clone", "copy_", "deepcopy", "Parameter"})
+_ROW = 3
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
 
 
 def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of a held tensor that gets no gradient any more and the latest that has taken its name and place since."""
+    """Pairs of a held tensor that gets no gradient any more and the latest that has taken its name and place since.
+
+    One that is replaced again in every step gets a single gradient: it counts if there are several in a row.
+    """
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     types = {module.path: module.type for module in run.modules}
     held: dict[str, list[Tensor]] = defaultdict(list)
@@ -22,9 +26,11 @@ def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
         if tensor.optimizer in stepped and tensor.name is not None and tensor.registered == "parameter":
             held[path_of(tensor)].append(tensor)
     latest: dict[int, tuple[Tensor, Tensor]] = {}
-    for new in run.tensors:
+    left = [new for new in run.tensors if new.registered == "parameter" and not new.change and gets_gradients(new, 1)]
+    row = Counter((path_of(new), new.module) for new in left)
+    for new in left:
         ledger = new.ledger or _NONE
-        if not gets_gradients(new) or new.registered != "parameter" or new.change:
+        if ledger.passes < 2 and row[path_of(new), new.module] < _ROW:
             continue
         # Of several in whose place it may be, as with clients of one server, that which was not replaced for longest.
         olds = held.get(path_of(new), [])
@@ -107,11 +113,13 @@ def loaded(run: Run) -> set[int]:
     return found
 
 
-def gets_gradients(tensor: Tensor) -> bool:
+def gets_gradients(tensor: Tensor, least: int = 2) -> bool:
     """Whether gradients other than zero arrive again and again at what no optimizer holds, and nobody uses them."""
     ledger = tensor.ledger or _NONE
     learning = tensor.leaf and tensor.requires_grad and tensor.optimizer is None and tensor.name is not None
-    return learning and ledger.passes >= 2 and not ledger.by_hand and any(norm != 0 for norm in tensor.gradient_norms)
+    return (
+        learning and ledger.passes >= least and not ledger.by_hand and any(norm != 0 for norm in tensor.gradient_norms)
+    )
 
 
 def path_of(tensor: Tensor) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.graph.facts import Run
+from gradscope.graph.facts import Run, Tensor
 
 
 def owner(names: Sequence[str]) -> str | None:
@@ -64,13 +64,18 @@ def _is_whole(module: str, names: Sequence[str], run: Run) -> bool:
     """Whether everything that a module has to train is among these tensors."""
     told = set(names)
     return not any(
-        tensor.name is not None
-        and tensor.name not in told
-        and tensor.name.startswith((f"{module}.", f"{module}["))
+        tensor.name not in told
         and tensor.leaf
         and tensor.requires_grad
+        and any(name.startswith((f"{module}.", f"{module}[")) for name in _spellings(tensor))
         for tensor in run.tensors
     )
+
+
+def _spellings(tensor: Tensor) -> tuple[str, ...]:
+    """The name of a tensor as it is told, and with the variable of its model in front."""
+    name = tensor.name
+    return () if name is None else (name, f"{tensor.module}.{name}") if tensor.module is not None else (name,)
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

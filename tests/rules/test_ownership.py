@@ -533,3 +533,78 @@ def test_clients_that_are_copied_anew_in_each_round(workshop: Workshop) -> None:
     assert {name.partition("#")[0] for name in finding.tensors} == {"model"}
     assert finding.span is not None
     assert "# here" in (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()[finding.span.line - 1]
+
+
+def test_a_parameter_made_anew_in_every_step(workshop: Workshop) -> None:
+    """Each gets one gradient, and then another takes its place: what the optimizer holds has long been given up."""
+    found = judge(
+        workshop,
+        """
+        net = Net()
+        net.gain = nn.Parameter(torch.ones(1))
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for _ in range(8):
+            optimizer.zero_grad()
+            x, y = data()
+            F.mse_loss(net.gain * net(x), y).backward()
+            optimizer.step()
+            net.gain = nn.Parameter(net.gain.data.clamp(0.5, 2.0))  # here
+        """,
+    )
+    finding = found.must_be("stale-optimizer", "error", ("net.gain",))
+    assert finding.help[0].message.startswith("keep the tensors")
+
+
+def test_a_parameter_made_anew_with_its_optimizer(workshop: Workshop) -> None:
+    """Who makes the optimizer anew as well loses nothing but its state."""
+    found = judge(
+        workshop,
+        """
+        net = Net()
+        net.gain = nn.Parameter(torch.ones(1))
+        for _ in range(8):
+            optimizer = SGD(net.parameters(), lr=0.01)
+            x, y = data()
+            F.mse_loss(net.gain * net(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            net.gain = nn.Parameter(net.gain.data.clamp(0.5, 2.0))
+        """,
+    )
+    found.must_be_silent()
+
+
+@pytest.mark.parametrize(("given", "said"), [("p.data", "data"), ("p.detach()", "detach")])
+def test_an_optimizer_holds_detached_tensors(given: str, said: str, workshop: Workshop) -> None:
+    """The reason is named: what `.data` gives is another tensor."""
+    found = judge(
+        workshop,
+        f"""
+        net = Net()
+        optimizer = SGD([{given} for p in net.parameters()], lr=0.1)  # here
+        fit(net, optimizer)
+        """,
+    )
+    (finding,) = found.findings
+    assert finding.rule == "not-in-optimizer"
+    assert f"`{said}` gives another tensor" in finding.labels[-1].message
+    assert finding.help[0].message.endswith(f"without `{said}`")
+
+
+def test_only_whole_modules_stand_for_their_tensors(workshop: Workshop) -> None:
+    """Of a model with two tensors of its own that are left out, it is these that never learn."""
+    found = judge(
+        workshop,
+        """
+        net = Net()
+        net.shift, net.scale = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
+        optimizer = SGD([*net.body.parameters(), *net.head.parameters()], lr=0.1)  # here
+        for _ in range(8):
+            optimizer.zero_grad()
+            x, y = data()
+            F.mse_loss(net(x) * net.scale + net.shift, y).backward()
+            optimizer.step()
+        """,
+    )
+    (finding,) = found.findings
+    assert finding.message.startswith("`net.shift` and `net.scale` never learn")
