@@ -106,6 +106,8 @@ def no_grad(run: Run) -> Iterator[Finding]:
         switch = grad_mode_switch(loss.flow, loss.operation)
         otherwise = "leave this term out of the loss" if loss.term else "take these tensors out of the optimizer"
         help_ = Help(f"run this line with grad mode on, or {otherwise}")
+        if short_name(loss.operation.name) == "CheckpointFunction":
+            help_ = Help(_REENTRANT)
         off = switch.span if switch is not None else None
         if off is not None and _is_a_call_alone(run, off):
             help_ = Help("turn it on again after what is to run without, or use `with torch.no_grad():`, which does so")
@@ -122,6 +124,11 @@ def no_grad(run: Run) -> Iterator[Finding]:
         else:
             label = Label(span, "so no history is kept here, where the gradient is lost")
             yield _finding(run, loss, off, "this turns grad mode off", help_, (label,))
+
+
+_REENTRANT = (
+    "call `checkpoint` with `use_reentrant=False`: the reentrant kind keeps a history only where an input requires grad"
+)
 
 
 def rebuilt_tensor(run: Run) -> Iterator[Finding]:

@@ -511,7 +511,7 @@ def _attached(flow: StepFlow, values: Iterable[int]) -> Iterator[int]:
     """These values, or what they were before a `detach` made nothing but numbers of them."""
     for value in values:
         maker = flow.maker.get(value)
-        yield from maker.inputs if maker is not None and maker.name in _DETACHING else (value,)
+        yield from maker.inputs if maker is not None and maker.name in DETACHING else (value,)
 
 
 def _in_one_call(cut: Operation, adder: Operation) -> bool:

@@ -619,3 +619,24 @@ def test_cut_of_every_step_rather_than_of_the_first(workshop: Workshop) -> None:
     places = [found[0].span, *(label.span for label in found[0].labels)]
     assert any("# here" in source.splitlines()[span.line - 1] for span in places if span is not None)
     assert not any("old = policy(x)" in source.splitlines()[span.line - 1] for span in places[:1] if span is not None)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint_of_what_requires_no_grad(reentrant: bool, workshop: Workshop) -> None:
+    """The reentrant kind keeps no history of its parameters where no input requires grad: the help says which does."""
+    source = f"""
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        block, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)
+        optimizer = torch.optim.SGD([*block.parameters(), *head.parameters()], lr=0.01)
+        for _ in range(4):
+            optimizer.zero_grad()
+            head(checkpoint(block, torch.rand(4, 3), use_reentrant={reentrant})).sum().backward()
+            optimizer.step()
+        """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of it as well
+        found = Report.of(workshop.run(source)).findings
+    assert [finding.rule for finding in found] == ["no-grad"] * reentrant
+    assert all("use_reentrant=False" in finding.help[0].message for finding in found)
