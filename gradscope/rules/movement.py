@@ -165,7 +165,7 @@ def no_update(run: Run) -> Iterator[Finding]:
             stuck = [tensor for tensor in stuck if tensor not in at_zero]
             at_zero = []
         loudest = max((_size(tensor) for tensor in held), default=0.0)
-        stuck = [tensor for tensor in stuck if _size(tensor) > _NOISE * loudest]
+        stuck = [tensor for tensor in stuck if _size(tensor) > _NOISE * loudest and not _has_arrived(tensor)]
         groups: dict[str, list[Tensor]] = defaultdict(list)
         for tensor in stuck:
             why = "rate" if tensor in at_zero else "range" if _size(tensor) > _SQUARABLE else "precision"
@@ -180,6 +180,13 @@ def no_update(run: Run) -> Iterator[Finding]:
 
 def _is_still(ledger: Ledger) -> bool:
     return ledger.still >= 4 and ledger.still >= ledger.stirred
+
+
+def _has_arrived(tensor: Tensor) -> bool:
+    """Whether it moved until its gradient was next to nothing: there is no way left to go."""
+    norms = [norm for norm in tensor.gradient_norms if norm is not None]
+    stirred = (tensor.ledger or _NONE).stirred > 0
+    return stirred and bool(norms) and statistics.median(norms) <= _NOISE * max(norms)
 
 
 def _rate_is_zero(ledger: Ledger) -> bool:

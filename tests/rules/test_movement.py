@@ -272,6 +272,15 @@ AS_MEANT = {
         hook.remove()
         train(Adam([*table.parameters(), *head.parameters()], lr=0.01), 12)
     """,
+    "minimum_that_is_reached": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.1)
+        x, y = torch.ones(1, 4), torch.ones(1, 1)
+        for _ in range(400):
+            optimizer.zero_grad()
+            F.mse_loss(net(x), y).backward()
+            optimizer.step()
+    """,
     "hook_that_clips": """
         table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
         table.weight.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
