@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from gradscope.graph.facts import Finding, Span
 
 WIDTH = 88  # columns, so that a report pastes into a forum
+_LONGEST = 200  # a line of code beyond this is shown around what is pointed at
+_BEFORE, _AFTER = 40, 100
 _CODES = {"error": "31;1", "warning": "33;1", "info": "36;1"}
 
 
@@ -47,11 +49,13 @@ def _snippet(found: list[tuple[Span, str, bool]], source: Mapping[int, str], sev
         if previous is not None and number > previous + 1:
             lines.append("...")
         previous = number
-        code = source.get(number, "").replace("\t", " ")
+        whole = source.get(number, "").replace("\t", " ")
+        here = sorted((mark for mark in found if mark[0].line == number), key=lambda mark: not mark[2])
+        code, shift = excerpt(whole, here[0][0].column if here else None)
         lines.append(f"{number:>{gutter}} | {code}".rstrip())
-        for span, message, main in sorted(found, key=lambda item: not item[2]):
-            if span.line == number and message:
-                start, end = _columns(span, code)
+        for span, message, main in here:
+            if message:
+                start, end = (min(max(0, place - shift), len(code)) for place in _columns(span, whole))
                 pointer = ("^" if main else "-") * max(1, end - start)
                 margin = f"{'':{gutter}} | "
                 if len(margin) + start + len(pointer) + 1 + len(message) <= WIDTH:
@@ -63,6 +67,17 @@ def _snippet(found: list[tuple[Span, str, bool]], source: Mapping[int, str], sev
                     lines.append(f"{margin}{'':{indent}}{paint(message, severity, colour and main)}")
     lines.append(f"{'':{gutter}} |")
     return lines
+
+
+def excerpt(code: str, column: int | None) -> tuple[str, int]:
+    """A line of code, or of a very long one the part around a column; and how far it was shifted to the left."""
+    if len(code) <= _LONGEST:
+        return code, 0
+    place = (column or 1) - 1
+    start = place - _BEFORE if place > _BEFORE else 0
+    end = place + _AFTER
+    dots = "..." if start else ""
+    return dots + code[start:end] + ("..." if end < len(code) else ""), start - len(dots)
 
 
 def _columns(span: Span, code: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.document import Document, TensorRow, median_norm
-from gradscope.reports.frames import WIDTH, frame, paint
+from gradscope.reports.frames import WIDTH, excerpt, frame, paint
 from gradscope.reports.merging import divided, ranks_text
 from gradscope.rules.wording import listed
 
@@ -137,7 +137,7 @@ def edit_lines(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> list[str
     changed = changed_line(edit, sources)
     if changed is None:
         return []
-    before, after = changed
+    before, after = (excerpt(line, edit.span.column)[0] for line in changed)
     number = edit.span.line
     gutter = len(str(number))
     lines = [f"{'':{gutter}} |", f"{number} - {before}"]

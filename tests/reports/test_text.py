@@ -261,3 +261,17 @@ def test_a_long_headline_breaks_between_its_parts() -> None:
         assert " ".join(line.strip() for line in lines).endswith(", no findings")
         assert any("no findings" in line for line in lines)
         assert len(lines[0]) <= max(88, length + len("gradscope: ,"))
+
+
+def test_a_very_long_line_is_shown_around_the_place() -> None:
+    """Of a line of thousands of characters only the part around the pointer is shown, in the frame and in the edit."""
+    code = "loss = (" + "w + " * 1000 + "h.detach()).sum()" + " + w" * 1000
+    column = code.index(".detach()") + 1
+    span = Span("train.py", 3, column, 3, column + len(".detach()"))
+    cut = Finding("detach", "error", "lost", span, "cut here", help=(Help("leave it out", Edit(span, "")),))
+    lines = finding_text(cut, {"train.py": {3: code}}).splitlines()
+    assert max(map(len, lines)) < 200
+    place = next(number for number, line in enumerate(lines) if "^" in line)
+    pointer = lines[place]
+    assert lines[place - 1][pointer.index("^") : pointer.rindex("^") + 1] == ".detach()"
+    assert any(line.startswith("3 + ...") and "+ h).sum()" in line for line in lines)
