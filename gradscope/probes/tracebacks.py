@@ -32,11 +32,18 @@ def _asks(code: CodeType) -> bool:
 
 
 def clean(error: BaseException) -> None:
-    """Take our frames out of an exception's traceback, and of those that it came from."""
+    """Take our frames out of an exception's traceback, and of those that it came from.
+
+    What was raised within our frames alone is taken out as a whole: a stack that ends there would have ended
+    in the program a little later.
+    """
     waiting, seen = [error], {id(error)}
     while waiting:
         current = waiting.pop()
         current.__traceback__ = without_ours(current.__traceback__)
+        context = current.__context__
+        if context is not None and context.__traceback__ is not None and without_ours(context.__traceback__) is None:
+            current.__context__ = context.__context__ if context.__context__ is not current else None
         for other in (current.__cause__, current.__context__, *getattr(current, "exceptions", ())):
             if isinstance(other, BaseException) and id(other) not in seen:
                 seen.add(id(other))
