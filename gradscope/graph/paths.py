@@ -198,13 +198,15 @@ class StepFlow:
     def path(self, start: Iterable[int], through: Operation, ends: frozenset[int]) -> list[tuple[Operation, bool]]:
         """A shortest way of the data from `start` through an operation to one of `ends`.
 
-        Each operation comes with whether it is the one at which the gradient is lost.
+        Each operation comes with whether it is the one at which the gradient is lost. The way to it keeps to
+        values with history where it can.
         """
-        before = self._shortest(set(start), set(through.inputs))
+        sources, targets = set(start), set(through.inputs)
+        before = self._shortest(sources, targets, attached=True) or self._shortest(sources, targets)
         after = self._shortest(set(through.outputs), set(ends))
         return [*((operation, False) for operation in before), (through, True), *((op, False) for op in after)]
 
-    def _shortest(self, sources: set[int], targets: set[int]) -> list[Operation]:
+    def _shortest(self, sources: set[int], targets: set[int], *, attached: bool = False) -> list[Operation]:
         if not sources.isdisjoint(targets):
             return []
         users: dict[int, list[Operation]] = {}
@@ -217,7 +219,7 @@ class StepFlow:
             value = waiting.popleft()
             for operation in users.get(value, ()):
                 for result in operation.outputs:
-                    if result in came or result in sources:
+                    if result in came or result in sources or (attached and not self.history[result]):
                         continue
                     came[result] = (operation, value)
                     if result in targets:

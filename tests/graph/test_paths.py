@@ -478,3 +478,15 @@ def test_a_way_from_a_tensor_does_not_lead_through_its_own_making(young: bool) -
     reach = flow.reach(flow.values_of[flow.holder[w]], flow.behind_roots_of(flow.holder[w]))
     assert reach.cuts == reach_of(flow, w).cuts == ()
     assert (flow.behind_roots_of(flow.holder[w]) == flow.behind_roots) is not young
+
+
+def test_the_way_to_the_cut_keeps_its_history() -> None:
+    """Of two ways to the operation that cuts, the one that carries the gradient is told, though it is longer."""
+    book = Book()
+    w = book.leaf("w", grad=True)
+    kept = book.op("exp", book.op("mul", w))
+    both = book.op("add", kept, book.op("detach", w, cut=True))
+    loss = book.op("floor", both, cut=True)
+    flow = flow_of(book, loss)
+    way = flow.path([w], flow.maker[loss], frozenset({loss}))
+    assert [operation.name for operation, _ in way] == ["mul", "exp", "add", "floor"]
