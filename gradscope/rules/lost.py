@@ -192,7 +192,7 @@ def _never(run: Run) -> list[Lost]:
             if not starts or not (flow.roots or run.crash):
                 continue
             reach = _ranked(flow, flow.reach(starts, flow.behind_roots_of(tensor.id)), flow.roots)
-            if _is_independent(flow, reach):
+            if not only_returned(tensor) and _is_independent(flow, reach):
                 break
             if _of_several_places(flow, reach):
                 reach = _recurring(reach, flow, turns[tensor.optimizer][-1], tensor)
