@@ -92,6 +92,10 @@ class Account:
         self.stamp = stamp_of(gradient)
         self.discarded = False
 
+    def mask(self, site: Site | None) -> None:
+        """A line or a hook worked on the gradient; where it is the one that masks, the next step is on what it left."""
+        self.masked |= self.masked_at is not None and self.masked_at == site
+
     def rob(self, used: set[Pass]) -> None:
         """A step of its optimizer used these passes at other tensors: those thrown away here were meant for it."""
         self.robbed += not used.isdisjoint(self.thrown)

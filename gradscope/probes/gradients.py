@@ -139,7 +139,7 @@ def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: in
         leaf.course.masks_seen += 1
         if int(torch.count_nonzero(local(tensor).detach())) < before:
             account.masked_at = site
-    account.masked |= account.masked_at is not None and account.masked_at == site
+    account.mask(site)
 
 
 def _is_zero(tensor: Tensor) -> bool:

@@ -34,8 +34,7 @@ class _Watched:
         """The hook worked on a gradient; whether it masks was seen at the first of them."""
         leaf = self.tape.leaves.get(self.leaf)
         if leaf is not None and leaf.course is not None:
-            account = leaf.course.account
-            account.masked |= account.masked_at is not None and account.masked_at == self.site
+            leaf.course.account.mask(self.site)
 
     def compare(self, given: torch.Tensor, made: Any) -> None:
         """A fixed mask sets the same elements to zero each time: one that comes through later was not masked."""
@@ -104,14 +103,14 @@ def _observed(tape: Tape, hook: _Hook, watched: _Watched) -> _Hook:
             with unobserved():
                 given = gradient.detach().clone()  # a hook may change it in place
         made = hook(gradient)
-        if looking:
-            try:
+        try:
+            if looking:
                 with unobserved():
                     watched.compare(given, gradient if made is None else made)
-            except Exception as error:
-                tape.fail("hook probe", error)
-        if tape.active:
-            watched.note()
+            if tape.active:
+                watched.note()
+        except Exception as error:
+            tape.fail("hook probe", error)
         return made
 
     observed.__gradscope__ = tape  # type: ignore[attr-defined]
