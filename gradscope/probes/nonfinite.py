@@ -26,7 +26,7 @@ import torch
 
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.saved import MAKERS, Evidence, evidence, factor, gave
-from gradscope.probes.shards import has_values, local
+from gradscope.probes.shards import is_number, local
 from gradscope.probes.symptoms import speaks_of_values
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def watch_pass(tape: Tape, record: BackwardRecord, roots: Sequence[torch.Tensor]
     settle(tape)
     if tape.harmed is not None:
         return None
-    if any(_is_scalar(root) and not math.isfinite(float(local(root))) for root in roots):
+    if any(is_number(root) and not math.isfinite(float(local(root))) for root in roots):
         if tape.pending is None:
             tape.pending = explain_value(tape, record, roots)
         return None
@@ -271,10 +271,6 @@ def _sums(gradients: Any) -> list[torch.Tensor]:
         for part in parts
         if part.layout is torch.strided
     ]
-
-
-def _is_scalar(root: torch.Tensor) -> bool:
-    return root.numel() == 1 and root.is_floating_point() and has_values(root)
 
 
 def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[torch.Tensor]) -> Event:

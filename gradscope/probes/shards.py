@@ -29,6 +29,11 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not tensor.is_meta and (type(tensor) in _WHOLE or not isinstance(tensor, FakeTensor))
 
 
+def is_number(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one floating point number that can be read, as a loss is."""
+    return tensor.numel() == 1 and tensor.is_floating_point() and has_values(tensor)
+
+
 def gathered(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The parameters that a module under `fully_shard` computes with, each with the shard that the optimizer holds.
 

@@ -36,7 +36,7 @@ from gradscope.probes.records import (
     Subject,
     ValueRecord,
 )
-from gradscope.probes.shards import has_values, local
+from gradscope.probes.shards import is_number, local
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -380,7 +380,7 @@ class Tape:
 
     def differentiated(self, root: torch.Tensor, kind: str) -> None:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
-        if root.requires_grad and root.numel() == 1 and root.is_floating_point() and has_values(root):
+        if root.requires_grad and is_number(root):
             place, subject = (kind, self.sites.here()), self.subject(root)
             value = float(local(root))
             first = self.losses[place][1] if place in self.losses else value

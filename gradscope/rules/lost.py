@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
@@ -245,7 +246,7 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
     """
     if len(reach.cuts) < 2:
         return reach
-    idle = flow.behind(term for root in flow.roots for term, _ in _dead_terms(flow, root))
+    idle = _behind_dead_terms(flow)
     cuts = sorted(
         reach.cuts,
         key=lambda cut: (
@@ -257,6 +258,16 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
         ),
     )
     return Reach(reach.touched, reach.alive, tuple(cuts), reach.exits)
+
+
+def _behind_dead_terms(flow: StepFlow) -> frozenset[int]:
+    """What the terms that train nothing were computed from; found once for all tensors of a step."""
+    if flow not in _idle:
+        _idle[flow] = flow.behind(term for root in flow.roots for term, _ in _dead_terms(flow, root))
+    return _idle[flow]
+
+
+_idle: WeakKeyDictionary[StepFlow, frozenset[int]] = WeakKeyDictionary()
 
 
 def _of_several_places(flow: StepFlow, reach: Reach) -> bool:

@@ -109,8 +109,7 @@ def _moving(
     return Finding(
         "frozen-but-updated",
         "warning",
-        f"{those.subject} {'is' if len(names) == 1 or those.them == 'it' else 'are'} frozen, yet {optimizer.name} goes "
-        f"on moving {those.them}",
+        f"{those.subject} {'is' if those.one else 'are'} frozen, yet {optimizer.name} goes on moving {those.them}",
         span,
         caret,
         names,
@@ -215,7 +214,8 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
     looks = ledger.still + ledger.stirred
     types = sorted({tensor.dtype for tensor in tensors})
     rate = ledger.rate if ledger.rate is not None else 1.0
-    if why == "rate" or rate < _NO_RATE:
+    no_rate = why == "rate" or rate < _NO_RATE
+    if no_rate:
         cause = f"the learning rate is {rate:.2g}"
         mend = (
             "look at what sets the learning rate: the optimizer, the scheduler, or a line that scales it in every step"
@@ -238,18 +238,14 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
     return Finding(
         "no-update",
         "warning",
-        f"{those.subject} {'does' if those.learns == 'never learns' else 'do'} not move: {cause}",
+        f"{those.subject} {'does' if those.one else 'do'} not move: {cause}",
         optimizer.stepped or optimizer.made,
         "gradients are there, and the values stay as they are",
         names,
         labels,
         (
             f"unmoved in {ledger.still} of {looks} steps that were looked at: {listed(names)}",
-            *(
-                (f"note: the learning rate was {rate:.2g} at last",)
-                if ledger.rate is not None and "rate" not in cause
-                else ()
-            ),
+            *((f"note: the learning rate was {rate:.2g} at last",) if ledger.rate is not None and not no_rate else ()),
         ),
         (Help(mend),),
     )

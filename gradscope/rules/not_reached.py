@@ -112,7 +112,7 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
         yield Finding(
             rule="unused-parameter",
             severity="warning",
-            message=f"{those.subject} {'is' if those.them == 'it' else 'are'} never trained: "
+            message=f"{those.subject} {'is' if those.one else 'are'} never trained: "
             f"no loss was computed from {those.counted if those.counted != 'they' else 'them'} "
             f"in {steps_text(run, optimizer.steps)}",
             span=place,
@@ -230,7 +230,7 @@ def _line(span: Span | None) -> tuple[str, int] | None:
 
 def _leads_to_loss(flow: StepFlow, tensor: Tensor) -> bool:
     starts = flow.values_of.get(tensor.id)
-    return bool(starts) and not flow.behind(flow.roots, tensor.id).isdisjoint(starts or ())
+    return bool(starts) and not flow.behind_roots_of(tensor.id).isdisjoint(starts or ())
 
 
 def _where_used(steps: list[StepFlow], tensors: Sequence[Tensor], used: Sequence[Operation]) -> list[Label]:

@@ -65,7 +65,7 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
         yield Finding(
             "missing-zero-grad",
             "warning",
-            f"{those.subject} {'piles' if those.learns == 'never learns' else 'pile'} up gradients: {ledger.piled} of "
+            f"{those.subject} {'piles' if those.one else 'pile'} up gradients: {ledger.piled} of "
             f"{ledger.applied} {uses} used those of earlier ones again",
             ledger.backward,
             "adds to the gradients that were used already",
@@ -205,7 +205,7 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> 
     ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.cleared_first)
     those = who(names, run)
     count = ledger.robbed if part else ledger.cleared_first
-    theirs = "its" if those.them == "it" else "their"
+    theirs = "its" if those.one else "their"
     if part:
         learns = f"{'loses' if theirs == 'its' else 'lose'} part of {theirs} gradients"
         message = f"{those.subject} {learns}: cleared before {count} of {steps_text(run, optimizer.uses)}"

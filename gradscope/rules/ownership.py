@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gradscope.graph.facts import Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
 from gradscope.graph.naming import short_name
@@ -65,7 +65,7 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             "stale-optimizer",
             "error",
             f"{those.subject} {those.learns}: {optimizer.name} still holds the tensors that "
-            f"{'it' if those.them == 'it' else 'they'} replaced",
+            f"{'it' if those.one else 'they'} replaced",
             span or optimizer.made,
             "replaced here, after the optimizer was made",
             names,
@@ -143,7 +143,7 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
     copies = {loss.operation.span for loss in lost(run) if loss.cause == "rebuilt-tensor"}
     in_training = {module.path: module.training for module in run.modules}
     modules_held = Counter(label_of(tensor) for tensor in trained if tensor.module is not None)
-    stand_ins = _stand_ins(run)
+    stand_ins, sources = _stand_ins(run), held_copies(run)
     groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for tensor in run.tensors:
         if path_of(tensor) in told or tensor.id in taken or not gets_gradients(tensor) or tensor.change:
@@ -185,15 +185,15 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
             f"{optimizer.name} is given other parameters only",
             names,
             labels,
-            (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, optimizer)),
+            (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, sources, optimizer)),
             (Help(help_),),
         )
 
 
-def _held_instead(run: Run, found: list[Tensor], optimizer: Optimizer) -> Iterator[str]:
+def _held_instead(run: Run, found: list[Tensor], sources: Mapping[int, Tensor], optimizer: Optimizer) -> Iterator[str]:
     """A note on the copies of these that the optimizer was given."""
     wanted = {tensor.id for tensor in found}
-    copies = {copy for copy, source in held_copies(run).items() if source.id in wanted}
+    copies = {copy for copy, source in sources.items() if source.id in wanted}
     held = tuple(tensor.name or "" for tensor in run.tensors if tensor.id in copies)
     if held:
         yield f"note: {optimizer.name} holds copies instead, which get no gradient: {listed(held)}"

@@ -36,6 +36,11 @@ class Who:
     them: str
     learns: str
 
+    @property
+    def one(self) -> bool:
+        """Whether the subject is one thing: `is`, `does`, `its`."""
+        return self.them == "it"
+
 
 def who(names: Sequence[str], run: Run) -> Who:
     """The words for these tensors of a run."""
