@@ -113,6 +113,48 @@ def is_library(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ("torch", "F", "nn", "functional", "np", "numpy", "math")
 
 
+def operands_of(node: ast.AST) -> list[ast.AST]:
+    """What an expression computes with but for numbers and strings: the object of a method is the first operand."""
+    return [operand for operand in _all_operands(node) if not _is_literal(operand)]
+
+
+def _is_literal(node: ast.AST) -> bool:
+    return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant)
+
+
+def _all_operands(node: ast.AST) -> list[ast.AST]:
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    if isinstance(node, ast.AugAssign):
+        return [node.target, node.value]
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.UnaryOp):
+        return [node.operand]
+    if isinstance(node, (ast.Subscript, ast.Attribute)):
+        return [node.value]
+    if isinstance(node, ast.Call):
+        arguments: list[ast.AST] = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if any(isinstance(argument, ast.Starred) for argument in arguments):
+            return []
+        if isinstance(node.func, ast.Attribute) and not is_library(node.func.value):
+            return [node.func.value, *arguments]
+        return arguments
+    return []
+
+
+def plain_name(node: ast.AST | None) -> str | None:
+    """The text of a name, an attribute path or an item with a constant or plain index."""
+    inner = node
+    while isinstance(inner, (ast.Attribute, ast.Subscript)):
+        if isinstance(inner, ast.Subscript) and not isinstance(inner.slice, (ast.Constant, ast.Name)):
+            return None
+        inner = inner.value
+    if node is None or not isinstance(inner, ast.Name):
+        return None
+    return ast.unparse(node).removeprefix("self.")
+
+
 def loop_around(span: Span, sources: Mapping[str, Mapping[int, str]]) -> Span | None:
     """The head of the innermost `for` whose body a span lies in; None where it was not kept or there is none."""
     lines = sources.get(span.file, {})
@@ -143,3 +185,34 @@ def callee(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
     if isinstance(node.func, ast.Attribute):
         return node.func.attr
     return node.func.id if isinstance(node.func, ast.Name) else None
+
+
+def operand_names(span: Span, operation: str, sources: Mapping[str, Mapping[int, str]]) -> list[str | None]:
+    """The operands of the call of an operation at a span, as they are called there; none where it calls another.
+
+    A number is no operand, and what is only scaled or shifted by one is called as it is: `h` in `exp(0.5 * h)`.
+    """
+    node = expression(span, sources)
+    if node is None or (isinstance(node, ast.Call) and callee(span, sources) != short_name(operation)):
+        return []
+    return [plain_name(_unscaled(operand)) for operand in operands_of(node)]
+
+
+def _unscaled(node: ast.AST) -> ast.AST:
+    while True:
+        if isinstance(node, ast.UnaryOp):
+            node = node.operand
+        elif isinstance(node, ast.BinOp) and _is_literal(node.left):
+            node = node.right
+        elif isinstance(node, ast.BinOp) and _is_literal(node.right):
+            node = node.left
+        else:
+            return node
+
+
+def argument_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
+    """What the only argument of a call is called: `features` in `self.head(features)`."""
+    node = expression(span, sources)
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        return plain_name(node.args[0])
+    return None

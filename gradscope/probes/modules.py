@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -95,11 +96,15 @@ def _is_held_unregistered(tape: Tape, module: torch.nn.Module) -> bool:
     return subject is not None and subject.registered == "attribute"
 
 
-def _subjects(tape: Tape, values: Any) -> Iterator[Subject | None]:
-    """One a value: None where it is no tensor, so that places keep their meaning."""
+def _subjects(tape: Tape, values: Iterable[Any]) -> Iterator[Subject | dict[str, Subject] | None]:
+    """One a value, so that places keep their meaning: None where it is no tensor and holds none."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield tape.subject(value)
+        elif type(value) in (list, tuple, dict):
+            items = value.items() if type(value) is dict else enumerate(value)
+            held = ((f"[{key!r}]", item) for key, item in items if isinstance(item, torch.Tensor))
+            yield {index: tape.subject(item) for index, item in itertools.islice(held, _ITEMS)} or None
         else:
             yield None
 

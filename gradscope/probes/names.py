@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.overrides import resolve_name
 
-from gradscope.graph.naming import is_library
+from gradscope.graph.naming import operands_of, plain_name
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.records import OperationRecord, StepRecord, Subject
 from gradscope.probes.sources import tree_of
@@ -71,7 +71,7 @@ class SourceNames:
             return [None] * count
         source, node = found
         if isinstance(node, ast.AugAssign):
-            return [_plain(node.target)] * count
+            return [plain_name(node.target)] * count
         parent = source.parents.get(node)
         target: ast.AST | None = None
         if isinstance(parent, ast.Assign) and parent.value is node:
@@ -79,9 +79,9 @@ class SourceNames:
         elif isinstance(parent, (ast.AnnAssign, ast.NamedExpr)) and parent.value is node:
             target = parent.target
         if isinstance(target, (ast.Tuple, ast.List)):
-            names = [_plain(element) for element in target.elts]
+            names = [plain_name(element) for element in target.elts]
             return names if len(names) == count else [None] * count
-        return [_plain(target)] * count if count == 1 else [None] * count
+        return [plain_name(target)] * count if count == 1 else [None] * count
 
     def is_call_of(self, site: Site, function: str) -> bool:
         """Whether the expression at a site is no call at all, or one of this very function."""
@@ -97,16 +97,16 @@ class SourceNames:
         found = self._node(site)
         if found is None:
             return []
-        return [_plain(operand) for operand in _operands(found[1]) if not isinstance(operand, ast.Constant)]
+        return [plain_name(operand) for operand in operands_of(found[1])]
 
     def receiver(self, site: Site) -> str | None:
         """What a call at a site is called on: `model` in `model(x)` and in `functional_call(model, ...)`."""
         found = self._node(site)
         if found is None or not isinstance(found[1], ast.Call):
             return None
-        called = _plain(found[1].func)
+        called = plain_name(found[1].func)
         if called is not None and called.rpartition(".")[2] == "functional_call" and found[1].args:
-            return _plain(found[1].args[0])
+            return plain_name(found[1].args[0])
         return called
 
     def called_on(self, site: Site, method: str) -> str | None:
@@ -126,40 +126,7 @@ class SourceNames:
             return []
         values = [*found[1].args, *(keyword.value for keyword in found[1].keywords)]
         first = values[0] if values else None
-        return [_plain(element) for element in first.elts] if isinstance(first, (ast.List, ast.Tuple)) else []
-
-
-def _operands(node: ast.AST) -> list[ast.AST]:
-    if isinstance(node, ast.BinOp):
-        return [node.left, node.right]
-    if isinstance(node, ast.AugAssign):
-        return [node.target, node.value]
-    if isinstance(node, ast.Compare):
-        return [node.left, *node.comparators]
-    if isinstance(node, ast.UnaryOp):
-        return [node.operand]
-    if isinstance(node, (ast.Subscript, ast.Attribute)):
-        return [node.value]
-    if isinstance(node, ast.Call):
-        arguments: list[ast.AST] = [*node.args, *(keyword.value for keyword in node.keywords)]
-        if any(isinstance(argument, ast.Starred) for argument in arguments):
-            return []
-        if isinstance(node.func, ast.Attribute) and not is_library(node.func.value):
-            return [node.func.value, *arguments]
-        return arguments
-    return []
-
-
-def _plain(node: ast.AST | None) -> str | None:
-    """The text of a name, an attribute path or an item with a constant or plain index."""
-    inner = node
-    while isinstance(inner, (ast.Attribute, ast.Subscript)):
-        if isinstance(inner, ast.Subscript) and not isinstance(inner.slice, (ast.Constant, ast.Name)):
-            return None
-        inner = inner.value
-    if node is None or not isinstance(inner, ast.Name):
-        return None
-    return ast.unparse(node).removeprefix("self.")
+        return [plain_name(element) for element in first.elts] if isinstance(first, (ast.List, ast.Tuple)) else []
 
 
 def names_in(namespace: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -232,9 +199,13 @@ def _from_operation(
         _take(used, taken, operands)
 
 
-def _take(names: dict[int, str], subjects: Sequence[Subject | None], found: Sequence[str | None]) -> None:
+def _take(
+    names: dict[int, str], subjects: Sequence[Subject | dict[str, Subject] | None], found: Sequence[str | None]
+) -> None:
     for subject, name in zip(subjects, found, strict=False):
-        if subject is not None and name is not None and not subject.wrapper:
+        if isinstance(subject, dict):
+            _take(names, list(subject.values()), [f"{name}{index}" if name else None for index in subject])
+        elif subject is not None and name is not None and not subject.wrapper:
             names.setdefault(subject.serial, name)
 
 

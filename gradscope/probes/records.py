@@ -171,12 +171,13 @@ class BackwardRecord:
 class CallRecord:
     """A call of a root module: how the user's line names what goes in and what comes out.
 
-    `given` are all tensors that came out, also those in tuples, lists and dicts.
+    An input or output that is a tuple, list or dict is told by its tensors, each with the index that leads to it.
+    `given` are all tensors that came out.
     """
 
     site: Site
-    inputs: tuple[Subject | None, ...]
-    outputs: tuple[Subject | None, ...]
+    inputs: tuple[Subject | dict[str, Subject] | None, ...]
+    outputs: tuple[Subject | dict[str, Subject] | None, ...]
     given: tuple[Subject, ...]
 
 

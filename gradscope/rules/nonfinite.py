@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gradscope.graph.facts import Finding, Help, Label, Nonfinite, Run
-from gradscope.graph.naming import short_name
+from gradscope.graph.facts import Finding, Help, Label, Nonfinite, Operation, Run, Tensor
+from gradscope.graph.naming import operand_names, short_name
 from gradscope.rules.values import exploding_gradient
 from gradscope.rules.wording import listed, who
 
@@ -53,10 +53,11 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
     values = {value.id: value.tensor for value in run.values}
     tensors = {tensor.id: tensor for tensor in run.tensors}
     root = (event.root,) if event.root is not None else ()
-    named = (
+    made_names, root_names = (
         tuple(said for value in of if value in values and (said := tensors[values[value]].name))
-        for of in (event.operation.outputs, event.operation.inputs, root)
+        for of in (event.operation.outputs, root)
     )
+    names = tuple(dict.fromkeys((*made_names, *_taken(run, event.operation)))) or root_names
     made = {tensors[values[value]].dtype for value in event.operation.outputs if value in values}
     half = made == {"float16"} and not event.given and _kind(event) not in _FORWARD_HELP
     if event.given:
@@ -71,7 +72,7 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
         message,
         event.operation.span,
         caret,
-        next((names for names in named if names), ()),
+        names,
         _labels(event, "so the loss is not finite here"),
         tuple(_facts(run, event)),
         (Help(_HALF_HELP if half else _FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
@@ -152,6 +153,7 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
         return
     tensors = {tensor.id: tensor for tensor in run.tensors}
     names = tuple(name for number in event.tensors if (name := tensors[number].name))
+    spoilt = tuple(tensor.name for tensor in run.tensors if tensor.name and _is_spoilt(tensor, event))
     operation = event.operation
     name = short_name(operation.name) if operation is not None else "backward"
     span = operation.span if operation is not None else event.span
@@ -180,11 +182,35 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
         message,
         event.custom or span,
         caret,
-        names,
+        tuple(dict.fromkeys((*names, *spoilt, *_taken(run, operation)))),
         (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
-        (f"{gotten}: {listed(names)}", *_facts(run, event)),
+        (f"{gotten}: {listed(names)}", *_facts(run, event, spoilt)),
         (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP) if sure else _UNSURE_HELP),),
     )
+
+
+def _is_spoilt(tensor: Tensor, event: Nonfinite) -> bool:
+    """Whether a parameter got gradients that were not finite only after the first ones, and because of them."""
+    received = tensor.received
+    return (
+        tensor.optimizer is not None
+        and received is not None
+        and received.nonfinite > 0
+        and (tensor.id not in event.tensors)
+    )
+
+
+def _taken(run: Run, operation: Operation | None) -> Iterator[str]:
+    """What an operation took, by names of tensors or as the line calls it."""
+    if operation is None:
+        return
+    holder = {value.id: value.tensor for value in run.values}
+    known = {tensor.id: tensor.name for tensor in run.tensors}
+    found = [known.get(holder.get(value, -1)) for value in operation.inputs]
+    written = operand_names(operation.span, operation.name, run.sources) if operation.span is not None else []
+    if len(written) != len(found):
+        written = [None] * len(found)
+    yield from filter(None, (name or spelled for name, spelled in zip(found, written, strict=True)))
 
 
 def _has_exploded(run: Run, event: Nonfinite) -> bool:
@@ -225,7 +251,7 @@ def _labels(event: Nonfinite, message: str) -> tuple[Label, ...]:
     return (Label(event.span, message),) if event.span is not None else ()
 
 
-def _facts(run: Run, event: Nonfinite) -> Iterator[str]:
+def _facts(run: Run, event: Nonfinite, spoilt: Sequence[str] = ()) -> Iterator[str]:
     if event.operand:
         what = "its divisor" if event.operand == "other" else "its argument"
         low = "-inf or NaN" if event.low is None else f"{event.low:.3g}"
@@ -233,4 +259,5 @@ def _facts(run: Run, event: Nonfinite) -> Iterator[str]:
         same = event.low is not None and event.low == event.high
         yield f"{what} is {low}" if same else f"{what} lies between {low} and {high}"
     if run.step_count > event.step:
-        yield f"note: all {run.step_count - event.step:,} steps after it are spoilt"
+        them = f", and {listed(spoilt, 3)} with them" if spoilt else ""
+        yield f"note: all {run.step_count - event.step:,} steps after it are spoilt{them}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Backward, Finding, Help, Label, Operation, Run, Span, Symptom, Tensor
-from gradscope.graph.naming import shape_text, short_name
+from gradscope.graph.naming import argument_name, shape_text, short_name
 from gradscope.graph.paths import StepFlow, flows
 
 
@@ -247,6 +247,8 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
     maker, switch = _origin(taken[0], operations, made_in)
     tensor = tensors[holder[taken[0]]]
     names = tuple(dict.fromkeys(name for value in taken if (name := tensors[holder[value]].name)))
+    if not names and len(taken) == 1 and met[1].span is not None:
+        names = tuple(filter(None, [argument_name(met[1].span, run.sources)]))
     said = f"`{names[0]}`" if names else "a tensor"
     labels: tuple[Label, ...] = ()
     span = _switch_span(run, switch) if switch is not None else None

@@ -84,6 +84,30 @@ GROWING = {
             optimizer.step()
         """,
     ),
+    "state_in_a_dict_in_evaluation": (
+        ("carry['state'][0]",),
+        """
+        class Tagger(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.lstm, self.out = nn.LSTM(4, 6), nn.Linear(6, 1)
+
+            def forward(self, x, state=None):
+                h, state = self.lstm(x, state)
+                return {"y": self.out(h), "state": state}
+
+        net = Tagger()
+        optimizer = Adam(net.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.rand(2, 3, 4))["y"].square().mean().backward()
+            optimizer.step()
+        carry = {"state": None}
+        for _ in range(30):
+            out = net(torch.rand(2, 3, 4), carry["state"])  # here
+            carry["state"] = out["state"]
+        """,
+    ),
     "list_of_outputs": (
         ("kept[16]",),
         """

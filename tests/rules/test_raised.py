@@ -254,6 +254,29 @@ def test_leaf_that_is_filled_before_its_model_is_known(workshop: Workshop) -> No
     assert found.tensors == ("weight",)
 
 
+def test_name_of_what_a_layer_refuses(workshop: Workshop) -> None:
+    """A tensor that has no name is called as the line calls it that gives it to a layer."""
+    body = """
+        from types import SimpleNamespace
+
+        def extract(x):
+            with torch.inference_mode():  # here
+                return SimpleNamespace(tokens=x * 2)
+
+        class Head(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.local = nn.Linear(4, 1)
+
+            def forward(self, features):
+                return self.local(features.tokens)
+
+        Head()(extract(torch.rand(2, 4))).sum().backward()
+        """
+    found = must_be(workshop, "inference-tensor", body)
+    assert found.tensors == ("features.tokens",)
+
+
 def test_parameter_that_was_never_made(workshop: Workshop) -> None:
     """A tensor that torch refuses as a parameter is called as the parameter was to be called."""
     body = """

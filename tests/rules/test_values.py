@@ -75,17 +75,51 @@ def test_loss_is_not_finite(workshop: Workshop, body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "name"),
+    ("body", "names"),
     [
-        (f"{PLAIN}\nif step == 2:\n    att = torch.log(x * 0 - 1)\n    loss = loss + att.mean()", "att"),
-        (f"{PLAIN}\nif step == 2:\n    loss = -torch.log(torch.sigmoid(last(net(x)) - 999)).mean()", "loss"),
+        (f"{PLAIN}\nif step == 2:\n    att = torch.log(x * 0 - 1)\n    loss = loss + att.mean()", ("att", "x")),
+        (f"{PLAIN}\nif step == 2:\n    loss = -torch.log(torch.sigmoid(last(net(x)) - 999)).mean()", ("loss",)),
+        ("score = last(net(x)) - torch.inf\nloss = (score * 0).softmax(-1).mean()", ("score",)),
+        ("score = last(net(x)) * torch.inf\nloss = score.mean()", ("score",)),
     ],
 )
-def test_name_of_what_is_not_finite(workshop: Workshop, body: str, name: str) -> None:
-    """The result has a name also where its step is not kept; where it has none, the loss stands for it."""
+def test_names_of_what_is_not_finite(workshop: Workshop, body: str, names: tuple[str, ...]) -> None:
+    """Result and operands have a name also where their step is not kept; where they have none, the loss has one."""
     body = textwrap.indent(body, "    ")
     (finding,) = Report.of(workshop.run(PROGRAM.format(body=body, before=""))).findings
-    assert (finding.rule, finding.tensors) == ("nonfinite-forward", (name,))
+    assert (finding.rule, finding.tensors) == ("nonfinite-forward", names)
+
+
+def test_names_of_what_gradients_spoil(workshop: Workshop) -> None:
+    """First the parameters that got the gradient, then those that it spoilt later, then what the operation took."""
+    source = """
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.bias = nn.Linear(4, 3), nn.Parameter(torch.zeros(3))
+
+            def forward(self, x):
+                return self.first(x) + self.bias
+
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(4):
+            size = net.bias.abs()
+            loss = net(torch.rand(8, 4)).square().mean() + torch.sqrt(size * 0.5).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    (finding,) = Report.of(workshop.run(source)).findings
+    assert finding.rule == "nonfinite-gradient"
+    assert finding.tensors == ("net.bias", "first.weight", "first.bias", "size")
+    assert finding.facts == (
+        "not finite: net.bias",
+        "note: all 3 steps after it are spoilt, and first.weight, first.bias with them",
+    )
 
 
 def test_a_step_spoils_the_parameters(workshop: Workshop) -> None:
