@@ -475,7 +475,7 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             _who_froze(run, frozen),
             "frozen here, and never unfrozen",
             names,
-            (Label(optimizer.made, "given to an optimizer here"),) if optimizer.made is not None else (),
+            (Label(optimizer.made, _GIVEN.get(when, "given to an optimizer here")),) if optimizer.made else (),
             (f"frozen: {listed(names)}",),
             (Help("set `requires_grad_(True)` before this optimizer steps"),),
         )
@@ -540,26 +540,37 @@ def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
     return found
 
 
+_SOME = 3  # steps of an optimizer
+_LATER, _ADDED = " after a phase without", " in a group that was added later"
+_GIVEN = {_ADDED: "this optimizer was given a group more later"}
+
+
 def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
     """Tensors that the program froze and trained others without, then gave to a later optimizer, frozen as they were.
 
     That an optimizer holds frozen tensors is no slip by itself. But who builds an optimizer of a part of a model,
-    trains it, and then builds one of more of it, means to train the rest from then on.
+    trains it, and then builds one of more of it, means to train the rest from then on, and so does who adds a group.
     """
     tensors = {tensor.id: tensor for tensor in run.tensors}
     for place, optimizer in enumerate(run.optimizers):
         earlier = [other for other in run.optimizers[:place] if other.steps]
         mine = set(optimizer.tensors)
+        before, when = {tensor for other in earlier for tensor in other.tensors}, _LATER
         if not optimizer.steps or not any(set(other.tensors) < mine for other in earlier):
-            continue
-        before = {tensor for other in earlier for tensor in other.tensors}
+            before, when = {number for number in mine if not _was_added(tensors[number], optimizer)}, _ADDED
         frozen = [
             tensor
             for number in optimizer.tensors
             if number not in before and not (tensor := tensors[number]).requires_grad and tensor.name is not None
         ]
         if frozen and _who_froze(run, frozen) is not None:
-            yield frozen, optimizer, " after a phase without"
+            yield frozen, optimizer, when
+
+
+def _was_added(tensor: Tensor, optimizer: Optimizer) -> bool:
+    """Whether an optimizer was given a tensor after its first steps, and has made some more since without it."""
+    received = tensor.received
+    return received is not None and not received.steps and _SOME <= received.of < optimizer.steps
 
 
 def _chosen(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:

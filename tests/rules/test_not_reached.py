@@ -609,6 +609,21 @@ def test_never_unfrozen_for_the_second_phase(workshop: Workshop) -> None:
     assert "Adam was given it" in finding.message
 
 
+def test_added_as_frozen_as_it_was(workshop: Workshop) -> None:
+    """Who adds a group to an optimizer that has stepped means to train it from then on."""
+    program = (
+        TWO_LAYERS
+        + "for p in net[0].parameters():\n    p.requires_grad = False  # here\n"
+        + "optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)  # made\ntrain(optimizer, net)\n{}"
+        + "optimizer.add_param_group({{'params': net[0].parameters(), 'lr': 0.01}})\ntrain(optimizer, net, 4)\n"
+    )
+    found = judge(workshop, program.format(""))
+    finding = found.must_be("frozen-parameter", "warning", "net.0.weight", "net.0.bias")
+    assert ["# made" in found.line(label.span) for label in finding.labels] == [True]
+    assert finding.message.endswith("though SGD was given it in a group that was added later")
+    assert judge(workshop, program.format("net[0].requires_grad_(True)\n")).findings == ()
+
+
 FROZEN_ON_PURPOSE = {
     "peft": """
         net[0].requires_grad_(False)
