@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
@@ -511,7 +512,7 @@ class Crash:
     raised: Wrapper | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """Everything that was seen. `steps` keeps the first and the latest ones; `step_count` counts all.
 
@@ -545,6 +546,21 @@ class Run:
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"
+
+    @cached_property
+    def tensor_by_id(self) -> Mapping[int, Tensor]:
+        """The tensors by their ids."""
+        return {tensor.id: tensor for tensor in self.tensors}
+
+    @cached_property
+    def holder(self) -> Mapping[int, int]:
+        """The id of the tensor that held each value, by the value's id."""
+        return {value.id: value.tensor for value in self.values}
+
+    @cached_property
+    def history(self) -> Mapping[int, bool]:
+        """Whether each value has history, by the value's id."""
+        return {value.id: value.history for value in self.values}
 
 
 @dataclass(frozen=True, slots=True)

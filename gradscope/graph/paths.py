@@ -46,9 +46,9 @@ class StepFlow:
         self.run = run
         self.step = steps[-1]
         self.operations = tuple(operation for step in steps for operation in step.operations)
-        self.tensors: dict[int, Tensor] = {tensor.id: tensor for tensor in run.tensors}
-        self.holder = {value.id: value.tensor for value in run.values}
-        self.history = {value.id: value.history for value in run.values}
+        self.tensors = run.tensor_by_id
+        self.holder = run.holder
+        self.history = run.history
         backwards = self.step.backwards or tuple(backward for step in steps for backward in step.backwards)
         self.roots = tuple(root for backward in backwards for root in backward.roots)
 

@@ -7,6 +7,7 @@ that the operation took agree in number.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from types import ModuleType
@@ -52,6 +53,10 @@ class SourceNames:
         self.sites = sites
         self._sources: dict[str, _Source] = {}
         self._found: dict[Site, tuple[_Source, ast.AST] | None] = {}
+        # Steps come by the same lines again and again.
+        self.targets = functools.cache(self._targets)
+        self.operands = functools.cache(self._operands)
+        self.is_call_of = functools.cache(self._is_call_of)
 
     def _node(self, site: Site) -> tuple[_Source, ast.AST] | None:
         if site not in self._found:
@@ -64,7 +69,7 @@ class SourceNames:
             self._found[site] = (source, node) if node is not None else None
         return self._found[site]
 
-    def targets(self, site: Site, count: int) -> list[str | None]:
+    def _targets(self, site: Site, count: int) -> list[str | None]:
         """What the `count` results of the expression at a site are assigned to."""
         found = self._node(site)
         if found is None:
@@ -83,7 +88,7 @@ class SourceNames:
             return names if len(names) == count else [None] * count
         return [plain_name(target)] * count if count == 1 else [None] * count
 
-    def is_call_of(self, site: Site, function: str) -> bool:
+    def _is_call_of(self, site: Site, function: str) -> bool:
         """Whether the expression at a site is no call at all, or one of this very function."""
         found = self._node(site)
         if found is None or not isinstance(found[1], ast.Call):
@@ -92,7 +97,7 @@ class SourceNames:
         name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
         return name.strip("_") == function.rpartition(".")[2].strip("_")
 
-    def operands(self, site: Site) -> list[str | None]:
+    def _operands(self, site: Site) -> list[str | None]:
         """The operands of the expression at a site in their order; numbers and strings are left out."""
         found = self._node(site)
         if found is None:

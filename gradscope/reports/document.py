@@ -230,7 +230,7 @@ def _is_at_hand(span: Span, callers: set[tuple[str, str | None]]) -> bool:
 
 def _inputs_where(run: Run, at: Callable[[Span], bool]) -> set[int]:
     """The tensors that operations at such places take."""
-    tensor_of = {value.id: value.tensor for value in run.values}
+    tensor_of = run.holder
     operations = (operation for step in run.steps for operation in step.operations)
     return {
         tensor_of[value]
@@ -246,8 +246,8 @@ def _constants_of_losses(run: Run) -> set[int]:
     What a gradient flows past is what counts, not how the data were prepared; only where nothing has any history,
     everything that a loss was computed from does. Where no operation was seen, the leaves of the walked graph are all.
     """
-    tensor_of = {value.id: value.tensor for value in run.values}
-    history = {value.id: value.history for value in run.values}
+    tensor_of = run.holder
+    history = run.history
     leaves = {tensor.id for tensor in run.tensors if tensor.leaf}
     flowing: set[int] = set()
     everything: set[int] = set()

@@ -16,7 +16,7 @@ class Flow:
     """
 
     def __init__(self, run: Run, step: Step, cuts: Collection[Operation] = ()) -> None:
-        self.tensors = {tensor.id: tensor for tensor in run.tensors}
+        self.tensors = run.tensor_by_id
         self._values = {value.id: value for value in run.values}
         self._first = {value.tensor: value.id for value in reversed(run.values)}
         self._step = step

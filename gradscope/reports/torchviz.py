@@ -29,7 +29,7 @@ def _body(run: Run) -> Iterator[str]:
     backward = walked_backward(run)
     if backward is None:
         return
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     leaves: set[int] = set()
     for node in backward.nodes:
         leaf = tensors.get(node.tensor) if node.tensor is not None else None

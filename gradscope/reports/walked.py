@@ -25,8 +25,8 @@ def root_nodes(run: Run, backward: Backward) -> list[tuple[Tensor, int | None]]:
     Facts do not tie a root to its node. The walk numbers the nodes of the roots first and in order, so
     the name of a root's `grad_fn` settles it.
     """
-    tensors = {tensor.id: tensor for tensor in run.tensors}
-    owners = {value.id: value.tensor for value in run.values}
+    tensors = run.tensor_by_id
+    owners = run.holder
     found = [tensors[owners[root]] for root in dict.fromkeys(backward.roots) if root in owners]
     nodes = backward.nodes
     if len(found) == 1:
@@ -49,7 +49,7 @@ def root_nodes(run: Run, backward: Backward) -> list[tuple[Tensor, int | None]]:
 def gradient_flow(run: Run, backward: Backward) -> Picture:
     """The nodes of a walked graph and their leaves, read in the direction of the data."""
     role = roles(run)
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     made_by = {op.id: op for step in run.steps for op in step.operations}
     modules = _modules_of_nodes(run, backward, tensors, made_by)
     names: dict[int, str] = {}

@@ -43,8 +43,8 @@ def batch_leak(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    tensors = {tensor.id: tensor for tensor in run.tensors}
-    holders = {value.id: value.tensor for value in run.values}
+    tensors = run.tensor_by_id
+    holders = run.holder
     for check in run.batches:
         operation = check.operation
         if operation is not None:

@@ -155,9 +155,9 @@ class _Graph:
 
     def __init__(self, run: Run, operations: list[Operation]) -> None:
         self.operations = operations
-        self.holder = {value.id: value.tensor for value in run.values}
-        self.history = {value.id: value.history for value in run.values}
-        self.tensors = {tensor.id: tensor for tensor in run.tensors}
+        self.holder = run.holder
+        self.history = run.history
+        self.tensors = run.tensor_by_id
 
     def is_result(self, value: int) -> bool:
         """Whether a value has a graph behind it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Refused, Run, Step, Tensor
 from gradscope.graph.naming import changed_name, short_name
@@ -54,7 +54,7 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
     refused = backward.refused or Refused()
     operations = {operation.id: operation for step in run.steps for operation in step.operations}
     saver = operations.get(refused.operation) if refused.operation is not None else None
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     saved = tensors.get(refused.tensor) if refused.tensor is not None else None
     writer = _writer(run, refused, saver, operations, saved)
     step = _step(run, saver, saved)
@@ -147,11 +147,11 @@ def _step(run: Run, saver: Operation | None, saved: Tensor | None) -> Step | Non
     return next((step for step in stepped if step.index >= begun), None)
 
 
-def _written(run: Run, writer: Operation | None, tensors: dict[int, Tensor]) -> Tensor | None:
+def _written(run: Run, writer: Operation | None, tensors: Mapping[int, Tensor]) -> Tensor | None:
     """The tensor that an operation changed, by a name that a reader knows."""
     if writer is None:
         return None
-    holder = {value.id: value.tensor for value in run.values}
+    holder = run.holder
     taken = {holder[value] for value in writer.inputs}
     changed = [tensors[holder[value]] for value in writer.outputs if holder[value] in taken]
     return next((tensor for tensor in changed if tensor.name is not None), None)

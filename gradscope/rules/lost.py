@@ -130,8 +130,8 @@ def suffering(run: Run) -> list[Tensor]:
 
 def _refilled(run: Run) -> set[tuple[str | None, str | None]]:
     """Places in modules, by module and name, that get a new parameter in step after step, and never a gradient."""
-    tensors = {tensor.id: tensor for tensor in run.tensors}
-    holder = {value.id: value.tensor for value in run.values}
+    tensors = run.tensor_by_id
+    holder = run.holder
     filled: dict[tuple[str | None, str | None], list[Tensor]] = defaultdict(list)
     for step in run.steps[1:]:
         for operation in step.operations:

@@ -50,8 +50,8 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
         yield _spoilt_before(run, event)
         return
     name = short_name(event.operation.name)
-    values = {value.id: value.tensor for value in run.values}
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    values = run.holder
+    tensors = run.tensor_by_id
     root = (event.root,) if event.root is not None else ()
     made_names, root_names = (
         tuple(said for value in of if value in values and (said := tensors[values[value]].name))
@@ -81,7 +81,7 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
 
 def _spoilt_before(run: Run, event: Nonfinite) -> Finding:
     """A parameter was not finite when the loss was computed: where it had been before, a step made it so."""
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     spoilt = [tensors[number] for number in event.taken]
     names = tuple(tensor.name for tensor in spoilt if tensor.name is not None)
     subject = who(names, run).subject if names else "a tensor"
@@ -151,7 +151,7 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
     event = run.nonfinite
     if event is None or event.kind != "gradient" or _has_exploded(run, event):
         return
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     names = tuple(name for number in event.tensors if (name := tensors[number].name))
     spoilt = tuple(tensor.name for tensor in run.tensors if tensor.name and _is_spoilt(tensor, event))
     operation = event.operation
@@ -204,7 +204,7 @@ def _taken(run: Run, operation: Operation | None) -> Iterator[str]:
     """What an operation took, by names of tensors or as the line calls it."""
     if operation is None:
         return
-    holder = {value.id: value.tensor for value in run.values}
+    holder = run.holder
     known = {tensor.id: tensor.name for tensor in run.tensors}
     found = [known.get(holder.get(value, -1)) for value in operation.inputs]
     written = operand_names(operation.span, operation.name, run.sources) if operation.span is not None else []

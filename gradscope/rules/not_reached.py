@@ -365,7 +365,7 @@ def _gradient_wanted(run: Run) -> set[int]:
     evaluated. Who reads `.grad` of what a constructor made may do so to find out why it does not learn.
     """
     tensors = {tensor.id: tensor for tensor in run.tensors if not tensor.nn_parameter}
-    holder = {value.id: value.tensor for value in run.values}
+    holder = run.holder
     found = set()
     for step in run.steps:
         for operation in step.operations:
@@ -383,8 +383,8 @@ def _made_in_forward(run: Run) -> dict[Span | None, list[Tensor]]:
 
     One that is made of what has a history is a copy of that: the cut is told, and it has no use of its own.
     """
-    tensors = {tensor.id: tensor for tensor in run.tensors}
-    holder = {value.id: value.tensor for value in run.values}
+    tensors = run.tensor_by_id
+    holder = run.holder
     history = {value.id for value in run.values if value.history}
     steps: dict[Span | None, set[int]] = defaultdict(set)
     made: dict[Span | None, dict[int, Tensor]] = defaultdict(dict)
@@ -551,7 +551,7 @@ def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
     That an optimizer holds frozen tensors is no slip by itself. But who builds an optimizer of a part of a model,
     trains it, and then builds one of more of it, means to train the rest from then on, and so does who adds a group.
     """
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     for place, optimizer in enumerate(run.optimizers):
         earlier = [other for other in run.optimizers[:place] if other.steps]
         mine = set(optimizer.tensors)
@@ -656,7 +656,7 @@ def non_leaf(run: Run) -> Iterator[Finding]:
 
 
 def _refused_by_optimizer(run: Run) -> Iterator[Finding]:
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     for optimizer in run.optimizers:
         offered = [tensors[number] for number in optimizer.tensors if not tensors[number].leaf]
         if optimizer.refused and offered:

@@ -131,7 +131,7 @@ def zero_grad_before_step(run: Run) -> Iterator[Finding]:
             if found:
                 told.update(tensor.id for tensor in found)
                 yield _starved(run, optimizer, found, part)
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     # A backward whose way to what it was to train is cut is in vain for that reason.
     cut = {backward.span for loss in lost(run) for backward in loss.flow.step.backwards}
@@ -262,7 +262,7 @@ def step_without_backward(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     yield from _refused_by_a_scaler(run)
     for optimizer, losses in undifferentiated(run):
         held = [tensors[number] for number in optimizer.tensors]

@@ -136,7 +136,7 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
     """
     stepped = [optimizer for optimizer in run.optimizers if optimizer.fed]
     stepped = stepped or [optimizer for optimizer in run.optimizers if optimizer.steps]
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    tensors = run.tensor_by_id
     trained = [tensors[number] for optimizer in stepped for number in optimizer.tensors]
     told = {path_of(new) for _, new in replaced(run)}
     taken = loaded(run)
@@ -201,8 +201,8 @@ def _held_instead(run: Run, found: list[Tensor], sources: Mapping[int, Tensor], 
 
 def _stand_ins(run: Run) -> dict[int, Operation]:
     """What made a tensor that an optimizer holds in vain of one that requires grad, by the id of that one."""
-    tensors = {tensor.id: tensor for tensor in run.tensors}
-    holder = {value.id: value.tensor for value in run.values}
+    tensors = run.tensor_by_id
+    holder = run.holder
     held = {number for optimizer in run.optimizers for number in optimizer.tensors if not tensors[number].requires_grad}
     found: dict[int, Operation] = {}
     for operation in (operation for step in run.steps for operation in step.operations):

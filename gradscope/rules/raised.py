@@ -239,8 +239,8 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
     met = refused_call(run, "inference tensor")
     operations = [operation for step in run.steps for operation in step.operations]
     made_in = _made_in_inference_mode(operations)
-    holder = {value.id: value.tensor for value in run.values}
-    tensors = {tensor.id: tensor for tensor in run.tensors}
+    holder = run.holder
+    tensors = run.tensor_by_id
     taken = [value for value in met[1].inputs if tensors[holder[value]].inference] if met is not None else []
     if met is None or not taken:
         return

@@ -52,15 +52,16 @@ def _made_of(run: Run, held: Mapping[str, list[Tensor]]) -> Iterator[tuple[Tenso
     So do reparametrisations, as of weight norm: the model computes with a magnitude and a direction from then on.
     """
     olds = {tensor.id: tensor for tensors in held.values() for tensor in tensors}
-    tensors = {tensor.id: tensor for tensor in run.tensors}
-    holder = {value.id: value.tensor for value in run.values}
-    history = {value.id for value in run.values if value.history}
+    tensors = run.tensor_by_id
+    holder = run.holder
     made: list[tuple[Tensor, Tensor]] = []
     source: dict[int, int] = {}  # the held tensor whose values a value was made of
     for operation in (operation for step in run.steps for operation in step.operations):
+        if not any(holder[value] in olds or value in source for value in operation.inputs):
+            continue
         taken = {holder[value] for value in operation.inputs}
         computing = operation.grad_enabled and any(
-            value in history and holder[value] not in taken for value in operation.outputs
+            run.history[value] and holder[value] not in taken for value in operation.outputs
         )
         if operation.name != "nn.Parameter" and computing:
             for number in taken.intersection(olds):
@@ -85,7 +86,7 @@ def held_copies(run: Run) -> dict[int, Tensor]:
     foreign = loaded(run)
     learning = {tensor.id: tensor for tensor in run.tensors if gets_gradients(tensor) and tensor.id not in foreign}
     idle = {tensor for optimizer in run.optimizers if not optimizer.fed for tensor in optimizer.tensors}
-    holder = {value.id: value.tensor for value in run.values}
+    holder = run.holder
     shapes = {tensor.id: tensor.shape for tensor in run.tensors}
     copies: dict[int, Tensor] = {}
     source: dict[int, int] = {}  # the learning tensor whose values a value is
@@ -104,7 +105,7 @@ def held_copies(run: Run) -> dict[int, Tensor]:
 
 def loaded(run: Run) -> set[int]:
     """Parameters whose values were copied into them before the first backward: they come from elsewhere."""
-    holder = {value.id: value.tensor for value in run.values}
+    holder = run.holder
     found: set[int] = set()
     for step in run.steps[:1]:
         for operation in step.operations:
