@@ -15,7 +15,9 @@ _PAUSE = 0.5
 
 
 class Live:
-    """Looks at a run after 8 steps, 16, 32 and so on. What two looks in a row have found is sure.
+    """Looks at a run after 8 steps, 16, 32 and so on. What two looks in a row have found is told.
+
+    It is taken back where a later phase of the program proves it wrong: when what was to be trained gets its gradient.
 
     The line of progress ends where it began, so that what the script prints next overwrites it.
     """
@@ -23,7 +25,7 @@ class Live:
     def __init__(self, stream: TextIO, select: tuple[str, ...] = (), ignore: tuple[str, ...] = ()) -> None:
         self.stream = stream
         self.select, self.ignore = select, ignore
-        self.told: set[tuple[object, ...]] = set()
+        self.told: dict[tuple[object, ...], Finding] = {}
         self._before: set[tuple[object, ...]] = set()
         self._look = _FIRST_LOOK
         self._began = self._shown = time.monotonic()
@@ -45,9 +47,14 @@ class Live:
         found = {_key(finding): finding for finding in findings if finding.severity != "info"}
         for key, finding in found.items():
             if key in self._before and key not in self.told:
-                self.told.add(key)
-                place = f" {finding.span.file}:{finding.span.line}" if finding.span is not None else ""
-                self._write(f"gradscope: step {steps}: {finding.severity}[{finding.rule}]{place}: {finding.message}\n")
+                self.told[key] = finding
+                self._write(f"gradscope: step {steps}: {finding.severity}[{finding.rule}]{_said(finding)}\n")
+        suffering = {name for finding in found.values() for name in finding.tensors}
+        for key in [key for key in self.told if key not in found]:
+            finding = self.told[key]
+            if suffering.isdisjoint(finding.tensors):  # else it is told in another way
+                del self.told[key]
+                self._write(f"gradscope: step {steps}: no longer so: {finding.rule}{_said(finding)}\n")
         self._before = set(found)
 
     def _progress(self, steps: int, seconds: float) -> None:
@@ -68,6 +75,11 @@ class Live:
             self.stream.flush()
         except (OSError, ValueError):
             self._look = self._shown = float("inf")  # type: ignore[assignment]  # nobody reads it any more
+
+
+def _said(finding: Finding) -> str:
+    place = f" {finding.span.file}:{finding.span.line}" if finding.span is not None else ""
+    return f"{place}: {finding.message}"
 
 
 def _key(finding: Finding) -> tuple[object, ...]:

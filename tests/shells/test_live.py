@@ -58,6 +58,32 @@ def test_a_short_run_tells_nothing(workshop: Workshop) -> None:
     assert watched(workshop, io.StringIO(), 10) == ""
 
 
+def test_what_a_later_phase_proves_wrong_is_taken_back(workshop: Workshop) -> None:
+    """A head that is trained only after 40 steps was unused at step 16, and is not at the end."""
+    workshop.write(
+        """
+        import torch
+        from torch import nn
+
+        body, head = nn.Linear(3, 2), nn.Linear(2, 1)
+        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.1)
+        for step in range(70):
+            hidden = body(torch.rand(8, 3))
+            loss = hidden.square().mean() if step < 40 else head(hidden).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        """
+    )
+    stream = io.StringIO()
+    observe_program(program_of_script("script.py", ()), watch=Live(stream).step)
+    told = stream.getvalue().splitlines()
+    assert [line.split(" script.py")[0] for line in told] == [
+        "gradscope: step 16: warning[unused-parameter]",
+        "gradscope: step 64: no longer so: unused-parameter",
+    ]
+
+
 def test_ignored_rules_are_not_told(workshop: Workshop) -> None:
     """`--ignore` counts while the script runs as well."""
     assert watched(workshop, io.StringIO(), 40, ignore=("detach",)) == ""
