@@ -71,7 +71,8 @@ class Ledger:
     update by hand: `applied` uses found a gradient that was new, of these `piled` found it on top of one that had been
     used before; `starved` found none, of these `cleared_first` since one had arrived and been cleared; `reapplied`
     found the same one as the use before; `robbed` lacked that of a backward which the same step used at other
-    tensors. `by_hand` counts operations that computed with the gradient itself.
+    tensors; `leftover` took those of another line along, `leftover_at`, whose own optimizer had stepped before.
+    `by_hand` counts operations that computed with the gradient itself.
 
     Single steps are looked at now and then: `stirred` of those with a new gradient other than zero moved the value,
     `still` left it as it was to the last bit; `moved_frozen` moved it though it was frozen and nothing had arrived,
@@ -92,6 +93,7 @@ class Ledger:
     cleared_first: int = 0
     reapplied: int = 0
     robbed: int = 0
+    leftover: int = 0
     by_hand: int = 0
     stirred: int = 0
     still: int = 0
@@ -102,6 +104,7 @@ class Ledger:
     updates: tuple[float | None, ...] = ()
     backward: Span | None = None
     cleared: Span | None = None
+    leftover_at: Span | None = None
     swept: bool = False
     masked_at: Span | None = None
     frozen: Span | None = None

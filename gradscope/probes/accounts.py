@@ -25,15 +25,17 @@ class Pass:
     """One backward: how many held tensors still wait for their gradient of it to be used, and whether one was.
 
     A gradient that was only `looked` at (its norm was read, it was checked for NaN) is thrown away on purpose where
-    the step is left out; where a step follows all the same, it was meant to be used.
+    the step is left out; where a step follows all the same, it was meant to be used. `user` is the optimizer whose step
+    was the first to use it, at whatever tensor.
     """
 
-    __slots__ = ("looked", "served", "site", "waiting")
+    __slots__ = ("looked", "served", "site", "user", "waiting")
 
     def __init__(self, site: Site | None) -> None:
         self.site = site
         self.waiting = 0
         self.looked = self.served = False
+        self.user: int | None = None
 
 
 class Discards:
@@ -52,13 +54,14 @@ class Account:
 
     `pending` are the passes that added to `.grad` since it was last used or cleared, `users` who has used what is in
     it, `mixed` whether a pass added to a gradient that had been used before, `masked` whether the line `masked_at`,
-    which set parts of it to zero, worked on it again since the last step.
+    which set parts of it to zero, worked on it again since the last step. `own` are the lines whose passes the first
+    use took; `leftover` counts uses that took those of another line along, left there since another optimizer's step.
     """
 
     __slots__ = (
-        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "masked", "masked_at",
-        "mixed", "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp", "starved", "swept",
-        "thrown", "users",
+        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "leftover", "leftover_at",
+        "masked", "masked_at", "mixed", "own", "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp",
+        "starved", "swept", "thrown", "users",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,7 +70,9 @@ class Account:
         self.mixed = self.discarded = self.swept = self.masked = False
         self.stamp: Stamp = NO_GRADIENT
         self.passes = self.applied = self.starved = self.cleared_first = self.robbed = 0
-        self.reapplied = self.piled = self.by_hand = 0
+        self.reapplied = self.piled = self.by_hand = self.leftover = 0
+        self.own: frozenset[Site | None] = frozenset()
+        self.leftover_at: Site | None = None
         self.thrown: list[Pass] = []
         self.first = self.last = 0
         self.site: Site | None = None
@@ -107,8 +112,11 @@ class Account:
         if not fresh and self.users and user not in self.users and stamp == self.stamp != NO_GRADIENT:
             fresh = True  # another optimizer has used it, this one has not
         if fresh:
+            self._note_leftover(user)
             self.applied += 1
             self.piled += self.mixed
+            for source in self.pending:
+                source.user = source.user or user
             self._served()
         elif stamp == NO_GRADIENT or not self.users:
             self.starved += 1
@@ -119,6 +127,16 @@ class Account:
         self.users.add(user)
         self.stamp = stamp
         return fresh
+
+    def _note_leftover(self, user: int) -> None:
+        if not self.applied:
+            self.own = frozenset(source.site for source in self.pending)
+        elif len(self.pending) > 1 and self.pending[-1].user in (None, user):
+            for source in self.pending:
+                if source.user not in (None, user) and source.site not in self.own:
+                    self.leftover += 1
+                    self.leftover_at = source.site
+                    break
 
     def use_by_hand(self) -> None:
         """The program computed with the gradient itself."""

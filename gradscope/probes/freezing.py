@@ -367,6 +367,8 @@ class _Freezer:
             cleared_first=account.cleared_first,
             reapplied=account.reapplied,
             robbed=account.robbed,
+            leftover=account.leftover,
+            leftover_at=self.span(account.leftover_at),
             by_hand=account.by_hand,
             stirred=course.stirred,
             still=course.still,

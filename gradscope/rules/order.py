@@ -21,7 +21,8 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
 
     Backward adds to what `.grad` holds. Over several backwards before one step that is gradient accumulation; but what
     a step has used must be cleared before the next backward, or every step applies the sum of all gradients so far.
-    A closure is called several times in one step, so it has to clear first.
+    A closure is called several times in one step, so it has to clear first. Where optimizers take turns, what the loss
+    of one leaves in the tensors of the other must be cleared as well, before the backward that the other follows.
 
     Bad:
 
@@ -73,6 +74,40 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
             tuple(labels),
             (f"never cleared between a step and the next backward: {listed(names)}",),
             (Help(_clear_by(optimizer, uses, run)),),
+        )
+    yield from _left_over(run)
+
+
+def _left_over(run: Run) -> Iterator[Finding]:
+    """A loss that one optimizer follows reaches tensors of another, whose next step takes those gradients along.
+
+    In a GAN, the discriminator has gradients of the generator's loss, against which it is to learn.
+    """
+    for optimizer in run.optimizers:
+        found = [
+            (tensor, ledger)
+            for tensor in run.tensors
+            if tensor.optimizer == optimizer.id and tensor.name is not None and (ledger := tensor.ledger) is not None
+            if ledger.leftover >= 2 and ledger.leftover * 2 >= ledger.applied
+        ]
+        if not found:
+            continue
+        names = tuple(dict.fromkeys(tensor.name or "" for tensor, _ in found))
+        ledger = max((ledger for _, ledger in found), key=lambda ledger: ledger.leftover)
+        those = who(names, run)
+        stepped = optimizer.stepped
+        labels = (Label(stepped, "uses them together with those of its own loss"),) if stepped is not None else ()
+        yield Finding(
+            "missing-zero-grad",
+            "warning",
+            f"{those.subject} {'takes' if those.one else 'take'} gradients of another loss along: {ledger.leftover} of "
+            f"{ledger.applied} steps used what was left of it",
+            ledger.leftover_at,
+            f"adds to the gradients of {those.subject} as well, after {'its' if those.one else 'their'} step",
+            names,
+            labels,
+            (f"not cleared between the two backwards: {listed(names)}",),
+            (Help(f"call `{_called(optimizer, run)}.zero_grad()` right before the backward that its step follows"),),
         )
 
 

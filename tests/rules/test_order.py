@@ -172,6 +172,48 @@ def test_help_fits_the_kind_of_update(workshop: Workshop) -> None:
 
 # --- zero-grad-before-step -----------------------------------------------------------------------------------------
 
+GAN = """
+generator, critic = nn.Linear(3, 4), nn.Linear(4, 1)
+ours, theirs = Adam(generator.parameters(), lr=0.01), Adam(critic.parameters(), lr=0.01)
+for _ in range(8):
+    {first}
+    fake = generator(torch.rand(5, 3))
+    F.softplus(critic(fake.detach())).mean().backward()
+    theirs.step()
+    {after}
+    {before}
+    F.softplus(-critic(fake)).mean().backward()  # here
+    ours.step()
+    ours.zero_grad()
+"""
+
+
+def test_gradients_of_the_other_side_are_left_over(workshop: Workshop) -> None:
+    """The generator's loss leaves gradients in the critic, which clears after its own step only."""
+    found = judge(workshop, GAN.format(first="", after="theirs.zero_grad()", before=""))
+    finding = found.must_be("missing-zero-grad", "warning", ("critic.weight", "critic.bias"))
+    assert "`critic` takes gradients of another loss along: 7 of 8 steps" in finding.message
+    assert [found.line(label.span).strip() for label in finding.labels] == ["theirs.step()"]
+    assert finding.help[0].message.startswith("call `theirs.zero_grad()`")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"first": "theirs.zero_grad()", "after": "", "before": ""},
+        {"first": "theirs.zero_grad()", "after": "theirs.zero_grad()", "before": ""},
+        {
+            "first": "critic.requires_grad_(True)",
+            "after": "theirs.zero_grad()",
+            "before": "critic.requires_grad_(False)",
+        },
+    ],
+)
+def test_each_side_clears_before_its_own_backward(workshop: Workshop, places: dict[str, str]) -> None:
+    """What the other loss leaves behind is thrown away, or never comes."""
+    assert judge(workshop, GAN.format(**places)).findings == ()
+
+
 THROWN_AWAY = {
     "optimizer_clears": (
         NET,
@@ -536,6 +578,37 @@ def test_run_that_was_cut_short_is_not_blamed(workshop: Workshop) -> None:
 # --- programs in order ---------------------------------------------------------------------------------------------
 
 IN_ORDER = {
+    "heads_step_before_the_trunk": """
+        trunk, heads = nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+        shared = SGD(trunk.parameters(), lr=0.01)
+        first, second = (SGD(head.parameters(), lr=0.01) for head in heads)
+        for _ in range(8):
+            x, y = data()
+            F.mse_loss(heads[0](trunk(x)), y).backward()
+            first.step()
+            first.zero_grad()
+            F.l1_loss(heads[1](trunk(x)), y).backward()
+            second.step()
+            second.zero_grad()
+            shared.step()
+            shared.zero_grad()
+    """,
+    "a_second_head_joins_later": """
+        trunk, heads = nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+        shared = SGD(trunk.parameters(), lr=0.01)
+        first, second = (SGD(head.parameters(), lr=0.01) for head in heads)
+        for step in range(12):
+            x, y = data()
+            if step >= 4:
+                F.l1_loss(heads[1](trunk(x)), y).backward()
+                second.step()
+                second.zero_grad()
+            F.mse_loss(heads[0](trunk(x)), y).backward()
+            first.step()
+            first.zero_grad()
+            shared.step()
+            shared.zero_grad()
+    """,
     "cleared_after_the_step": """
         net = Net()
         optimizer = SGD(net.parameters(), lr=0.01)
