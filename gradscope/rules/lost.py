@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -84,13 +84,9 @@ def _find(run: Run) -> list[Lost]:
     if not found:
         found = _rebound(run, steps)
     told = {tensor.id for loss in found for tensor in loss.tensors}
-    places = {(loss.operation.name, loss.operation.span) for loss in found}
+    places = {_place(loss.flow, cut) for loss in found for cut in (loss.operation, *loss.others)}
     turns = [flow for optimizer in run.optimizers for flow in rounds(run, optimizer.id)]
-    return found + [
-        term
-        for term in _terms(turns)
-        if (term.operation.name, term.operation.span) not in places and not told.issuperset(t.id for t in term.tensors)
-    ]
+    return found + [term for term in _terms(turns, places) if not told.issuperset(t.id for t in term.tensors)]
 
 
 # --- tensors that never get a gradient -------------------------------------------------------------------------
@@ -473,8 +469,11 @@ _SCALES = frozenset(
 )
 
 
-def _terms(steps: list[StepFlow]) -> list[Lost]:
-    """Summands of a scalar loss that depend on tensors in training yet have no history: they do nothing."""
+def _terms(steps: list[StepFlow], told: Collection[object]) -> list[Lost]:
+    """Summands of a scalar loss that depend on tensors in training yet have no history: they do nothing.
+
+    Where a cut that is `told` lies behind one, it has a history again once that is mended.
+    """
     found: dict[tuple[str, Span | None], Lost] = {}
 
     def note(term: Lost) -> None:
@@ -490,19 +489,60 @@ def _terms(steps: list[StepFlow]) -> list[Lost]:
         for residual in _gradients_beside_their_output(flow):
             note(residual)
         for root in flow.roots:
-            for term, adder in _dead_terms(flow, root):
-                loss = _cause_of_term(flow, term)
-                if loss is not None and not _in_one_call(loss.operation, adder):
-                    note(loss)
             for exit_ in _terms_as_numbers(flow, root):
                 trained = _trained_behind(flow, exit_.inputs)
                 if trained:
                     note(Lost("left-torch", exit_, flow, tuple(trained), "warning", term=True))
+    for loss in _dead(steps, told):
+        note(loss)
     for flow, adder, exits in returned((turn, adder) for turn in steps for adder in _adding_numbers(turn)):
         trained = _trained_behind(flow, _attached(flow, (value for exit_ in exits for value in exit_.inputs)))
         if trained and exits[-1].span != adder.span:  # else one expression calls a library that does both
             note(Lost("left-torch", exits[-1], flow, tuple(trained), "warning", term=True, came_back=adder))
     return list(found.values())
+
+
+def _dead(steps: list[StepFlow], told: Collection[object]) -> Iterator[Lost]:
+    """Terms without history and where they have lost it: of several places, one that cuts them in every step.
+
+    What was computed once for many steps, such as the probabilities of a rollout, is cut off in the first of them only.
+    """
+    sound = (flow for flow in steps if not any(backward.failed for backward in flow.step.backwards))
+    dead = [(flow, term, adder) for flow in sound for root in flow.roots for term, adder in _dead_terms(flow, root)]
+    settled = {adder.span for flow, term, adder in dead if _is_told(flow, term, told)}
+    found: list[tuple[StepFlow, Operation, list[_Cut]]] = []
+    for flow, term, adder in dead:
+        if adder.span in settled:
+            continue
+        cut_off = _cut_off(flow, term)
+        penalty = None if cut_off else _gradient_as_number(flow, term)
+        if cut_off:
+            found.append((flow, adder, cut_off))
+        elif penalty is not None and not _in_one_call(penalty.operation, adder):
+            yield penalty
+    times: Counter[tuple[Span | None, object]] = Counter()
+    for flow, adder, cut_off in found:
+        times.update({(adder.span, _place(flow, cut)) for cut in cut_off[0][1]})
+    for flow, adder, cut_off in found:
+        first = cut_off[0][1]
+        cause = cause_of(flow, first[0])
+        cut = max(
+            (cut for cut in first if cause_of(flow, cut) == cause),
+            key=lambda cut: times[adder.span, _place(flow, cut)],
+        )
+        place = _place(flow, cut)
+        tensors = [tensor for tensor, cuts in cut_off if any(_place(flow, other) == place for other in cuts)]
+        if not _in_one_call(cut, adder):
+            others = _distinct((other for other in first if other is not cut), cut)
+            tensors.sort(key=lambda tensor: tensor.id)
+            yield Lost(cause, cut, flow, tuple(tensors), "warning", term=True, others=others)
+
+
+def _is_told(flow: StepFlow, term: int, told: Collection[object]) -> bool:
+    behind = flow.behind([term])
+    return bool(told) and any(
+        _place(flow, operation) in told for operation in flow.operations if not behind.isdisjoint(operation.outputs)
+    )
 
 
 def _adding_numbers(flow: StepFlow) -> list[Operation]:
@@ -605,9 +645,13 @@ def _is_in_training(flow: StepFlow, tensor: Tensor) -> bool:
     return tensor.optimizer is not None and tensor.leaf and required and tensor.name is not None
 
 
-def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
+_Cut = tuple[Tensor, tuple[Operation, ...]]
+
+
+def _cut_off(flow: StepFlow, term: int) -> list[_Cut]:
+    """The tensors in training that a term was computed from, and the operations that cut them off from it."""
     ends = (term,)
-    found: list[tuple[Tensor, tuple[Operation, ...]]] = []
+    found: list[_Cut] = []
     for tensor_id, starts in flow.values_of.items():
         tensor = flow.tensors[tensor_id]
         if not _is_in_training(flow, tensor):
@@ -616,13 +660,8 @@ def _cause_of_term(flow: StepFlow, term: int) -> Lost | None:
         cuts = tuple(cut for cut in _ranked(flow, reach, ends).cuts if not _takes_the_shape(cut))
         if cuts and term in reach.touched:
             found.append((tensor, cuts))
-    if not found:
-        return _gradient_as_number(flow, term)
     # A generator that is detached before the critic's penalty loses nothing by the penalty's missing graph.
-    found = [(tensor, cuts) for tensor, cuts in found if _leads_on(flow, cuts[0], ends)] or found
-    tensors = sorted((tensor for tensor, _ in found), key=lambda tensor: tensor.id)
-    cut, *others = found[0][1]
-    return Lost(cause_of(flow, cut), cut, flow, tuple(tensors), "warning", term=True, others=_distinct(others, cut))
+    return [(tensor, cuts) for tensor, cuts in found if _leads_on(flow, cuts[0], ends)] or found
 
 
 def _gradient_as_number(flow: StepFlow, term: int) -> Lost | None:

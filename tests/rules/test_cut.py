@@ -298,6 +298,62 @@ def test_term_that_trains_nothing_comes_before_one_that_trains_others(workshop: 
     assert "# here" in source.splitlines()[found[0].span.line - 1]
 
 
+POLICY = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+policy, value = nn.Linear(4, 3), nn.Linear(4, 1)
+optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=0.01)
+
+def log_prob(x, chosen):
+    return policy(x).log_softmax(1).gather(1, chosen)
+
+for _ in range(4):
+    x, chosen = torch.rand(8, 4), torch.randint(3, (8, 1))
+    {before}
+    for _ in range(3):
+        now = {now}
+        score = value(x)
+        gain = x.sum(1, keepdim=True) - score.detach()
+        loss = ((now - before).exp() * gain).mean() + score.square().mean() + {entropy}
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("severity", "parts"),
+    [
+        (
+            "warning",
+            {
+                "before": "before = log_prob(x, chosen).detach()",
+                "now": "log_prob(x, chosen).detach()  # here",
+                "entropy": "(policy(x).softmax(1) ** 2).sum()",
+            },
+        ),
+        (
+            "error",
+            {
+                "before": "with torch.no_grad():  # here\n        before = log_prob(x, chosen)",
+                "now": "before",
+                "entropy": "0",
+            },
+        ),
+    ],
+    ids=["computed_once_for_many_steps", "without_any_gradient"],
+)
+def test_a_term_is_told_once(severity: str, parts: dict[str, str], workshop: Workshop) -> None:
+    """A term has one story: where it is cut in each step, and, of what gets no gradient at all, that it gets none."""
+    source = POLICY.format(**parts)
+    (finding,) = Report.of(workshop.run(source)).findings
+    assert (finding.severity, finding.tensors) == (severity, ("policy.weight", "policy.bias"))
+    assert finding.span is not None
+    assert "# here" in (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()[finding.span.line - 1]
+
+
 def test_distributions_and_shifts_lose_no_term(workshop: Workshop) -> None:
     """What is constant in a log-probability, or cancels as the maximum in a sum of exponentials, is no term."""
     body = """
