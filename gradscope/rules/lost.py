@@ -374,12 +374,33 @@ def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
     if not backs:
         # Whole numbers made of a prediction choose an index, a length, a crop: nothing comes back. And what a module
         # takes out of torch while it computes is a factor, rather than a number for a log.
-        ended = max((flow.maker[root].id for root in flow.roots if root in flow.maker), default=0)
-        within_module = [exit_ for exit_ in reach.exits if exit_.module is not None and exit_.id < ended]
+        within_module = [exit_ for exit_ in reach.exits if exit_.module is not None and exit_.id < _loss_made(flow)]
         choices = [exit_ for exit_ in reach.exits if short_name(exit_.name) in _CHOOSING]
-        return next(iter(choices[-1:] or within_module[-1:]), None)
+        alone = len({flow.holder[value] for value in reach.touched}) == 1  # nothing else is computed from the tensor
+        in_each = [exit_ for exit_ in reach.exits if alone and _is_read_before_each_loss(flow.run, exit_)]
+        return next(iter(choices[-1:] or within_module[-1:] or in_each[-1:]), None)
     before = [exit_ for exit_ in reach.exits if exit_.id < backs[-1]]
     return before[-1]
+
+
+def _is_read_before_each_loss(run: Run, exit_: Operation) -> bool:
+    """Whether a line takes a value out of torch in the first step as in the second, before there is a loss.
+
+    What is logged comes after the loss of the first step.
+    """
+    first = flows(run)[:2]
+    return len(first) == 2 and all(
+        any(
+            (operation.name, operation.span) == (exit_.name, exit_.span) and operation.id < _loss_made(flow)
+            for operation in flow.operations
+        )
+        for flow in first
+    )
+
+
+def _loss_made(flow: StepFlow) -> int:
+    """When the last root was computed, as an operation's id."""
+    return max((flow.maker[root].id for root in flow.roots if root in flow.maker), default=0)
 
 
 def _entries(flow: StepFlow) -> list[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from gradscope.graph.facts import Finding, Help, Operation, Run, Tensor
+from gradscope.graph.facts import Finding, Help, Label, Operation, Run, Tensor
 from gradscope.graph.naming import short_name
 from gradscope.graph.profiles import ProfileFlow, Stage, repeated
-from gradscope.rules.wording import listed, steps_text, who
+from gradscope.rules.wording import listed, owner, steps_text, who
 
 
 def zero_gradient(run: Run) -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
         sizes = {tensor.id: size for tensor in _trained(run) if tensor.id in flow.leaves and (size := _size(tensor))}
         largest = max(sizes.values(), default=0.0)
         tensors = [tensor for tensor in _trained(run) if 0 < sizes.get(tensor.id, 0) < _VANISHED * largest]
-        groups: dict[object, list[tuple[Tensor, Operation, list[Stage]]]] = {}
+        groups: dict[object, list[_Way]] = {}
         for tensor in tensors:
             way = flow.way(tensor.id)
             if not way or any(stage.adds and stage.growth < -3 for stage in way):
@@ -166,9 +166,10 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
             operation, growth = min(lines, key=lambda line: line[1], default=(None, 0.0))
             if operation is not None and operation.span is not None and growth < -3:
                 groups.setdefault((operation.span.file, operation.span.line), []).append((tensor, operation, way))
-        for group in groups.values():
+        for group in _of_one_owner(groups.values()):
             tensor, operation, way = min(group, key=lambda item: sizes[item[0].id])
             names = tuple(tensor.name or "" for tensor, _, _ in group)
+            further = {other.span: None for _, other, _ in group if other.span != operation.span}
             times = sum(stage.operation is not None and stage.operation.span == operation.span for stage in way)
             yield Finding(
                 "vanishing-gradient",
@@ -178,12 +179,28 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
                 operation.span,
                 f"it becomes smaller here, {times} times in a row" if times > 1 else "it becomes smaller here",
                 names,
-                (),
+                tuple(Label(span, "and here") for span in further if span is not None),
                 (*_profile(run, flow), f"note: on the way: {_course(way)}"),
                 (Help(_VANISHING_HELP),),
             )
         if groups:
             return
+
+
+_Way = tuple[Tensor, Operation, list[Stage]]
+
+
+def _of_one_owner(groups: Iterable[list[_Way]]) -> list[list[_Way]]:
+    """The same with those of one module together: a model that is called on two lines is one story."""
+    found: list[list[_Way]] = []
+    for group in groups:
+        for other in found:
+            if owner([tensor.name or "" for tensor, _, _ in (*other, *group)]) is not None:
+                other += group
+                break
+        else:
+            found.append([*group])
+    return found
 
 
 _VANISHED = 1e-5

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from gradscope.graph.facts import Finding
+from gradscope.graph.facts import Finding, Span
 from gradscope.reports.report import Report
 from tests.workshop import Workshop
 
@@ -280,6 +280,33 @@ def test_number_that_is_a_factor_in_a_module(workshop: Workshop) -> None:
     )
     (finding,) = Report.of(run).findings
     assert (finding.rule, finding.tensors) == ("left-torch", ("net.scale",))
+
+
+NUMBER = """
+import torch
+from torch import nn
+
+net, rate = nn.Linear(4, 1), nn.Parameter(torch.tensor(0.5))
+optimizer = torch.optim.SGD([*net.parameters(), rate], lr=0.1)
+print(rate.item())
+for _ in range(5):
+    loss = net(torch.rand(8, 4)).square().mean() * {factor}
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    print(rate.item())
+"""
+
+
+@pytest.mark.parametrize(("factor", "rule"), [("rate.item()  # here", "left-torch"), ("2", "unused-parameter")])
+def test_numbers_before_each_loss_are_no_logs(factor: str, rule: str, workshop: Workshop) -> None:
+    """A parameter that is read as a number and never computed with was meant to be a factor, unless it is logged."""
+    (finding,) = Report.of(workshop.run(NUMBER.format(factor=factor))).findings
+    assert (finding.rule, finding.tensors) == (rule, ("rate",))
+    line = (
+        (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()[(finding.span or Span("", 0)).line - 1]
+    )
+    assert ("# here" in line) == (rule == "left-torch")
 
 
 def test_term_that_trains_nothing_comes_before_one_that_trains_others(workshop: Workshop) -> None:

@@ -171,6 +171,31 @@ def test_only_gradients_are_not_finite(workshop: Workshop, body: str) -> None:
     assert found(workshop, body)[:1] == [("nonfinite-gradient", True)]
 
 
+def test_a_model_that_is_called_twice_is_one_story(workshop: Workshop) -> None:
+    """The gradient vanishes in both calls of one model: the further line is a label."""
+    source = """
+        import torch
+        from torch import nn
+
+        layers = [layer for _ in range(14) for layer in (nn.Linear(16, 16), nn.Sigmoid())]
+        net = nn.Sequential(nn.Linear(1, 16), nn.Sigmoid(), *layers, nn.Linear(16, 1))
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        for _ in range(10):
+            y = net(torch.rand(8, 1))  # call
+            start = net(torch.zeros(1, 1))  # call
+            loss = y.square().mean() + (start - 9).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    (finding,) = Report.of(workshop.run(source)).findings
+    assert finding.rule == "vanishing-gradient"
+    lines = (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()
+    places = [finding.span, *(label.span for label in finding.labels)]
+    assert len(places) == 2
+    assert all(place is not None and "# call" in lines[place.line - 1] for place in places)
+
+
 ANOMALIES = {
     "a root of 0": "norms = (last(net(x)) * (step < 3)).square().sum(1).sqrt()  # here\nloss = norms.mean()",
     "a branch left out": "p = F.relu(last(net(x)) - 0.5)\nlogs = p.log()  # here\n"
