@@ -196,6 +196,25 @@ def test_a_model_that_is_called_twice_is_one_story(workshop: Workshop) -> None:
     assert all(place is not None and "# call" in lines[place.line - 1] for place in places)
 
 
+def test_weight_norm_of_single_elements_does_not_vanish(workshop: Workshop) -> None:
+    """A direction in one dimension has no slope: what arrives there is rounding noise, and its length learns."""
+    source = """
+        import torch
+        from torch import nn
+        from torch.nn.utils.parametrizations import weight_norm
+
+        net = nn.Sequential(weight_norm(nn.Linear(1, 8)), nn.Tanh(), weight_norm(nn.Linear(8, 1)))
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+        for _ in range(20):
+            x = torch.rand(16, 1)
+            loss = (net(x) - x.sin()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    assert Report.of(workshop.run(source)).findings == ()
+
+
 ANOMALIES = {
     "a root of 0": "norms = (last(net(x)) * (step < 3)).square().sum(1).sqrt()  # here\nloss = norms.mean()",
     "a branch left out": "p = F.relu(last(net(x)) - 0.5)\nlogs = p.log()  # here\n"
