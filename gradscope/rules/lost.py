@@ -376,11 +376,23 @@ def _telling_exit(flow: StepFlow, reach: Reach) -> Operation | None:
         # takes out of torch while it computes is a factor, rather than a number for a log.
         within_module = [exit_ for exit_ in reach.exits if exit_.module is not None and exit_.id < _loss_made(flow)]
         choices = [exit_ for exit_ in reach.exits if short_name(exit_.name) in _CHOOSING]
-        alone = len({flow.holder[value] for value in reach.touched}) == 1  # nothing else is computed from the tensor
-        in_each = [exit_ for exit_ in reach.exits if alone and _is_read_before_each_loss(flow.run, exit_)]
+        in_each = [
+            exit_
+            for exit_ in reach.exits
+            if _is_all_that_is_done(flow, reach, exit_) and _is_read_before_each_loss(flow.run, exit_)
+        ]
         return next(iter(choices[-1:] or within_module[-1:] or in_each[-1:]), None)
     before = [exit_ for exit_ in reach.exits if exit_.id < backs[-1]]
     return before[-1]
+
+
+def _is_all_that_is_done(flow: StepFlow, reach: Reach, exit_: Operation) -> bool:
+    """Whether a tensor is computed with in the very expression only that makes a number of it: `float(rate.exp())`."""
+    return not reach.cuts and all(
+        operation.span is not None and exit_.span is not None and within(operation.span, exit_.span)
+        for operation in flow.operations
+        if operation.outputs and not reach.touched.isdisjoint(operation.inputs)
+    )
 
 
 def _is_read_before_each_loss(run: Run, exit_: Operation) -> bool:

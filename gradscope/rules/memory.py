@@ -108,6 +108,7 @@ def _growing(run: Run, growth: Growth) -> Finding:
         if maker is not None and maker.span is not None and maker.span.line != span.line:
             labels = (Label(maker.span, f"`{short_name(maker.name)}` takes it here"),)
         mend = "carry `.detach()` of it on, or sum up `.item()`, or compute it under `torch.no_grad()`"
+    until = min(growth.until, max(run.step_count, growth.since))  # what comes after the last step is no step
     return Finding(
         "graph-growth",
         "warning",
@@ -116,7 +117,7 @@ def _growing(run: Run, growth: Growth) -> Finding:
         caret,
         (name,) if name is not None else (),
         labels,
-        (f"seen from step {growth.since} to step {growth.until}; everything that these graphs saved stays in memory",),
+        (f"seen from step {growth.since} to step {until}; everything that these graphs saved stays in memory",),
         (Help(mend),),
     )
 

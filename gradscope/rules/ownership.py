@@ -72,7 +72,7 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             labels if span is not None else (),
             (
                 f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
-                f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what it holds {_last(pairs)}",
+                f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what was replaced {_last(pairs)}",
             ),
             (Help(_KEEP if all(old.shape == new.shape for old, new in pairs) else _LATER),),
         )

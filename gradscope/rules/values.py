@@ -161,7 +161,7 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
             worst = min(way, key=lambda stage: stage.growth)
             once = worst.growth < 0.6 * sum(min(0.0, stage.growth) for stage in way)
             if once and worst.name in _PRODUCTS | {"Div", "WeightNormInterface"}:
-                continue  # scaled down once, on purpose, or multiplied by what is small; or a direction in one dimension
+                continue  # scaled down once, on purpose, or multiplied by what is small; or of a single element
             lines = [(operation, _shrinking(stages)) for operation, _, stages in repeated(way)]
             operation, growth = min(lines, key=lambda line: line[1], default=(None, 0.0))
             if operation is not None and operation.span is not None and growth < -3:

@@ -298,7 +298,10 @@ for _ in range(5):
 """
 
 
-@pytest.mark.parametrize(("factor", "rule"), [("rate.item()  # here", "left-torch"), ("2", "unused-parameter")])
+@pytest.mark.parametrize(
+    ("factor", "rule"),
+    [("rate.item()  # here", "left-torch"), ("rate.exp().item()  # here", "left-torch"), ("2", "unused-parameter")],
+)
 def test_numbers_before_each_loss_are_no_logs(factor: str, rule: str, workshop: Workshop) -> None:
     """A parameter that is read as a number and never computed with was meant to be a factor, unless it is logged."""
     (finding,) = Report.of(workshop.run(NUMBER.format(factor=factor))).findings
