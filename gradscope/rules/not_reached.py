@@ -703,6 +703,9 @@ def _read_in_vain(run: Run) -> Iterator[Finding]:
             told |= {cause, operation.span} - {None}
             name = tensor.name or "this tensor"
             labels = (Label(operation.span, "`.grad` is None here"),) if operation.span else ()
+            way = f"read the gradient of the leaf, or call `{name}.retain_grad()` before backward"
+            if _has_taken_the_name(run, tensor):
+                way = f"change it in place under `torch.no_grad()`, or go on with `{name}.detach().requires_grad_()`"
             yield Finding(
                 "non-leaf",
                 "error",
@@ -712,8 +715,15 @@ def _read_in_vain(run: Run) -> Iterator[Finding]:
                 (name,),
                 labels,
                 (),
-                (Help(f"read the gradient of the leaf, or call `{name}.retain_grad()` before backward"),),
+                (Help(way),),
             )
+
+
+def _has_taken_the_name(run: Run, tensor: Tensor) -> bool:
+    """Whether a result was assigned to the variable of a leaf, as in `w = w - lr * w.grad`."""
+    return tensor.name is not None and any(
+        other.leaf and other.requires_grad and other.name == tensor.name for other in run.tensors
+    )
 
 
 def kept_as_attribute(run: Run) -> Iterator[tuple[Tensor, Operation]]:

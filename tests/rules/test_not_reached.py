@@ -624,6 +624,23 @@ def test_added_as_frozen_as_it_was(workshop: Workshop) -> None:
     assert judge(workshop, program.format("net[0].requires_grad_(True)\n")).findings == ()
 
 
+def test_result_in_the_place_of_its_leaf(workshop: Workshop) -> None:
+    """`retain_grad()` would only lead the next backward into a graph that is freed: the help is another."""
+    program = """
+        import torch
+
+        w = torch.rand(4, requires_grad=True)
+        for _ in range(2):
+            loss = w.square().sum()
+            loss.backward()
+            w = w - 0.1 * w.grad
+    """
+    outcome = workshop.observe(program)
+    (finding,) = Report.of(outcome.run).findings
+    assert (finding.rule, finding.tensors) == ("non-leaf", ("w",))
+    assert finding.help[0].message.endswith("go on with `w.detach().requires_grad_()`")
+
+
 FROZEN_ON_PURPOSE = {
     "peft": """
         net[0].requires_grad_(False)
