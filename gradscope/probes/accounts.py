@@ -115,9 +115,7 @@ class Account:
             self._note_leftover(user)
             self.applied += 1
             self.piled += self.mixed
-            for source in self.pending:
-                source.user = source.user or user
-            self._served()
+            self._served(user)
         elif stamp == NO_GRADIENT or not self.users:
             self.starved += 1
             self.cleared_first += self.discarded
@@ -158,9 +156,10 @@ class Account:
             self.users.add(0)
             self.stamp = stamp_of(gradient)
 
-    def _served(self) -> None:
+    def _served(self, user: int | None = None) -> None:
         for source in self.pending:
             source.served = True
+            source.user = source.user or user
         self.pending.clear()
 
     def clear(self, site: Site | None, held: bool, swept: bool = False) -> list[Pass]:

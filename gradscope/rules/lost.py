@@ -572,9 +572,20 @@ def _dead(steps: list[StepFlow], told: Collection[object]) -> Iterator[Lost]:
 
 
 def _is_told(flow: StepFlow, term: int, told: Collection[object]) -> bool:
+    if not told:
+        return False
     behind = flow.behind([term])
-    return bool(told) and any(
-        _place(flow, operation) in told for operation in flow.operations if not behind.isdisjoint(operation.outputs)
+    return any(
+        _place(flow, operation) in told
+        for operation in flow.operations
+        if not behind.isdisjoint(operation.outputs) and _ends_history(flow, operation)
+    )
+
+
+def _ends_history(flow: StepFlow, operation: Operation) -> bool:
+    """Whether an operation takes values with history and gives none: others cut nothing."""
+    return any(flow.history[value] for value in operation.inputs) and not any(
+        flow.history[value] for value in operation.outputs
     )
 
 

@@ -48,7 +48,6 @@ def graph_growth(run: Run) -> Iterator[Finding]:
     """
     told: set[tuple[str, int]] = set()
     lines = {_line(tensor.made) for tensor in run.tensors if tensor.differentiated}
-    names = {tensor.id: tensor.name for tensor in run.tensors}
     carried: set[str | None] = set()
     # Whoever merely reads a state that is carried on has one link more than the call that carries it.
     for growth in sorted(run.growths, key=_precedence):
@@ -59,7 +58,7 @@ def graph_growth(run: Run) -> Iterator[Finding]:
             continue
         if growth.kind == "kept" and told:
             continue  # what a growing graph was computed from is kept by it
-        name = names.get(growth.tensor)
+        name = run.tensor_by_id[growth.tensor].name
         if growth.kind == "calls" and name is not None and name in carried:
             continue
         carried.add(name)
@@ -80,7 +79,7 @@ def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
 
 
 def _growing(run: Run, growth: Growth) -> Finding:
-    tensor = next(tensor for tensor in run.tensors if tensor.id == growth.tensor)
+    tensor = run.tensor_by_id[growth.tensor]
     same = [other.name for other in run.tensors if other.made == tensor.made and other.name is not None]
     # `average = 0.9 * average + 0.1 * h`: the product has no name, the sum on its line has.
     same += [other.name for other in run.tensors if _line(other.made) == _line(growth.span) and other.name is not None]

@@ -196,7 +196,7 @@ def _is_spoilt(tensor: Tensor, event: Nonfinite) -> bool:
         tensor.optimizer is not None
         and received is not None
         and received.nonfinite > 0
-        and (tensor.id not in event.tensors)
+        and tensor.id not in event.tensors
     )
 
 
@@ -204,9 +204,8 @@ def _taken(run: Run, operation: Operation | None) -> Iterator[str]:
     """What an operation took, by names of tensors or as the line calls it."""
     if operation is None:
         return
-    holder = run.holder
-    known = {tensor.id: tensor.name for tensor in run.tensors}
-    found = [known.get(holder.get(value, -1)) for value in operation.inputs]
+    tensors = [run.tensor_by_id.get(run.holder.get(value, -1)) for value in operation.inputs]
+    found = [tensor.name if tensor is not None else None for tensor in tensors]
     written = operand_names(operation.span, operation.name, run.sources) if operation.span is not None else []
     if len(written) != len(found):
         written = [None] * len(found)

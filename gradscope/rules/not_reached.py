@@ -385,13 +385,16 @@ def _made_in_forward(run: Run) -> dict[Span | None, list[Tensor]]:
     """
     tensors = run.tensor_by_id
     holder = run.holder
-    history = {value.id for value in run.values if value.history}
     steps: dict[Span | None, set[int]] = defaultdict(set)
     made: dict[Span | None, dict[int, Tensor]] = defaultdict(dict)
     for step in run.steps:
         for operation in step.operations:
             forward = operation.module is not None and operation.grad_enabled
-            if operation.name == "nn.Parameter" and forward and history.isdisjoint(operation.inputs):
+            if (
+                operation.name == "nn.Parameter"
+                and forward
+                and not any(run.history[value] for value in operation.inputs)
+            ):
                 for value in operation.outputs:
                     tensor = tensors[holder[value]]
                     if tensor.optimizer is None and tensor.requires_grad and tensor.consumed:
@@ -467,6 +470,7 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
     for frozen, optimizer, when in (*_given_later(run), *_chosen(run)):
         names = tuple(tensor.name or "" for tensor in frozen)
         those = who(names, run)
+        given = "this optimizer was given a group more later" if when == _ADDED else "given to an optimizer here"
         yield Finding(
             "frozen-parameter",
             "warning",
@@ -475,7 +479,7 @@ def frozen_parameter(run: Run) -> Iterator[Finding]:
             _who_froze(run, frozen),
             "frozen here, and never unfrozen",
             names,
-            (Label(optimizer.made, _GIVEN.get(when, "given to an optimizer here")),) if optimizer.made else (),
+            (Label(optimizer.made, given),) if optimizer.made is not None else (),
             (f"frozen: {listed(names)}",),
             (Help("set `requires_grad_(True)` before this optimizer steps"),),
         )
@@ -542,7 +546,6 @@ def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
 
 _SOME = 3  # steps of an optimizer
 _LATER, _ADDED = " after a phase without", " in a group that was added later"
-_GIVEN = {_ADDED: "this optimizer was given a group more later"}
 
 
 def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
@@ -555,8 +558,9 @@ def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
     for place, optimizer in enumerate(run.optimizers):
         earlier = [other for other in run.optimizers[:place] if other.steps]
         mine = set(optimizer.tensors)
-        before, when = {tensor for other in earlier for tensor in other.tensors}, _LATER
-        if not optimizer.steps or not any(set(other.tensors) < mine for other in earlier):
+        if optimizer.steps and any(set(other.tensors) < mine for other in earlier):
+            before, when = {tensor for other in earlier for tensor in other.tensors}, _LATER
+        else:
             before, when = {number for number in mine if not _was_added(tensors[number], optimizer)}, _ADDED
         frozen = [
             tensor
@@ -606,13 +610,11 @@ def _chosen(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
 def _who_froze(run: Run, tensors: list[Tensor]) -> Span | None:
     """The latest line that set `requires_grad` of one of these to False."""
     wanted = {tensor.id for tensor in tensors}
-    holder = {value.id: (value.tensor, value.history) for value in run.values}
     for step in reversed(run.steps):
         for operation in reversed(step.operations):
             if operation.name in ("Tensor.requires_grad_", "Tensor.requires_grad ="):
                 for value in operation.outputs:
-                    tensor, history = holder[value]
-                    if tensor in wanted and not history:
+                    if run.holder[value] in wanted and not run.history[value]:
                         return operation.span
     return None
 

@@ -87,7 +87,7 @@ def held_copies(run: Run) -> dict[int, Tensor]:
     learning = {tensor.id: tensor for tensor in run.tensors if gets_gradients(tensor) and tensor.id not in foreign}
     idle = {tensor for optimizer in run.optimizers if not optimizer.fed for tensor in optimizer.tensors}
     holder = run.holder
-    shapes = {tensor.id: tensor.shape for tensor in run.tensors}
+    tensors = run.tensor_by_id
     copies: dict[int, Tensor] = {}
     source: dict[int, int] = {}  # the learning tensor whose values a value is
     for operation in (operation for step in run.steps[:1] for operation in step.operations):
@@ -96,7 +96,7 @@ def held_copies(run: Run) -> dict[int, Tensor]:
         origins = {source.get(value, holder[value]) for value in operation.inputs}.intersection(learning)
         for value in operation.outputs if len(origins) == 1 else ():
             (origin,) = origins
-            if holder[value] != origin and shapes[holder[value]] == shapes[origin]:
+            if holder[value] != origin and tensors[holder[value]].shape == tensors[origin].shape:
                 source[value] = origin
                 if holder[value] in idle:
                     copies[holder[value]] = learning[origin]

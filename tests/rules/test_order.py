@@ -577,11 +577,14 @@ def test_run_that_was_cut_short_is_not_blamed(workshop: Workshop) -> None:
 
 # --- programs in order ---------------------------------------------------------------------------------------------
 
-IN_ORDER = {
-    "heads_step_before_the_trunk": """
+TWO_HEADS = """
         trunk, heads = nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
         shared = SGD(trunk.parameters(), lr=0.01)
         first, second = (SGD(head.parameters(), lr=0.01) for head in heads)
+"""
+IN_ORDER = {
+    "heads_step_before_the_trunk": TWO_HEADS
+    + """
         for _ in range(8):
             x, y = data()
             F.mse_loss(heads[0](trunk(x)), y).backward()
@@ -593,10 +596,8 @@ IN_ORDER = {
             shared.step()
             shared.zero_grad()
     """,
-    "a_second_head_joins_later": """
-        trunk, heads = nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
-        shared = SGD(trunk.parameters(), lr=0.01)
-        first, second = (SGD(head.parameters(), lr=0.01) for head in heads)
+    "a_second_head_joins_later": TWO_HEADS
+    + """
         for step in range(12):
             x, y = data()
             if step >= 4:
