@@ -561,6 +561,14 @@ class Run:
         return {value.id: value.tensor for value in self.values}
 
     @cached_property
+    def grad_mode_switches(self) -> tuple[Operation, ...]:
+        """The operations that turned grad mode or inference mode on or off, in their order."""
+        names = tuple(f"{mode}({on})" for mode in ("set_grad_enabled", "inference_mode") for on in (True, False))
+        return tuple(
+            operation for step in self.steps for operation in step.operations if operation.name.startswith(names)
+        )
+
+    @cached_property
     def history(self) -> Mapping[int, bool]:
         """Whether each value has history, by the value's id."""
         return {value.id: value.history for value in self.values}

@@ -68,6 +68,11 @@ class StepFlow:
         return found
 
     @cached_property
+    def outer(self) -> frozenset[int]:
+        """The ids of operations that others ran within."""
+        return frozenset(operation.within for operation in self.operations if operation.within is not None)
+
+    @cached_property
     def maker(self) -> dict[int, Operation]:
         """The operation that made each value; of a custom Function's forward, the Function itself."""
         return {

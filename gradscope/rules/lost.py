@@ -773,7 +773,7 @@ def cause_of(flow: StepFlow, cut: Operation) -> Cause:
         return "rebuilt-tensor" if _is_copied_by_a_library(flow, cut) else "detach"
     if cut.name in _REBUILDING or cut.name == "Tensor.data =" or _fills_a_leaf(flow, cut):
         return "rebuilt-tensor"
-    if any(operation.within == cut.id for operation in flow.operations):
+    if cut.id in flow.outer:
         return "no-grad"  # a custom Function runs its forward with grad mode off, and nothing given to it requires grad
     if not cut.grad_enabled:
         switch = grad_mode_switch(flow, cut)
@@ -809,12 +809,9 @@ def _fills_a_leaf(flow: StepFlow, cut: Operation) -> bool:
 def grad_mode_switch(flow: StepFlow, operation: Operation) -> Operation | None:
     """What turned grad mode off for an operation; None where it lies before the steps that are kept."""
     latest = None
-    for step in flow.run.steps:
-        for other in step.operations:
-            if other.id >= operation.id:
-                return latest
-            if other.name.startswith(("set_grad_enabled(False)", "inference_mode(True)")):
-                latest = latest or other  # an inner block that ends restores what the outer one had set
-            elif other.name.startswith(("set_grad_enabled(True)", "inference_mode(False)")):
-                latest = None
+    for other in flow.run.grad_mode_switches:
+        if other.id >= operation.id:
+            break
+        off = other.name.startswith(("set_grad_enabled(False)", "inference_mode(True)"))
+        latest = (latest or other) if off else None  # an inner block that ends restores what the outer one had set
     return latest
