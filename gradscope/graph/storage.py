@@ -8,6 +8,7 @@ import msgspec
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
+from gradscope.graph.texts import encoded
 
 SCHEMA = "gradscope.run/1"
 
@@ -22,7 +23,7 @@ class _Header(msgspec.Struct):
 
 def encode(run: Run) -> bytes:
     """The run as JSON in UTF-8."""
-    return msgspec.json.encode(run)
+    return encoded(run)
 
 
 def decode(data: bytes, name: str = "the run") -> Run:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gradscope.reports.document import Document, FindingRow, TensorRow
+from gradscope.reports.escaping import plain, shown
 
 _LISTED = 20
 
@@ -61,7 +62,9 @@ def learns(row: TensorRow) -> bool:
 
 def difference_text(found: Difference, before: str, after: str) -> str:
     """The difference as text."""
-    lines = [f"gradscope: {before} -> {after}, {_count(len(found.gone), 'gone')}, {_count(len(found.new), 'new')}"]
+    found = plain(found)
+    lines = [f"gradscope: {shown(before)} -> {shown(after)}"]
+    lines[0] += f", {_count(len(found.gone), 'gone')}, {_count(len(found.new), 'new')}"
     lines[0] += f", {found.stays} in both" if found.stays else ""
     for word, findings in (("gone", found.gone), ("new", found.new)):
         for row in findings:

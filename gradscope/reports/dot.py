@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Literal
 
 from gradscope.graph.facts import Finding, Run
 from gradscope.reports.boxes import Cluster, Edge, Gradient, Kind, Picture, Vertex
+from gradscope.reports.escaping import dot_label
 from gradscope.reports.folding import Wish, fold
 from gradscope.reports.labels import gradient_words, place_words, saved_words
 from gradscope.reports.picture import picture
@@ -233,10 +233,4 @@ def _text(text: str, longest: int = _LONGEST) -> str:
     """Text from the user as Graphviz shows it letter by letter, shortened in the middle."""
     if len(text) > longest:
         text = f"{text[: longest // 2 - 2]}...{text[-longest // 2 + 2 :]}"
-    shown = "".join(letter if letter.isprintable() else _spelled(letter) for letter in text)
-    # Graphviz replaces `\N` and the like also in HTML-like labels.
-    return html.escape(shown).replace("\\", "\\\\") or " "
-
-
-def _spelled(letter: str) -> str:
-    return ascii(letter)[1:-1]
+    return dot_label(text)

@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run
 from gradscope.reports.dot import Style, to_dot
+from gradscope.reports.escaping import shown
 from gradscope.reports.folding import Wish
 
 _TEXT = (".dot", ".gv")
@@ -87,18 +88,18 @@ def check_drawable(path: Path) -> None:
     if path.suffix.lower() not in _TEXT + _PICTURES + _PAGES:
         *others, last = _PICTURES + _TEXT + _PAGES
         endings = f"{', '.join(others)} or {last}"
-        raise DrawingError(f"cannot draw {_shown(path)}: the name must end in {endings}")
+        raise DrawingError(f"cannot draw {shown(str(path))}: the name must end in {endings}")
     reason = None
     if path.is_dir():
         reason = "it is a directory; name a file in it"
     elif path.exists() and not path.is_file():
         reason = "it is not a regular file; choose another name"
     elif not path.parent.is_dir():
-        reason = f"there is no directory {_shown(path.parent)}; make it first"
+        reason = f"there is no directory {shown(str(path.parent))}; make it first"
     elif path.exists() and not os.access(path, os.W_OK):
         reason = "the file is read-only; choose another name"
     if reason:
-        raise DrawingError(f"cannot write {_shown(path)}: {reason}")
+        raise DrawingError(f"cannot write {shown(str(path))}: {reason}")
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(beside, target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DrawingError(f"cannot write {_shown(path)}: {reason}; choose another place") from error
+        raise DrawingError(f"cannot write {shown(str(path))}: {reason}; choose another place") from error
     finally:
         with suppress(OSError):
             beside.unlink()
@@ -133,7 +134,7 @@ def _laid_out(dot: str, path: Path, seconds: float) -> bytes:
                 drawn = target.read_bytes()
                 return _with_dark_colours(drawn) if form == "svg" else drawn
     raise TooSlow(
-        f"cannot draw {_shown(path)}: its layout takes more than {seconds:g} seconds; "
+        f"cannot draw {shown(str(path))}: its layout takes more than {seconds:g} seconds; "
         "write a .dot file instead and lay it out with Graphviz"
     )
 
@@ -147,7 +148,7 @@ def _with_dark_colours(svg: bytes) -> bytes:
 def _finished(command: list[str], dot: str, environment: dict[str, str], seconds: float, path: Path) -> bool:
     """Whether the child drew the picture in time."""
     if not sys.executable:
-        raise DrawingError(f"cannot draw {_shown(path)}: no Python to start; write a .dot file instead")
+        raise DrawingError(f"cannot draw {shown(str(path))}: no Python to start; write a .dot file instead")
     # -P keeps files of the user's directory from being imported in place of libraries.
     line = [sys.executable, "-P", str(_HERE / "layout.py"), *command]
     try:
@@ -172,7 +173,7 @@ def _finished(command: list[str], dot: str, environment: dict[str, str], seconds
         lines = [line for line in said.splitlines() if line.strip() and not line.startswith("Fontconfig")]
         last = lines[-1:] or [f"it ended with code {done.returncode}"]
         reason = f"Graphviz failed ({last[0].strip()}); write a .dot file instead"
-    raise DrawingError(f"cannot draw {_shown(path)}: {reason}")
+    raise DrawingError(f"cannot draw {shown(str(path))}: {reason}")
 
 
 def _font_settings(folder: Path) -> Path:
@@ -204,8 +205,3 @@ def _system_fonts() -> list[Path]:
         home / ".fonts",
         home / ".local/share/fonts",
     ]
-
-
-def _shown(path: Path) -> str:
-    text = str(path)
-    return text if text.isprintable() else ascii(text)[1:-1]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
+from typing import NamedTuple
 
 from gradscope.graph.facts import Finding, Span
+from gradscope.reports.cells import cells
+from gradscope.reports.escaping import shown_letters
 
 WIDTH = 88  # columns, so that a report pastes into a forum
 _LONGEST = 200  # a line of code beyond this is shown around what is pointed at
@@ -18,7 +22,7 @@ def paint(text: str, severity: str, colour: bool) -> str:
 
 
 def frame(finding: Finding, sources: Mapping[str, Mapping[int, str]], colour: bool = False) -> list[str]:
-    """The lines of a finding and its labels, in file order; places of other files follow in frames of their own."""
+    """The lines of a plain finding and its labels, in file order; other files follow in frames of their own."""
     assert finding.span is not None
     marks: dict[str, list[tuple[Span, str, bool]]] = {}
     marks.setdefault(finding.span.file, []).append((finding.span, finding.caret, True))
@@ -49,35 +53,52 @@ def _snippet(found: list[tuple[Span, str, bool]], source: Mapping[int, str], sev
         if previous is not None and number > previous + 1:
             lines.append("...")
         previous = number
-        whole = source.get(number, "").replace("\t", " ")
+        whole = source.get(number, "")
         here = sorted((mark for mark in found if mark[0].line == number), key=lambda mark: not mark[2])
-        code, shift = excerpt(whole, here[0][0].column if here else None)
-        lines.append(f"{number:>{gutter}} | {code}".rstrip())
+        code = excerpt(whole, here[0][0].column if here else None)
+        lines.append(f"{number:>{gutter}} | {code.text}".rstrip())
         for span, message, main in here:
             if message:
-                start, end = (min(max(0, place - shift), len(code)) for place in _columns(span, whole))
+                start, end = map(code.cell, _columns(span, whole))
                 pointer = ("^" if main else "-") * max(1, end - start)
                 margin = f"{'':{gutter}} | "
-                if len(margin) + start + len(pointer) + 1 + len(message) <= WIDTH:
+                if len(margin) + start + len(pointer) + 1 + cells(message) <= WIDTH:
                     lines.append(f"{margin}{'':{start}}{paint(f'{pointer} {message}', severity, colour and main)}")
                 else:
                     # Too long to stand beside the pointer: below it, as far to the right as there is room.
-                    indent = max(0, min(start, WIDTH - len(margin) - len(message)))
+                    indent = max(0, min(start, WIDTH - len(margin) - cells(message)))
                     lines.append(f"{margin}{'':{start}}{paint(pointer, severity, colour and main)}")
                     lines.append(f"{margin}{'':{indent}}{paint(message, severity, colour and main)}")
     lines.append(f"{'':{gutter}} |")
     return lines
 
 
-def excerpt(code: str, column: int | None) -> tuple[str, int]:
-    """A line of code, or of a very long one the part around a column; and how far it was shifted to the left."""
-    if len(code) <= _LONGEST:
-        return code, 0
-    place = (column or 1) - 1
-    start = place - _BEFORE if place > _BEFORE else 0
-    end = place + _AFTER
-    dots = "..." if start else ""
-    return dots + code[start:end] + ("..." if end < len(code) else ""), start - len(dots)
+class Excerpt(NamedTuple):
+    """A line of code as it is shown: `text`, and the cell of it at which each letter of the line begins, from 0.
+
+    `first` is the place of the letter that is shown first; the last of `edges` is where the last one ends.
+    """
+
+    text: str
+    first: int
+    edges: tuple[int, ...]
+
+    def cell(self, place: int) -> int:
+        """The cell at which the letter at a place of the whole line begins, or that of the next which is shown."""
+        return self.edges[min(max(0, place - self.first), len(self.edges) - 1)]
+
+
+def excerpt(code: str, column: int | None) -> Excerpt:
+    """A line of code, or of a very long one the part around a column. A tab is one blank, so that pointers fit."""
+    start, end = 0, len(code)
+    if len(code) > _LONGEST:
+        place = (column or 1) - 1
+        start = place - _BEFORE if place > _BEFORE else 0
+        end = min(place + _AFTER, end)
+    before, behind = "..." if start else "", "..." if end < len(code) else ""
+    letters = shown_letters(code[start:end].replace("\t", " "))
+    edges = accumulate(map(cells, letters), initial=len(before))
+    return Excerpt(before + "".join(letters) + behind, start, tuple(edges))
 
 
 def _columns(span: Span, code: str) -> tuple[int, int]:

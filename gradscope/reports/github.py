@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradscope.reports.document import Document, FindingRow
+from gradscope.reports.escaping import command_data, command_property, plain
 from gradscope.reports.text import headline
 
 _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
@@ -10,6 +11,7 @@ _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
 
 def github(report: Document) -> str:
     """A line a finding, then the headline for who reads the log."""
+    report = plain(report)
     return (
         "\n".join(
             [*map(_annotation, report.findings), *(f"gradscope: {line}" for line in report.failures), headline(report)]
@@ -31,15 +33,6 @@ def _annotation(finding: FindingRow) -> str:
             if location.end_column is not None:
                 place["endColumn"] = location.end_column
     place["title"] = f"gradscope {finding.rule}"
-    properties = ",".join(f"{key}={_property(str(value))}" for key, value in place.items())
+    properties = ",".join(f"{key}={command_property(str(value))}" for key, value in place.items())
     story = [finding.message, *finding.facts, *(f"help: {row.message}" for row in finding.help)]
-    return f"::{_COMMANDS[finding.severity]} {properties}::{_data(chr(10).join(story))}"
-
-
-def _data(text: str) -> str:
-    """The text of a command: one line, which GitHub unfolds again."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    return f"::{_COMMANDS[finding.severity]} {properties}::{command_data(chr(10).join(story))}"

@@ -8,6 +8,7 @@ from typing import Any
 from gradscope.graph.facts import Finding, Run
 from gradscope.reports.boxes import Picture, Vertex
 from gradscope.reports.document import Document
+from gradscope.reports.escaping import plain, shown
 from gradscope.reports.folding import is_small, opened_by_default, tree
 from gradscope.reports.groups import Group
 from gradscope.reports.labels import gradient_words, saved_words
@@ -18,13 +19,18 @@ _PLACES = 50  # of one finding that are shown in the graph
 
 
 class _Texts:
-    """Texts by number: of 100,000 operations, most say the same."""
+    """Texts by number, as they are shown: of 100,000 operations, most say the same."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {"": 0}
+        self._known: dict[tuple[str, ...], int] = {}
 
-    def __call__(self, text: str) -> int:
-        return self.numbers.setdefault(text, len(self.numbers))
+    def __call__(self, *lines: str) -> int:
+        number = self._known.get(lines)
+        if number is None:
+            text = "\n".join(map(shown, lines))
+            number = self._known[lines] = self.numbers.setdefault(text, len(self.numbers))
+        return number
 
 
 def graph_data(run: Run, findings: Sequence[Finding], report: Document) -> dict[str, Any]:
@@ -63,9 +69,9 @@ def graph_data(run: Run, findings: Sequence[Finding], report: Document) -> dict[
         "arrows": arrows,
         "opened": {"small": small, "depth": depth, "groups": sorted(shown)},
         "findings": [_places(finding, drawn, order) for finding in findings],
-        "sources": lines,
-        "script": run.script,
-        "note": drawn.note,
+        "sources": plain(lines),
+        "script": plain(run.script),
+        "note": plain(drawn.note),
         "texts": list(texts.numbers),
     }
 
@@ -74,7 +80,7 @@ def _write(vertex: Vertex, columns: dict[str, list[Any]], texts: _Texts, rows: d
     span, gradient = vertex.span, vertex.gradient
     columns["kind"].append(KINDS.index(vertex.kind))
     columns["title"].append(texts(vertex.title))
-    columns["details"].append(texts("\n".join(vertex.details)))
+    columns["details"].append(texts(*vertex.details))
     columns["module"].append(texts(vertex.module or ""))
     columns["file"].append(texts(span.file if span is not None else ""))
     columns["line"].append(span.line if span is not None else 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.charts import chart
 from gradscope.reports.document import Document, TensorRow, median_norm
+from gradscope.reports.escaping import html_text, plain, plain_files
 from gradscope.reports.frames import frame
 from gradscope.reports.graphdata import graph_data
 from gradscope.reports.text import edit_lines, headline, moved_text, ranks_lines, received_text
@@ -28,6 +28,7 @@ _SCRIPTS = ("view.js", "layout.js", "canvas.js", "page.js")
 
 def to_html(run: Run, findings: Sequence[Finding], report: Document) -> str:
     """The whole page."""
+    data = graph_data(run, findings, report)
     style = (_WEB / "page.css").read_text(encoding="utf-8")
     body = "\n".join((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{body}\n}})();\n'
@@ -38,19 +39,19 @@ def to_html(run: Run, findings: Sequence[Finding], report: Document) -> str:
     if raised is not None:
         where = f" at {raised.file}:{raised.line}" if raised.file else ""
         about.append(f"raised {raised.type}: {raised.message.splitlines()[0] if raised.message else ''}{where}")
-    data = graph_data(run, findings, report)
+    report, findings, sources = plain(report), [plain(finding) for finding in findings], plain_files(run.sources)
     parts = {
         "script_hash": _hash(script),
         "style_hash": _hash(style),
-        "version": _text(report.gradscope),
-        "title": _text(f"gradscope: {report.script or 'output'}"),
-        "headline": _text(headline(report)),
-        "about": _text(", ".join(about)),
-        "findings": "\n".join(_finding(number, finding, run) for number, finding in enumerate(findings))
+        "version": html_text(report.gradscope),
+        "title": html_text(f"gradscope: {report.script or 'output'}"),
+        "headline": html_text(headline(report)),
+        "about": html_text(", ".join(about)),
+        "findings": "\n".join(_finding(number, finding, sources) for number, finding in enumerate(findings))
         or '<p class="fine">No findings.</p>',
         "table": "\n".join(_table(report.tensors)) if report.tensors else "<p>No tensor has a name here.</p>",
-        "failures": "".join(f'<p class="fine">{_text(line)}</p>\n' for line in ranks_lines(report))
-        + "".join(f'<p class="failure">{_text(failure)}</p>\n' for failure in report.failures),
+        "failures": "".join(f'<p class="fine">{html_text(line)}</p>\n' for line in ranks_lines(report))
+        + "".join(f'<p class="failure">{html_text(failure)}</p>\n' for failure in report.failures),
         "style": style,
         "data": script_safe(data),
         "script": script,
@@ -77,27 +78,22 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)
 
 
-def _text(text: str) -> str:
-    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
-    return html.escape(shown)
-
-
-def _finding(number: int, finding: Finding, run: Run) -> str:
-    title = f'<span class="tag">{finding.severity}[{_text(finding.rule)}]</span> {_text(finding.message)}'
+def _finding(number: int, finding: Finding, sources: Mapping[str, Mapping[int, str]]) -> str:
+    title = f'<span class="tag">{finding.severity}[{html_text(finding.rule)}]</span> {html_text(finding.message)}'
     lines = [f'<article class="finding {finding.severity}" id="finding-{number}">', f"<h2>{title}</h2>"]
     if finding.span is not None:
-        lines.append(f"<pre>{_text(chr(10).join(frame(finding, run.sources)))}</pre>")
+        lines.append(f"<pre>{html_text(chr(10).join(frame(finding, sources)))}</pre>")
     if finding.facts:
-        lines.append("<ul>" + "".join(f"<li>{_text(fact)}</li>" for fact in finding.facts) + "</ul>")
+        lines.append("<ul>" + "".join(f"<li>{html_text(fact)}</li>" for fact in finding.facts) + "</ul>")
     for help_ in finding.help:
-        lines.append(f"<p>help: {_text(help_.message)}</p>")
-        edit = edit_lines(help_.edit, run.sources) if help_.edit is not None else []
+        lines.append(f"<p>help: {html_text(help_.message)}</p>")
+        edit = edit_lines(help_.edit, sources) if help_.edit is not None else []
         if edit:
-            lines.append(f'<pre class="edit">{_text(chr(10).join(edit))}</pre>')
+            lines.append(f'<pre class="edit">{html_text(chr(10).join(edit))}</pre>')
     more = f"more: gradscope rule {finding.rule}"
     if finding.allowed_at is not None:
         more = f"on purpose? end line {finding.allowed_at} with # gradscope: allow[{finding.rule}]; {more}"
-    lines.append(f'<p class="quiet">{_text(more)}</p>')
+    lines.append(f'<p class="quiet">{html_text(more)}</p>')
     lines.append(f'<button type="button" class="place" data-finding="{number}" hidden>Show in the graph</button>')
     return "\n".join([*lines, "</article>"])
 
@@ -109,7 +105,7 @@ def _table(rows: Sequence[TensorRow]) -> Iterator[str]:
     yield '<p id="sieve" hidden><label>Filter <input id="filter" type="search" autocomplete="off"></label>'
     yield f'<span id="counted" role="status">{len(rows):,} tensors</span></p>'
     yield '<div class="wide"><table><thead><tr>'
-    yield "".join(f'<th scope="col">{_text(name)}</th>' for name in _COLUMNS)
+    yield "".join(f'<th scope="col">{html_text(name)}</th>' for name in _COLUMNS)
     yield "</tr></thead><tbody>"
     for number, row in enumerate(rows):
         yield _row(number, row)
@@ -136,5 +132,7 @@ def _row(number: int, row: TensorRow) -> str:
         ("-" if by else moved_text(row), moved, ""),
     ]
     marked = f' class="{"suffers" if row.finding else "well"}"'
-    inner = "".join(f'<td data-key="{_text(str(key))}">{drawn or _text(said)}</td>' for said, key, drawn in cells)
+    inner = "".join(
+        f'<td data-key="{html_text(str(key))}">{drawn or html_text(said)}</td>' for said, key, drawn in cells
+    )
     return f'<tr data-row="{number}"{marked}>{inner}</tr>'

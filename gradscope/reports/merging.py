@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from gradscope.graph.facts import Ending, Finding, Span
+from gradscope.graph.texts import encoded
 from gradscope.reports.document import Document, Raised, RankRow, TensorRow
 
 _AROUND = 40  # lines of the source that travel with a finding: its loop and its function may lie above it
@@ -41,7 +42,7 @@ def rank_report(
     """One rank's report as bytes. Its size grows with the tensors that have a name and with nothing else."""
     small = tuple(msgspec.structs.replace(row, grad_norm=(), updates=()) for row in document.tensors if row.received)
     cited = _cited(findings, sources)
-    return msgspec.json.encode(
+    return encoded(
         RankReport(rank, document.run.ended, document.run.exception, tuple(findings), cited, small, document.failures)
     )
 

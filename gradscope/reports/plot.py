@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradscope.errors import GradscopeError
 from gradscope.reports.document import Document, TensorRow
+from gradscope.reports.escaping import spelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,5 +61,5 @@ def _name_rows(ax: Axes, rows: list[TensorRow]) -> None:
     every = max(1, -(-len(rows) // _NAMED))
     places = range(0, len(rows), every)
     # A name is text: dollar signs begin no formula.
-    ax.set_yticks(list(places), [rows[place].name.replace("$", r"\$") for place in places])
+    ax.set_yticks(list(places), [spelled(rows[place].name).replace("$", r"\$") for place in places])
     ax.tick_params(axis="y", labelsize=8)

@@ -14,7 +14,9 @@ import msgspec
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run, Severity
+from gradscope.graph.texts import encoded
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
+from gradscope.reports.escaping import printable_json
 from gradscope.reports.merging import Others, merged, merged_findings, merged_sources
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
@@ -85,7 +87,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON, schema `gradscope.report/1`."""
-        return msgspec.json.format(msgspec.json.encode(self.document), indent=1).decode()
+        return printable_json(msgspec.json.format(encoded(self.document), indent=1).decode())
 
     def to_text(self, *, every_row: bool = False, colour: bool = False, unicode: bool = False) -> str:
         """The report as text."""

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 import msgspec
 
+from gradscope.graph.texts import encoded
 from gradscope.reports.document import Document, EditRow, FindingRow, Location
+from gradscope.reports.escaping import plain, printable_json, sarif_message
 from gradscope.rules import rule_named
 from gradscope.rules.pages import page_of
 
@@ -25,7 +27,8 @@ def sarif(report: Document) -> str:
     """A SARIF log with one run: a result a finding, with its labels as related locations and its edits as fixes.
 
     Files below the folder of the run are relative to `%SRCROOT%`. A finding without a line of its own is laid to the
-    script's file, since services show no result without a place.
+    script's file, since services show no result without a place. Places and edits hold the true texts, messages what
+    is shown of them.
     """
     names = list(dict.fromkeys(finding.rule for finding in report.findings))
     driver = {"name": "gradscope", "version": report.gradscope, "rules": [_rule(name) for name in names]}
@@ -36,7 +39,7 @@ def sarif(report: Document) -> str:
         "results": [_result(finding, names.index(finding.rule), report.script) for finding in report.findings],
     }
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
-    return msgspec.json.format(msgspec.json.encode(log), indent=1).decode() + "\n"
+    return printable_json(msgspec.json.format(encoded(log), indent=1).decode()) + "\n"
 
 
 def _rule(name: str) -> _Json:
@@ -55,7 +58,7 @@ def _rule(name: str) -> _Json:
 
 def _invocation(report: Document) -> _Json:
     """Our own parts that failed are told as notifications; a script that raised was observed all the same."""
-    told = [{"level": "warning", "message": {"text": line}} for line in report.failures]
+    told = [{"level": "warning", "message": _message(line)} for line in report.failures]
     return {"executionSuccessful": True, **({"toolExecutionNotifications": told} if told else {})}
 
 
@@ -64,7 +67,7 @@ def _result(finding: FindingRow, index: int, script: str | None) -> _Json:
         "ruleId": finding.rule,
         "ruleIndex": index,
         "level": _LEVELS[finding.severity],
-        "message": {"text": "\n".join([finding.message, *finding.facts, *(row.message for row in finding.help)])},
+        "message": _message(finding.message, *finding.facts, *(row.message for row in finding.help)),
         "partialFingerprints": {"finding/v1": _fingerprint(finding)},
     }
     if finding.location is not None:
@@ -73,7 +76,7 @@ def _result(finding: FindingRow, index: int, script: str | None) -> _Json:
         result["locations"] = [{"physicalLocation": {"artifactLocation": _artifact(script)}}]
     if finding.labels:
         result["relatedLocations"] = [
-            {"id": number, "physicalLocation": _physical(label.location), "message": {"text": label.message}}
+            {"id": number, "physicalLocation": _physical(label.location), "message": _message(label.message)}
             for number, label in enumerate(finding.labels, 1)
         ]
     fixes = [_fix(row.message, row.edit) for row in finding.help if row.edit is not None and _is_exact(row.edit)]
@@ -82,10 +85,14 @@ def _result(finding: FindingRow, index: int, script: str | None) -> _Json:
     return result
 
 
+def _message(*lines: str) -> _Json:
+    return {"text": sarif_message("\n".join(plain(lines)))}
+
+
 def _fingerprint(finding: FindingRow) -> str:
     """The same for a finding that only moved to another line."""
     parts = [finding.rule, finding.location.file if finding.location is not None else "", *finding.tensors]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 def _physical(location: Location) -> _Json:
@@ -104,8 +111,8 @@ def _region(location: Location) -> _Json:
 
 def _artifact(file: str) -> _Json:
     if _DRIVE.match(file):
-        return {"uri": "file:///" + quote(file.replace("\\", "/"), safe="/:")}
-    path = quote(file.replace(os.sep, "/"))
+        return {"uri": "file:///" + quote(file.replace("\\", "/"), safe="/:", errors="backslashreplace")}
+    path = quote(file.replace(os.sep, "/"), errors="backslashreplace")
     return {"uri": f"file://{path}"} if path.startswith("/") else {"uri": path, "uriBaseId": "%SRCROOT%"}
 
 
@@ -116,4 +123,4 @@ def _is_exact(edit: EditRow) -> bool:
 def _fix(message: str, edit: EditRow) -> _Json:
     replacement = {"deletedRegion": _region(edit.location), "insertedContent": {"text": edit.text}}
     change = {"artifactLocation": _artifact(edit.location.file), "replacements": [replacement]}
-    return {"description": {"text": message}, "artifactChanges": [change]}
+    return {"description": _message(message), "artifactChanges": [change]}

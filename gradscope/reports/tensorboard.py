@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gradscope.reports.document import TensorRow
+from gradscope.reports.escaping import spelled
 
 if TYPE_CHECKING:
     from gradscope.reports.report import Report
@@ -45,8 +46,9 @@ def write_events(report: Report, writer: Writer, step: int | None) -> None:
     first = 0 if step is None else step - latest
     sizes: dict[int, list[float]] = {}
     for row in rows:
+        tag = f"{_TAG}/grad_norm/{spelled(row.name)}"
         for place, norm in zip(_steps(row), row.grad_norm, strict=True):
-            writer.add_scalar(f"{_TAG}/grad_norm/{row.name}", math.nan if norm is None else norm, first + place)
+            writer.add_scalar(tag, math.nan if norm is None else norm, first + place)
             if norm:
                 sizes.setdefault(place, []).append(math.log10(norm))
     for place, logarithms in sorted(sizes.items()):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
+from gradscope.reports.cells import Wrapper, cells, left, right, shortened
 from gradscope.reports.document import Document, TensorRow, median_norm
+from gradscope.reports.escaping import plain, plain_files
 from gradscope.reports.frames import WIDTH, excerpt, frame, paint
 from gradscope.reports.merging import divided, ranks_text
 from gradscope.rules.wording import listed
@@ -17,14 +18,11 @@ from gradscope.rules.wording import listed
 ROWS = 20
 _NAME = 32
 _SHORTEST = 16
-_HELP = textwrap.TextWrapper(
-    WIDTH, initial_indent="help: ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
-)
-_HEADLINE = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-_TITLE = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-_FACTS = textwrap.TextWrapper(
-    WIDTH, initial_indent="   = ", subsequent_indent="     ", break_long_words=False, break_on_hyphens=False
-)
+_UNBROKEN = "\0"  # a blank at which no line is broken; what is plain holds none
+_HELP = Wrapper(WIDTH, initial_indent="help: ", subsequent_indent="      ")
+_HEADLINE = Wrapper(WIDTH, subsequent_indent="  ")
+_TITLE = Wrapper(WIDTH, subsequent_indent="  ")
+_FACTS = Wrapper(WIDTH, initial_indent="   = ", subsequent_indent="     ")
 
 
 def text(
@@ -40,6 +38,7 @@ def text(
 
     It is ASCII, but for the user's names and, with `unicode`, the small charts.
     """
+    report = plain(report)
     parts = [finding_text(finding, run.sources, colour=colour) for finding in findings]
     parts.append(headline(report))
     ranks = ranks_lines(report)
@@ -53,31 +52,35 @@ def text(
 
 
 def headline(report: Document) -> str:
-    """One line: the script, how far it ran, how the loss went, how many findings."""
+    """One line on a plain report: the script, how far it ran, how the loss went, how many findings."""
+    # A long line is broken between its parts and never inside one.
+    unbroken = ", ".join(part.replace(" ", _UNBROKEN) for part in headline_parts(report))
+    return _HEADLINE.fill(unbroken).replace(_UNBROKEN, " ")
+
+
+def headline_parts(report: Document, name: Callable[[str], str] = str) -> list[str]:
+    """What the headline says, with the user's words as `name` writes them."""
     run = report.run
     parts = [_count(run.steps, "step")]
     processes = [_count(len(report.ranks), "rank")] if report.ranks else []
     if run.ended in ("steps", "interrupt"):
         parts[0] += " (ended by --steps)" if run.ended == "steps" else " (interrupted)"
     if run.exception is not None:
-        parts.append(f"raised {run.exception.type}")
+        parts.append(f"raised {name(run.exception.type)}")
     if run.backwards and not run.steps:
         parts[0] = f"{_count(run.backwards, 'backward')}, no step"
     if run.backwards == 0:
         parts = ["no backward", *parts[1:]]
     for loss in report.losses[:2]:
-        name = loss.name if loss.name.removeprefix("scaled ").isidentifier() else "loss"
-        parts.append(f"{name} {_number(loss.first)} -> {_number(loss.last)}")
+        called = name(loss.name) if loss.name.removeprefix("scaled ").isidentifier() else "loss"
+        parts.append(f"{called} {_number(loss.first)} -> {_number(loss.last)}")
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
-    whole = [f"gradscope: {report.script or 'output'}", *processes, *parts]
-    # A long line is broken between its parts and never inside one: textwrap breaks at plain blanks only.
-    unbroken = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in whole)
-    return _HEADLINE.fill(unbroken).replace("\N{NO-BREAK SPACE}", " ")
+    return [f"gradscope: {name(report.script or 'output')}", *processes, *parts]
 
 
 def ranks_lines(report: Document) -> list[str]:
-    """Where the ranks of a run differ: in how they ended, and in which tensors their own backward reaches."""
+    """Where the ranks of a plain report differ: in how they ended, and in which tensors their own backward reaches."""
     lines = []
     world = len(report.ranks)
     silent = [row.rank for row in report.ranks if not row.reported]
@@ -108,6 +111,7 @@ def _number(value: float | None) -> str:
 
 def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, colour: bool = False) -> str:
     """One finding in full."""
+    finding, sources = plain(finding), plain_files(sources)
     title = paint(f"{finding.severity}[{finding.rule}]", finding.severity, colour)
     lines = _TITLE.wrap(f"{finding.severity}[{finding.rule}]: {finding.message}")
     lines[0] = title + lines[0].removeprefix(f"{finding.severity}[{finding.rule}]")
@@ -125,7 +129,7 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
 
 
 def evidence(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, colour: bool = False) -> list[str]:
-    """The lines of code that a finding is about, then its facts."""
+    """The lines of code that a plain finding is about, then its facts."""
     lines = frame(finding, sources, colour) if finding.span is not None else []
     for fact in finding.facts:
         lines += _FACTS.wrap(fact)
@@ -137,7 +141,7 @@ def edit_lines(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> list[str
     changed = changed_line(edit, sources)
     if changed is None:
         return []
-    before, after = (excerpt(line, edit.span.column)[0] for line in changed)
+    before, after = (excerpt(line, edit.span.column).text for line in changed)
     number = edit.span.line
     gutter = len(str(number))
     lines = [f"{'':{gutter}} |", f"{number} - {before}"]
@@ -162,25 +166,25 @@ _LETTERS = "_.:-=+*#"
 
 
 def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: bool = False) -> str:
-    """The table of tensors. A non-leaf has no gradient to count: there the row names the `grad_fn` that made it.
+    """The table of the tensors of a plain report.
 
+    A non-leaf has no gradient to count: there the row names the `grad_fn` that made it.
     Where there is room, rows end with the course of |grad| over the steps, on a logarithmic scale.
     """
     if not rows:
         return ""
     folded = list(rows) if every_row or len(rows) <= ROWS else fold(rows)
-    cells = [_cells(row) if isinstance(row, TensorRow) else row for row in folded]
+    written = [_cells(row) if isinstance(row, TensorRow) else row for row in folded]
     courses = [_course(row, unicode) if isinstance(row, TensorRow) else "" for row in folded]
-    with_course = any(courses) and _total(_fitted(cells, WIDTH - _COURSE - 2)) <= WIDTH - _COURSE - 2
-    cells = _fitted(cells, WIDTH - _COURSE - 2 if with_course else WIDTH)
+    with_course = any(courses) and _total(_fitted(written, WIDTH - _COURSE - 2)) <= WIDTH - _COURSE - 2
+    written = _fitted(written, WIDTH - _COURSE - 2 if with_course else WIDTH)
     # A row of fewer cells ends with a text that runs over the columns which are left.
-    widths = _widths(cells)
+    widths = _widths(written)
     lines = []
-    for row, course in zip([_COLUMNS, *cells], ["course", *courses], strict=True):
+    for row, course in zip([_COLUMNS, *written], ["course", *courses], strict=True):
         whole = len(row) == len(_COLUMNS)
         padded = [
-            f"{cell:>{widths[place]}}" if place in _NUMBERS and whole else f"{cell:<{widths[place]}}"
-            for place, cell in enumerate(row)
+            (right if place in _NUMBERS and whole else left)(cell, widths[place]) for place, cell in enumerate(row)
         ]
         if with_course and whole:
             padded.append(course)
@@ -195,22 +199,22 @@ _Cells = tuple[str, ...]
 _NUMBERS = frozenset({5, 6, 7})
 
 
-def _widths(cells: list[_Cells]) -> list[int]:
+def _widths(rows: list[_Cells]) -> list[int]:
     """The width of each column; a text that runs over several widens none."""
-    whole = [row if len(row) == len(_COLUMNS) else row[:-1] for row in [_COLUMNS, *cells]]
-    return [max(len(row[place]) for row in whole if len(row) > place) for place in range(len(_COLUMNS))]
+    whole = [row if len(row) == len(_COLUMNS) else row[:-1] for row in [_COLUMNS, *rows]]
+    return [max(cells(row[place]) for row in whole if len(row) > place) for place in range(len(_COLUMNS))]
 
 
-def _total(cells: list[_Cells]) -> int:
-    widths = _widths(cells)
+def _total(rows: list[_Cells]) -> int:
+    widths = _widths(rows)
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def _fitted(cells: list[_Cells], width: int) -> list[_Cells]:
+def _fitted(rows: list[_Cells], width: int) -> list[_Cells]:
     """The rows with their names shortened as far as it takes to keep to a width."""
-    widest = _widths(cells)
-    room = max(_SHORTEST, widest[0] - (_total(cells) - width))
-    return [(_shortened(row[0], min(_NAME, room)), *row[1:]) for row in cells]
+    widest = _widths(rows)
+    room = max(_SHORTEST, widest[0] - (_total(rows) - width))
+    return [(shortened(row[0], min(_NAME, room)), *row[1:]) for row in rows]
 
 
 def _cells(row: TensorRow) -> _Cells:
@@ -270,10 +274,6 @@ def moved_text(row: TensorRow) -> str:
     if row.moved is None:
         return "-"
     return "no" if row.moved == 0 else f"{row.moved:.1%}"
-
-
-def _shortened(name: str, most: int = _NAME) -> str:
-    return name if len(name) <= most else f"{name[: most // 2 - 2]}...{name[-(most // 2 - 1) :]}"
 
 
 def fold(rows: Sequence[TensorRow]) -> list[TensorRow | _Cells]:

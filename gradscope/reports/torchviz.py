@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscope.graph.facts import Run, Tensor
+from gradscope.reports.escaping import dot_string
 from gradscope.reports.walked import root_nodes, walked_backward
 
 _LEAF = "lightblue"
@@ -38,7 +39,7 @@ def _body(run: Run) -> Iterator[str]:
                 yield _tensor(leaf, _LEAF)
             leaves.add(leaf.id)
             yield f"  t{leaf.id} -> n{node.id};"
-        yield f'  n{node.id} [label="{_quoted(node.name)}"];'
+        yield f'  n{node.id} [label="{dot_string(node.name)}"];'
         for below, _ in node.edges:
             yield f"  n{below} -> n{node.id};"
     for tensor, place in root_nodes(run, backward):
@@ -49,9 +50,4 @@ def _body(run: Run) -> Iterator[str]:
 
 def _tensor(tensor: Tensor, colour: str) -> str:
     shape = ", ".join(str(size) for size in tensor.shape)
-    return f'  t{tensor.id} [label="{_quoted(tensor.name or "")}\\n ({shape})" fillcolor={colour}];'
-
-
-def _quoted(text: str) -> str:
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return shown.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
+    return f'  t{tensor.id} [label="{dot_string(tensor.name or "")}\\n ({shape})" fillcolor={colour}];'

@@ -7,7 +7,6 @@ gradient is lost; otherwise it shows what the graph alone tells.
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -22,6 +21,8 @@ from gradscope.probes.quiet import unobserved
 from gradscope.probes.scopes import variables_of
 from gradscope.probes.symptoms import symptom_of
 from gradscope.probes.walker import outputs_in, walk
+from gradscope.reports.cells import Wrapper
+from gradscope.reports.escaping import shown
 from gradscope.reports.frames import WIDTH
 from gradscope.reports.report import Report
 from gradscope.reports.text import finding_text
@@ -41,9 +42,7 @@ _CAUSES = (
     "non-differentiable-op",
     "unused-parameter",
 )
-_FACT = textwrap.TextWrapper(
-    WIDTH, initial_indent="   = ", subsequent_indent="     ", break_long_words=False, break_on_hyphens=False
-)
+_FACT = Wrapper(WIDTH, initial_indent="   = ", subsequent_indent="     ")
 _HINT = "help: to be told where it is lost, run the computation under `gradscope.observe()` or in a marked test"
 
 
@@ -160,7 +159,7 @@ def _tensors(what: Any, variables: Mapping[str, Any]) -> dict[str, torch.Tensor]
     names = _known_names(variables)
     named: dict[str, torch.Tensor] = {}
     for place, (name, tensor) in enumerate(found):
-        named[name or names.get(id(tensor)) or f"tensor {place}"] = tensor
+        named[shown(name or names.get(id(tensor)) or f"tensor {place}")] = tensor
     return named
 
 
@@ -262,7 +261,7 @@ def _way(tensor: torch.Tensor, name: str, outputs: Sequence[tuple[str, torch.Ten
     waiting = list(before)
     for current in waiting:
         if nodes[current].tensor == serial:
-            return " -> ".join([*_stations(nodes, before, current, run), name])
+            return shown(" -> ".join([*_stations(nodes, before, current, run), name]))
         for target, _ in nodes[current].edges:
             if target not in before:
                 before[target] = current

@@ -53,7 +53,7 @@ def main() -> None:
         click.echo(error.format_message())
         status = 2
     except click.ClickException as error:
-        click.echo(f"gradscope: {error.format_message()}", err=True)
+        _say(error.format_message())
         status = 2
     except click.Abort:
         status = 130
@@ -62,9 +62,16 @@ def main() -> None:
         status = 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        click.echo(f"gradscope: cannot use{where or ' standard output'}: {error.strerror or error}", err=True)
+        _say(f"cannot use{where or ' standard output'}: {error.strerror or error}")
         status = 2
     except GradscopeError as error:
-        click.echo(f"gradscope: {error}", err=True)
+        _say(str(error))
         status = error.exit_code
     sys.exit(status)
+
+
+def _say(line: str) -> None:
+    """One line on standard error, whatever the names in it hold."""
+    from gradscope.reports.escaping import shown
+
+    click.echo(f"gradscope: {shown(line)}", err=True)

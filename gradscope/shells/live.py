@@ -7,6 +7,7 @@ from typing import TextIO
 
 from gradscope.graph.facts import Finding
 from gradscope.probes.observation import Observation
+from gradscope.reports.escaping import shown
 from gradscope.reports.report import Report
 
 _FIRST_LOOK = 8
@@ -79,7 +80,7 @@ class Live:
 
 def _said(finding: Finding) -> str:
     place = f" {finding.span.file}:{finding.span.line}" if finding.span is not None else ""
-    return f"{place}: {finding.message}"
+    return shown(f"{place}: {finding.message}")
 
 
 def _key(finding: Finding) -> tuple[object, ...]:

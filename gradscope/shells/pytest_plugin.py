@@ -194,6 +194,7 @@ def _judged(item: pytest.Item, observation: Observation, error: BaseException | 
     """The section for the test's report, and why the test fails, each empty where there is nothing to say."""
     from gradscope.probes.scripts import crash_of
     from gradscope.probes.tracebacks import clean
+    from gradscope.reports.escaping import shown
     from gradscope.reports.report import Report
     from gradscope.reports.text import finding_text, text
 
@@ -215,7 +216,7 @@ def _judged(item: pytest.Item, observation: Observation, error: BaseException | 
         section = text(run, rest, report.document) if report.findings else ""
         return section, "\n\n".join(finding_text(finding, run.sources) for finding in guilty)
     except Exception as failure:
-        return f"gradscope: the report failed: {type(failure).__name__}: {failure}\n", ""
+        return f"gradscope: the report failed: {shown(f'{type(failure).__name__}: {failure}')}\n", ""
 
 
 def _severity(level: str) -> Severity:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gradscope.graph.facts import Finding, Module, Node, Received, Run, Span
 from gradscope.reports.dot import to_dot
+from gradscope.reports.escaping import spelled
 from gradscope.reports.folding import Wish
 from tests.runs import Book
 
@@ -492,8 +493,7 @@ def test_any_name_is_drawn_letter_by_letter(name: str) -> None:
     """Whatever a tensor is called, the DOT parses and the box shows that name."""
     book = Book()
     book.step(book.op("sum", book.leaf(name, (7,), True), result="loss", file=f"/{name}/{name}.py"))
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
-    assert f"{shown}\n7" in Drawn(book.run()).words.values()
+    assert f"{spelled(name)}\n7" in Drawn(book.run()).words.values()
 
 
 def test_long_names_keep_their_ends() -> None:

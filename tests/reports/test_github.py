@@ -36,17 +36,17 @@ def test_levels(severity: Severity, command: str) -> None:
 
 
 def test_a_finding_is_one_line() -> None:
-    """Message, facts and help are one line, in which % and ends of lines are escaped and colons are not."""
+    """Message, facts and help are one line that GitHub unfolds, in which % is escaped and colons are not."""
     finding = Finding("detach", "error", "100% of:\r\nw", None, facts=("a fact, told",), help=(Help("mend it"),))
     first, headline = lines(finding)
-    assert first == "::error title=gradscope detach::100%25 of:%0D%0Aw%0Aa fact, told%0Ahelp: mend it"
+    assert first == "::error title=gradscope detach::100%25 of:\\r\\nw%0Aa fact, told%0Ahelp: mend it"
     assert headline == "gradscope: train.py, no backward, 1 finding"
 
 
 def test_without_findings_the_headline_is_left() -> None:
     """No finding, no command; our own failures are told in the log."""
     assert lines() == ["gradscope: train.py, no backward, no findings"]
-    assert lines(failures=("::rule failed",))[0] == "gradscope: ::rule failed"
+    assert lines(failures=("::rule failed",))[0] == "gradscope: \\x3a:rule failed"
 
 
 def test_the_command_line_writes_it(workshop: Workshop) -> None:

@@ -47,11 +47,12 @@ def test_a_line_that_goes_leaves_nothing() -> None:
 
 
 def test_what_markdown_would_read_is_escaped() -> None:
-    """Names are no emphasis, no HTML and call nobody; code in backticks stays as it is."""
-    text = page(Finding("detach", "error", "`a_b*` and __c__ <b> @someone [x](y) | odd", None), failures=("a `tick",))
-    assert r"`a_b*` and \_\_c\_\_ \<b\> @<!-- -->someone \[x\](y) \| odd" in text
-    assert r"a \`tick" in text
-    assert page(Finding("detach", "error", "`@deco`", None)).count("`@deco`") == 1
+    """Code in backticks stays as it is, marks that we use ourselves are escaped, and all else is code."""
+    text = page(Finding("detach", "error", "`a_b*` and |grad| -> __c__", None), failures=("a `tick",))
+    assert r"`a_b*` and \|grad\| -\> \_\_c\_\_" in text
+    assert "``a `tick``" in text
+    text = page(Finding("detach", "error", "`@deco` and @someone", None))
+    assert ": `` `@deco` and @someone ``\n" in text
 
 
 def test_fences_are_longer_than_what_they_hold() -> None:
@@ -70,7 +71,7 @@ def test_the_table_is_folded_away() -> None:
         total = book.op("mul", total, book.leaf(f"layers.{layer}.weight", (2,), True, nn_parameter=True))
     book.step(book.op("sum", total, result="loss", shape=()))
     text, whole = page(run=book.run()), page(run=book.run(), every_row=True)
-    assert text.startswith("### gradscope: train.py, ")
+    assert text.startswith("### gradscope: `train.py`, ")
     assert "<details><summary>32 tensors</summary>\n\n```text\ntensor " in text
     assert text.endswith("```\n\n</details>\n")
     assert "layers.7.weight" not in text
@@ -83,5 +84,5 @@ def test_explain_and_show_write_markdown(workshop: Workshop) -> None:
     workshop.write("import torch\nw = torch.ones(2, requires_grad=True)\n(w * w).sum().backward()\n")
     assert workshop.gradscope("explain", "--save", "run.json", "-o", "x.md", "script.py").status == 0
     text = (workshop.folder / "x.md").read_text()
-    assert text.startswith("### gradscope: script.py, ")
+    assert text.startswith("### gradscope: `script.py`, ")
     assert workshop.gradscope("show", "--format", "markdown", "run.json").out == text

@@ -11,6 +11,7 @@ from gradscope.graph.facts import Edit, Finding, Help, Label, Loss, Received, Ru
 from gradscope.reports.document import document
 from gradscope.reports.report import Report
 from gradscope.reports.text import WIDTH, finding_text, text
+from tests.hostile import Terminal
 from tests.runs import Book
 
 
@@ -275,3 +276,60 @@ def test_a_very_long_line_is_shown_around_the_place() -> None:
     pointer = lines[place]
     assert lines[place - 1][pointer.index("^") : pointer.rindex("^") + 1] == ".detach()"
     assert any(line.startswith("3 + ...") and "+ h).sum()" in line for line in lines)
+
+
+PIECES = [
+    "w",
+    "'a'",
+    "'\u6f22\u5b57'",
+    "'e\u0301'",
+    "'\x1b[2J'",
+    "'\u202e'",
+    "'\U0001f600'",
+    "'::x ##[y'",
+    "\t\t",
+    "\uff41",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_pointers_stand_in_the_cells_of_what_they_point_at(piece: str) -> None:
+    """Wide letters, marks, tabs and what is spelled out shift no pointer, in a line of any length."""
+    for filling in (1, 60):
+        code = f"\tz = f({piece * filling}).detach()  # {piece}"
+        column = code.index(".detach()") + 1
+        finding = Finding("detach", "error", "lost", Span("train.py", 3, column, 3, column + 9), "cut here")
+        lines = Terminal(finding_text(finding, {"train.py": {3: code}})).lines()
+        place = next(number for number, line in enumerate(lines) if line.lstrip(" |").startswith("^"))
+        start, end = lines[place].index("^"), lines[place].rindex("^") + 1
+        assert lines[place - 1][start:end] == ".detach()"
+        assert lines[place][end : end + 9] in (" cut here", "")
+
+
+def test_a_pointer_is_as_wide_as_what_it_points_at() -> None:
+    """The pointer under a wide name has two cells a letter."""
+    span = Span("train.py", 3, 1, 3, 3)
+    lines = finding_text(Finding("detach", "error", "lost", span, "cut here"), {"train.py": {3: "\u6f22\u5b57.x"}})
+    assert "\n  | ^^^^ cut here\n" in lines
+
+
+def test_columns_of_the_table_are_counted_in_cells() -> None:
+    """Names in wide letters, with marks or with what is spelled out leave the columns below each other."""
+    book = Book()
+    names = ["w", "\u91cd\u307f", "e\u0301te\u0301", "a\x1bb", "\ud55c" * 40, "e\u0301" * 40, "\u6f22x" * 20]
+    leaves = [book.leaf(name, (3, 5), True, nn_parameter=True) for name in names]
+    book.step(book.op("sum", *leaves, result="loss", shape=()))
+    report = Report.of(book.run())
+    lines = Terminal(report.to_text()).lines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("tensor "))
+    column = lines[start].index("role")
+    rows = lines[start + 1 : start + 1 + len(names)]
+    assert [row[column : column + 10] for row in rows] == ["parameter "] * len(names)
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_wide_words_are_broken_at_the_same_width() -> None:
+    """A message in wide letters takes no more columns than one in narrow ones."""
+    finding = Finding("detach", "error", "\u6f22\u5b57 " * 60, None, facts=("\u6f22\u5b57 " * 60,))
+    lines = Terminal(finding_text(finding, {})).lines()
+    assert WIDTH - 5 < max(map(len, lines)) <= WIDTH

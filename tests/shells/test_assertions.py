@@ -185,3 +185,21 @@ def test_what_holds_no_tensor_is_refused(what: Any) -> None:
             assertion(loss, 3.0)
     with pytest.raises(GradscopeError, match="there are no tensors in"):
         gradscope.assert_frozen(what)
+
+
+def test_names_steer_no_terminal() -> None:
+    """What an assertion says of names is on the lines on which it says it, without control characters."""
+    name = "zq\x1b[2J\n::error::x\u202e"
+    shown = r"zq\x1b[2J\n\x3a:error::x\u202e"
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(3, 2))
+    loss = model(torch.rand(4, 3)).sum()
+    said = [
+        told(lambda: gradscope.assert_learns(model, loss.detach())),
+        told(lambda: gradscope.assert_frozen(model)),
+        told(lambda: gradscope.assert_no_gradient(model, loss)),
+    ]
+    for text in said:
+        assert f"{shown}.weight" in text
+        assert text.replace("\n", "").isprintable()
+        assert not any(line.lstrip().startswith("::") for line in text.splitlines())

@@ -490,3 +490,28 @@ def test_wrong():
     result.stdout.no_fnmatch_line("*detach*never learns*")
     result.stdout.no_fnmatch_line("*- gradscope -*")
     result.stdout.fnmatch_lines(["*ValueError: its own*"])
+
+
+def test_names_steer_no_terminal_and_no_log(pytester: pytest.Pytester) -> None:
+    """The failure, the section and the summary of a test hold names as they are shown, a line each."""
+    result = ran(
+        pytester,
+        """
+        @pytest.mark.gradscope
+        def test_names():
+            net = nn.Module()
+            net.add_module("zq\\x1b[2J\\n::error::x\\u202e", nn.Linear(3, 3))
+            child, = net.children()
+            optimizer = torch.optim.SGD(net.parameters(), 0.1)
+            out = torch.zeros(3, requires_grad=True)
+            for _ in range(3):
+                (child(torch.rand(3)).detach() * out).sum().backward()
+                optimizer.step()
+        """.replace("\n        ", "\n"),
+        "-rA",
+    )
+    result.assert_outcomes(failed=1)
+    output = result.stdout.str()
+    assert r"zq\x1b[2J\n\x3a:error::x\u202e" in output
+    assert output.replace("\n", "").isprintable()
+    assert not any(line.lstrip().startswith("::") for line in output.splitlines())

@@ -11,6 +11,7 @@ from typing import TextIO
 from gradscope.graph.facts import Run
 from gradscope.reports.dot import Style
 from gradscope.reports.drawing import check_drawable
+from gradscope.reports.escaping import shown
 from gradscope.reports.report import Report
 from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
@@ -60,7 +61,7 @@ class Delivery:
             stream.flush()
         if self.graph is not None:
             report.render(self.graph, self.style, depth=self.depth, open=self.opened)
-            print(f"gradscope: drew {self.graph}", file=sys.stderr)
+            print(f"gradscope: drew {shown(str(self.graph))}", file=sys.stderr)
         if self.fail_on == "never":
             return 0
         return int(bool(report.at_least(self.fail_on)))  # type: ignore[arg-type]

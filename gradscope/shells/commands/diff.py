@@ -8,8 +8,10 @@ import click
 import msgspec
 
 from gradscope.graph.storage import RunUnreadable, load
+from gradscope.graph.texts import encoded
 from gradscope.reports.difference import difference, difference_text
 from gradscope.reports.document import SCHEMA, Document
+from gradscope.reports.escaping import printable_json
 from gradscope.reports.report import ORDER, Report
 
 
@@ -33,7 +35,7 @@ def command(before: Path, after: Path, format_: str, fail_on: str) -> int:
     """
     found = difference(_document(before), _document(after))
     if format_ == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        click.echo(printable_json(msgspec.json.format(encoded(found), indent=1).decode()))
     else:
         click.echo(difference_text(found, str(before), str(after)), nl=False)
     if fail_on == "never":

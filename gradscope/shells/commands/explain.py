@@ -53,6 +53,7 @@ def command(
         raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
     from gradscope.graph.storage import encode
     from gradscope.probes.exchange import place_of
+    from gradscope.reports.escaping import shown
     from gradscope.shells.live import Live
     from gradscope.shells.ranks import Ranks
 
@@ -83,7 +84,7 @@ def command(
             replace_file(save, encode(outcome.run))
         failed = ranks.deliver(delivery, outcome, stream) if ranks else delivery.deliver(outcome.run, stream)
     except GradscopeError as error:
-        click.echo(f"gradscope: {error}", err=True)
+        click.echo(f"gradscope: {shown(str(error))}", err=True)
         failed = error.exit_code
     except BrokenPipeError:
         # Who reads the report has enough of it; nothing more can be said there, at the interpreter's end either.
@@ -92,7 +93,7 @@ def command(
         click.echo(f"gradscope: cannot write the report to standard output: {error}; use -o FILE", err=True)
         failed = 2
     except Exception as error:
-        click.echo(f"gradscope: the report failed: {type(error).__name__}: {error}", err=True)
+        click.echo(f"gradscope: the report failed: {shown(f'{type(error).__name__}: {error}')}", err=True)
     if outcome.error is not None:
         sys.excepthook(type(outcome.error), outcome.error, outcome.error.__traceback__)
     if ranks is not None:

@@ -152,3 +152,27 @@ def test_depth_and_open_say_how_far_the_graph_is_opened(workshop: Workshop) -> N
     assert ">mul<" not in drawn["closed"]
     assert drawn["open"].count(">mul<") == 2
     assert workshop.gradscope("show", "run.json", "--depth", "0").status == 2
+
+
+def test_names_of_files_steer_no_terminal(workshop: Workshop) -> None:
+    """What is said of a file is one line, whatever the file is called."""
+    name = "zq\x1b[2J\n::error::x\u202e"
+    shown = r"zq\x1b[2J\n\x3a:error::x\u202e"
+    for args in (
+        ("show", name),
+        ("show", "run.json", "-o", f"{name}/x.txt"),
+        ("show", "run.json", "--graph", f"{name}/x.svg"),
+        ("show", "run.json", "--open", name, name),
+        ("diff", name, name),
+        ("rule", name),
+        (name,),
+    ):
+        ended = workshop.gradscope(*args)
+        assert (ended.status, ended.out) == (2, "")
+        assert ended.err.startswith("gradscope: ")
+        assert shown.split("\\n")[0] in ended.err or repr(name)[1:-1] in ended.err
+        assert ended.err.endswith("\n")
+        assert ended.err[:-1].isprintable()
+    workshop.write("import torch\n(torch.ones(2, requires_grad=True) * 2).sum().backward()\n")
+    ended = workshop.gradscope("explain", "--graph", f"{name}.dot", "script.py")
+    assert (ended.status, ended.err) == (0, f"gradscope: drew {workshop.folder}/{shown}.dot\n")
