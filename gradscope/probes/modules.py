@@ -22,6 +22,7 @@ from gradscope.probes.records import CallRecord, ModuleMark, Subject, in_trainin
 from gradscope.probes.scopes import attributes, captured, is_constant, is_own_class
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hide
 
 _CALLS = 1_000  # of root modules that are remembered in one step
 _ITEMS = 1_000  # that are looked at in what a module holds besides its parameters
@@ -49,6 +50,9 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
             stack.append(mark)
             try:
                 result = original(self, *args, **kwargs)
+            except BaseException as error:
+                hide(error)
+                raise
             finally:
                 stack.pop()
                 if outermost:

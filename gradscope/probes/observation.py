@@ -34,6 +34,7 @@ from gradscope.probes.scopes import modules_in
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
+from gradscope.probes.tracebacks import tracebacks_without_ours
 from gradscope.probes.transforms import watch_transforms
 from gradscope.probes.warned import warnings_in_place
 
@@ -135,6 +136,7 @@ class Observation:
         }
         if self._operations:
             probes |= {
+                "tracebacks": tracebacks_without_ours,
                 "warnings": warnings_in_place,
                 "threads": lambda: watch_threads(tape),
                 "modules": lambda: watch_modules(tape),
@@ -154,11 +156,11 @@ class Observation:
                 tape.fail(f"watching {watched} with torch {torch.__version__}", error)
 
     def stop(self) -> None:
-        """Take the probes out; safe to call twice."""
+        """Take the probes out; safe to call twice, and in a forked process, where the tape is closed already."""
         if self.tape.active:
             self.seconds = time.perf_counter() - self.began
-            self._stack.close()
-            self.tape.close()
+        self._stack.close()
+        self.tape.close()
         if self in _RUNNING:
             _RUNNING.remove(self)
 

@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 )
 
 from gradscope.probes.accounts import Account, Pass, stamp_of
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms_known
@@ -32,6 +33,7 @@ from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
 from gradscope.probes.scopes import maker_of, modules_around
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden, hide
 
 
 class StepsReached(SystemExit):
@@ -50,9 +52,10 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         def initialise(self: Optimizer, *args: Any, **kwargs: Any) -> None:
             try:
                 original(self, *args, **kwargs)
-            except BaseException:
+            except BaseException as error:
                 if tape.active:
                     _refused(tape, self, args, kwargs)
+                hide(error)
                 raise
             if tape.active:
                 add_optimizer(tape, self, maker_of(self, tape.sites))
@@ -69,7 +72,8 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
             if _is_of_torch(self):
                 pause(tape, out=True)
             try:
-                return original(self, *args, **kwargs)
+                with hidden:
+                    return original(self, *args, **kwargs)
             finally:
                 resume(tape)
 
@@ -190,7 +194,7 @@ def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
                 owned = list(owner.parameters())
             for tensor in owned:
                 subject = tape.seen(tensor)
-                if subject is not None and tape.readable(subject) and tensor.grad is not None:
+                if subject is not None and tape.readable(subject) and gradient_of(tensor) is not None:
                     tape.cleared(subject, site, swept=True)
     except Exception as error:
         tape.fail("optimizer probe", error)
@@ -215,10 +219,10 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     if subject is None or not tape.readable(subject):
                         continue
                     course = tape.course(subject)
-                    account, gradient = course.account, tensor.grad
+                    account, gradient = course.account, gradient_of(tensor)
                     stamp = stamp_of(gradient)
                     supplied = not account.pending and gradient is not None and stamp != account.stamp
-                    if supplied:
+                    if supplied and gradient is not None:
                         supplied = _supplied(course, gradient)
                     used.update(account.pending)
                     if account.thrown:

@@ -22,6 +22,7 @@ from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hide
 
 # Looked up once: these are asked for at every operation.
 sequence_number: Callable[[], int] = vars(torch.autograd)["_get_sequence_nr"]
@@ -143,10 +144,11 @@ class Recorder(TorchFunctionMode):
             number, before = tape.next_operation(), sequence_number()
             try:
                 result = func(*args)
-            except BaseException:
+            except BaseException as error:
                 call = self._before(func, frame, args, None)
                 if call is not None:
                     self._failed(call)
+                hide(error)
                 raise
             if not isinstance(result, Tensor):
                 return result
@@ -197,9 +199,10 @@ class Recorder(TorchFunctionMode):
         call = self._before(func, sys._getframe(1), args, kwargs)
         try:
             result = func(*args, **kwargs) if kwargs else func(*args)
-        except BaseException:
+        except BaseException as error:
             if call is not None:
                 self._failed(call)
+            hide(error)
             raise
         if call is not None:
             self._after(call, result)
@@ -216,9 +219,10 @@ class Recorder(TorchFunctionMode):
         del frame
         try:
             result = func(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             if call is not None:
                 self._failed(call)
+            hide(error)
             raise
         if call is not None:
             if others:

@@ -1,11 +1,36 @@
-"""Tracebacks as Python would have shown them without us."""
+"""Tracebacks as Python would have shown them without us.
+
+Our frames are taken out of an exception as it leaves them (`hidden`). What remains are frames of torch's which are
+there because of us: a Python function of torch's asks the function mode first, and is entered a second time for its
+work. These are left out where a traceback or a stack is read off, which Python, `logging`, torch's anomaly mode and
+most others do by the generators of the module `traceback`.
+"""
 
 from __future__ import annotations
 
+import linecache
 import os
-from types import CodeType, TracebackType
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+from gradscope.probes.patches import patched
+from gradscope.probes.recursion import run_at_foot
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OVERRIDES = os.path.join("torch", "overrides.py")
+
+
+def is_ours(code: CodeType) -> bool:
+    """Whether this is code of a probe."""
+    return code.co_filename.startswith(_HERE)
+
+
+def asks(code: CodeType) -> bool:
+    """Whether this is the function by which Python functions of torch's ask the function modes."""
+    return code.co_name == "handle_torch_function" and code.co_filename.endswith(_OVERRIDES)
 
 
 def without_ours(trace: TracebackType | None) -> TracebackType | None:
@@ -14,21 +39,94 @@ def without_ours(trace: TracebackType | None) -> TracebackType | None:
     Our frames go; and where a Python function of torch's was entered twice, once to ask the function mode and
     once to do its work, the asking goes as well.
     """
-    frames: list[TracebackType] = []
+    entries: list[TracebackType] = []
     while trace is not None:
-        if not os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(_HERE):
-            frames.append(trace)
-        elif frames and _asks(frames[-1].tb_frame.f_code):
-            del frames[-2:]
+        if not is_ours(trace.tb_frame.f_code):
+            entries.append(trace)
         trace = trace.tb_next
     result: TracebackType | None = None
-    for kept in reversed(frames):
-        result = TracebackType(result, kept.tb_frame, kept.tb_lasti, kept.tb_lineno)
+    inner: CodeType | None = None
+    skipped = False
+    for place, entry in reversed(list(enumerate(entries))):
+        code = entry.tb_frame.f_code
+        if skipped:
+            skipped = False
+        elif asks(code) and _asks_a_mode(entry, inner):
+            skipped = place > 0 and entries[place - 1].tb_frame.f_code is inner
+        else:
+            result = TracebackType(result, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+            inner = code
     return result
 
 
-def _asks(code: CodeType) -> bool:
-    return code.co_name == "handle_torch_function" and code.co_filename.endswith(os.path.join("torch", "overrides.py"))
+def _asks_a_mode(entry: TracebackType, inner: CodeType | None) -> bool:
+    """Whether the mode that was asked here was ours: the frame of another would stand next."""
+    line = linecache.getline(entry.tb_frame.f_code.co_filename, entry.tb_lineno)
+    return ".__torch_function__(" in line and (inner is None or inner.co_name != "__torch_function__")
+
+
+def frames_without_ours(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those around it, outwards, as they would be without us."""
+    inner: CodeType | None = None
+    while frame is not None:
+        code, outer = frame.f_code, frame.f_back
+        if code is run_at_foot.__code__:
+            return  # below stands who runs the program
+        if not is_ours(code):
+            yield frame
+            inner = code
+        elif outer is not None and asks(outer.f_code):
+            outer = outer.f_back
+            if outer is not None and outer.f_code is inner:
+                outer = outer.f_back
+        frame = outer
+
+
+@contextmanager
+def tracebacks_without_ours() -> Iterator[None]:
+    """While this is on, the module `traceback` shows neither tracebacks nor stacks with our frames in them."""
+
+    def wrap_stack(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+        def walk_stack(f: Any) -> Iterator[Any]:
+            if not isinstance(f, FrameType):
+                return original(f)  # None: it counts the frames to its caller itself
+            return ((frame, frame.f_lineno) for frame in frames_without_ours(f))
+
+        return walk_stack
+
+    def wrap_trace(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+        def walk_tb(tb: Any) -> Iterator[Any]:
+            return original(without_ours(tb) if isinstance(tb, TracebackType) else tb)
+
+        return walk_tb
+
+    with (
+        patched(traceback, "walk_stack", wrap_stack),
+        patched(traceback, "walk_tb", wrap_trace),
+        patched(traceback, "_walk_tb_with_full_positions", wrap_trace),
+    ):
+        yield
+
+
+def hide(error: BaseException) -> None:
+    """An exception is about to leave a frame of ours: as if it had not come through it."""
+    error.__traceback__ = without_ours(error.__traceback__)
+
+
+class _Hidden:
+    """Around what the program runs by us: what it raises leaves as by `hide`."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            hide(error)
+
+
+hidden = _Hidden()
 
 
 def clean(error: BaseException) -> None:
