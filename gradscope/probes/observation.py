@@ -30,7 +30,7 @@ from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
-from gradscope.probes.scopes import modules_in
+from gradscope.probes.scopes import is_a, modules_in
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
@@ -194,7 +194,7 @@ class Observation:
     def _name_all(self) -> None:
         """Read names while their owners are alive."""
         for name, module in modules_in(self.namespace, self.tape.sites):
-            if not isinstance(module, torch.jit.ScriptModule) and self.tape.mark(module).root is None:
+            if not is_a(module, torch.jit.ScriptModule) and self.tape.mark(module).root is None:
                 add_root(self.tape, module, None, name)
         name_roots(self.tape)
 
