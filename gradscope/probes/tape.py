@@ -37,6 +37,7 @@ from gradscope.probes.records import (
     ValueRecord,
 )
 from gradscope.probes.shards import is_number, local
+from gradscope.probes.signals import pass_on
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -491,6 +492,7 @@ class Tape:
 
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""
+        pass_on(error)
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from gradscope.probes.recursion import run_at_foot
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _OVERRIDES = os.path.join("torch", "overrides.py")
+_AGAIN = 3  # functions of torch's that are entered again for one that asks
 
 
 def is_ours(code: CodeType) -> bool:
@@ -44,42 +46,52 @@ def without_ours(trace: TracebackType | None) -> TracebackType | None:
         if not is_ours(trace.tb_frame.f_code):
             entries.append(trace)
         trace = trace.tb_next
+    entries.reverse()
+    codes = [entry.tb_frame.f_code for entry in entries]
+    asking = {place for place, code in enumerate(codes) if asks(code) and _asks_a_mode(entries, place)}
     result: TracebackType | None = None
-    inner: CodeType | None = None
-    skipped = False
-    for place, entry in reversed(list(enumerate(entries))):
-        code = entry.tb_frame.f_code
-        if skipped:
-            skipped = False
-        elif asks(code) and _asks_a_mode(entry, inner):
-            skipped = place > 0 and entries[place - 1].tb_frame.f_code is inner
-        else:
-            result = TracebackType(result, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-            inner = code
+    for place in _kept(codes, asking):
+        entry = entries[place]
+        result = TracebackType(result, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return result
 
 
-def _asks_a_mode(entry: TracebackType, inner: CodeType | None) -> bool:
+def _asks_a_mode(entries: Sequence[TracebackType], place: int) -> bool:
     """Whether the mode that was asked here was ours: the frame of another would stand next."""
-    line = linecache.getline(entry.tb_frame.f_code.co_filename, entry.tb_lineno)
-    return ".__torch_function__(" in line and (inner is None or inner.co_name != "__torch_function__")
+    code, line = entries[place].tb_frame.f_code, entries[place].tb_lineno
+    inner = entries[place - 1].tb_frame.f_code.co_name if place else ""
+    return ".__torch_function__(" in linecache.getline(code.co_filename, line) and inner != "__torch_function__"
+
+
+def _kept(codes: Sequence[CodeType], asking: Collection[int]) -> list[int]:
+    """Which of these, the innermost first, would be there if the functions at `asking` had not been called."""
+    kept: list[int] = []
+    place = 0
+    while place < len(codes):
+        if place not in asking:
+            kept.append(place)
+        else:
+            # What called it was entered again, together with what chose it for its arguments, if there is such.
+            outer = codes[place + 1 : place + 1 + _AGAIN]
+            inner = [codes[done] for done in kept[-_AGAIN:]]
+            place += next((n for n in range(1, len(outer) + 1) if list(outer[:n]) == inner[-n:]), 0)
+        place += 1
+    return kept
 
 
 def frames_without_ours(frame: FrameType | None) -> Iterator[FrameType]:
     """A frame and those around it, outwards, as they would be without us."""
-    inner: CodeType | None = None
-    while frame is not None:
-        code, outer = frame.f_code, frame.f_back
-        if code is run_at_foot.__code__:
-            return  # below stands who runs the program
-        if not is_ours(code):
-            yield frame
-            inner = code
-        elif outer is not None and asks(outer.f_code):
-            outer = outer.f_back
-            if outer is not None and outer.f_code is inner:
-                outer = outer.f_back
-        frame = outer
+    frames: list[FrameType] = []
+    asking: set[int] = set()
+    ours = False
+    while frame is not None and frame.f_code is not run_at_foot.__code__:  # below stands who runs the program
+        if ours and asks(frame.f_code):
+            asking.add(len(frames))
+        ours = is_ours(frame.f_code)
+        if not ours:
+            frames.append(frame)
+        frame = frame.f_back
+    return (frames[place] for place in _kept([each.f_code for each in frames], asking))
 
 
 @contextmanager
@@ -88,8 +100,10 @@ def tracebacks_without_ours() -> Iterator[None]:
 
     def wrap_stack(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
         def walk_stack(f: Any) -> Iterator[Any]:
+            if f is None and sys.version_info < (3, 14):
+                return _from_caller()
             if not isinstance(f, FrameType):
-                return original(f)  # None: it counts the frames to its caller itself
+                return original(f)
             return ((frame, frame.f_lineno) for frame in frames_without_ours(f))
 
         return walk_stack
@@ -111,6 +125,15 @@ def tracebacks_without_ours() -> Iterator[None]:
 def hide(error: BaseException) -> None:
     """An exception is about to leave a frame of ours: as if it had not come through it."""
     error.__traceback__ = without_ours(error.__traceback__)
+
+
+def _from_caller() -> Iterator[tuple[FrameType, int]]:
+    """What `traceback.walk_stack` gives without a frame: it counts from where `StackSummary.extract` is called."""
+    frame: FrameType | None = sys._getframe()
+    for _ in range(4):
+        frame = frame.f_back if frame is not None else None
+    for found in frames_without_ours(frame):
+        yield found, found.f_lineno
 
 
 class _Hidden:

@@ -99,6 +99,7 @@ CAUGHT = """
         lambda: torch.ones(2) @ torch.ones(3),
         lambda: F.dropout(torch.ones(2), p=3.0),
         lambda: F.mse_loss(torch.ones(2, 3), torch.ones(5)),
+        lambda: F.max_pool2d(torch.ones(2), 2),
         lambda: torch.ones(2).split("x"),
         lambda: torch.einsum("ij,jk", torch.ones(2, 2)),
         lambda: Refuses.apply(torch.ones(2, 2)),
@@ -143,6 +144,7 @@ CAUGHT = """
     class Looks(nn.Module):
         def forward(self, x):
             traceback.print_stack(file=sys.stdout)
+            print([entry.name for entry in traceback.StackSummary.extract(traceback.walk_stack(None))])
             return x
 
     Looks()(torch.ones(1))
