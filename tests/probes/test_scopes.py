@@ -37,9 +37,8 @@ COUNTED = """
         "extra_repr", "train", "eval", "zero_grad", "apply", "_apply", "_named_members", "_get_name",
     ]
     asked = {"__len__": told("len", 3), "__bool__": told("bool", True), "__eq__": told("eq", False)}
-    Counted = type(
-        "Counted", (nn.Module,), {**{name: counted(name) for name in METHODS}, "__getattribute__": counted_read, **asked}
-    )
+    methods = {name: counted(name) for name in METHODS}
+    Counted = type("Counted", (nn.Module,), {**methods, "__getattribute__": counted_read, **asked})
 
     class Thing:
         __getattribute__, __hash__, __repr__ = counted_read, told("hash", 1), told("repr", "thing")

@@ -25,6 +25,14 @@ class Limit:
         raise OutOfTime
 
 
+def interrupted(tape: Tape) -> None:
+    """A probe at work."""
+    try:
+        signal.raise_signal(signal.SIGALRM)
+    except Exception as error:
+        tape.fail("probe", error)
+
+
 @pytest.mark.parametrize("handler", [out_of_time, Limit()])
 def test_what_a_handler_raises_goes_on_to_the_program(handler: object) -> None:
     """A signal that arrives within a probe ends the program's loop, and is no failure of the probe."""
@@ -32,10 +40,7 @@ def test_what_a_handler_raises_goes_on_to_the_program(handler: object) -> None:
     before = signal.signal(signal.SIGALRM, handler)  # type: ignore[arg-type]
     try:
         with pytest.raises(OutOfTime):
-            try:
-                signal.raise_signal(signal.SIGALRM)
-            except Exception as error:
-                tape.fail("probe", error)
+            interrupted(tape)
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not tape.failures
