@@ -59,6 +59,9 @@ class Workshop:
     def gradscope(self, *args: object) -> Ended:
         """The command line."""
         self._monkeypatch.setattr(sys, "argv", ["gradscope", *map(str, args)])
+        # A script that has the process to itself stays on the scene to the end of it.
+        self._monkeypatch.setattr(sys, "path", list(sys.path))
+        self._monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
             main()

@@ -23,6 +23,11 @@ def is_leaf(tensor: torch.Tensor) -> bool:
         return False
 
 
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """`Tensor.grad`, which torch warns of where it is asked of a non-leaf that retains none."""
+    return tensor.grad if is_leaf(tensor) or tensor.retains_grad else None
+
+
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape; () for what has none: parameters of lazy modules before their first call, nested tensors."""
     try:

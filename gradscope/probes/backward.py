@@ -11,6 +11,7 @@ import torch
 from torch.compiler import is_compiling
 
 from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
@@ -19,6 +20,7 @@ from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hide
 from gradscope.probes.walker import walk
 
 WALK_LIMIT = 200_000
@@ -50,6 +52,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
             except BaseException as error:
                 if seen is not None:
                     _failed(tape, seen[0], seen[2], t_outputs, error)
+                hide(error)
                 raise
             if seen is not None:
                 _after(tape, *seen, inputs, result)
@@ -121,7 +124,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
                 for subject, tensor, stamp, own in state.values():
                     if not tape.readable(subject):
                         continue
-                    gradient = tensor.grad
+                    gradient = gradient_of(tensor)  # a hook may have made a non-leaf of it
                     if gradient is not None and stamp_of(gradient) != stamp:
                         arrived.append((subject, tensor, gradient))
                         course = tape.course(subject)

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from gradscope.probes.tracebacks import hidden
+
 
 def watched_closure(
     closure: Callable[..., Any], calling: Callable[[], None], called: Callable[[], None]
@@ -19,7 +21,8 @@ def watched_closure(
     @functools.wraps(closure)
     def watched(*args: Any, **kwargs: Any) -> Any:
         calling()
-        result = closure(*args, **kwargs)
+        with hidden:
+            result = closure(*args, **kwargs)
         called()
         return result
 

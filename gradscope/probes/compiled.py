@@ -25,6 +25,7 @@ from gradscope.probes.recorder import sequence_number, tensors
 from gradscope.probes.records import OperationRecord, StepRecord
 from gradscope.probes.regions import InnerCut, cuts_in
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden
 
 _MODULE = "torch._dynamo.output_graph"
 _tapes: list[Tape] = []
@@ -106,7 +107,8 @@ def _region(compiled: Callable[..., Any], cuts: tuple[InnerCut, ...]) -> Callabl
         tape = _tapes[-1] if _tapes else None
         if tape is None or not tape.active or is_compiling():
             return compiled(*args)
-        return _called(tape, compiled, args, cuts)
+        with hidden:
+            return _called(tape, compiled, args, cuts)
 
     return region
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from gradscope.probes.accounts import Account
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.shards import has_values, local
 
@@ -171,7 +172,8 @@ def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> Selection:
     # An odd distance does not fall on the same columns in every row.
     stride = (size - _RUN) // (SAMPLE // _RUN) - 1 | 1
     even = Runs(size, stride) if stride > _RUN else slice(None, None, size // SAMPLE)
-    gradient = local(owner.grad) if owner.grad is not None else None
+    gradient = gradient_of(owner)
+    gradient = local(gradient) if gradient is not None else None
     if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2 or gradient.numel() != size:
         return even
     seen = pick(gradient, even)

@@ -22,6 +22,7 @@ from gradscope.probes.quiet import unobserved
 from gradscope.probes.shards import local
 from gradscope.probes.sources import Definition, definition_of
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden
 
 _LOOKS = 16  # passes of a backward that ignores its upstream gradient in which values are read
 # What these tell of a tensor does not depend on its values.
@@ -62,7 +63,8 @@ def watch_custom_backwards(tape: Tape) -> AbstractContextManager[None]:
             if is_compiling() or not tape.active:
                 return original(self, *gradients)
             record = _entered(tape, self, gradients)
-            result = original(self, *gradients)
+            with hidden:
+                result = original(self, *gradients)
             if record is not None:
                 _returned(tape, record, self, result)
             return result

@@ -18,6 +18,7 @@ from gradscope.probes.recorder import sequence_number, tensors
 from gradscope.probes.records import OperationRecord, ValueRecord
 from gradscope.probes.shards import local, sharded_now
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden
 
 
 @contextmanager
@@ -31,7 +32,8 @@ def watch_functions(tape: Tape) -> Iterator[None]:
         def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if is_compiling() or not tape.active:
                 return bound_to(cls)(*args, **kwargs)
-            return _applied(tape, cls, lambda: bound_to(cls)(*args, **kwargs), args)
+            with hidden:
+                return _applied(tape, cls, lambda: bound_to(cls)(*args, **kwargs), args)
 
         return classmethod(wrapper)
 
@@ -42,7 +44,8 @@ def watch_functions(tape: Tape) -> Iterator[None]:
         def wrapper(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
             if is_compiling() or not tape.active or data is None:
                 return new(cls, data, requires_grad)
-            return _wrapped(tape, "nn.Parameter", lambda: new(cls, data, requires_grad), data)
+            with hidden:
+                return _wrapped(tape, "nn.Parameter", lambda: new(cls, data, requires_grad), data)
 
         return staticmethod(wrapper)
 
@@ -52,7 +55,8 @@ def watch_functions(tape: Tape) -> Iterator[None]:
             if is_compiling() or not tape.active:
                 return original(cls, *args, **kwargs)
             data = args[0] if args else kwargs.get("data")
-            return _wrapped(tape, "Variable", lambda: original(cls, *args, **kwargs), data)
+            with hidden:
+                return _wrapped(tape, "Variable", lambda: original(cls, *args, **kwargs), data)
 
         return staticmethod(wrapper)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.probes.accounts import NO_GRADIENT
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import capturing
 from gradscope.probes.records import Subject, ValueRecord
@@ -63,7 +64,7 @@ def uncounted(tape: Tape, func: Any, tensors: Sequence[Tensor], inputs: Sequence
 
 def _kept(leaf: Tensor) -> bool:
     """Whether the program holds the gradient itself, as `grads = [p.grad for p in params]` does."""
-    gradient = leaf.grad
+    gradient = gradient_of(leaf)
     return gradient is not None and sys.getrefcount(gradient) > _HELD_BY_US
 
 

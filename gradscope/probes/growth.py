@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gradscope.graph.facts import Span
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.keepers import keeper
 
@@ -120,7 +121,7 @@ class Growth:
                 continue
             if not subject.leaf:
                 alive["kept", subject.site][subject.step] = subject
-            elif cyclic is not None and tensor.grad is not None and tensor.grad.requires_grad:
+            elif cyclic is not None and (gradient := gradient_of(tensor)) is not None and gradient.requires_grad:
                 alive["cycle", cyclic][subject.step] = subject
         for key, steps in self._alive.items():
             if self.trained["steps"] and len(steps.intersection(alive.get(key, ()))) * 2 < len(steps):

@@ -16,6 +16,7 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden
 
 _LOOKS = 4  # gradients of one leaf that are compared with what its hook makes of them
 _HOOKS = 16  # of one leaf that are watched: some register one anew in every step
@@ -67,12 +68,14 @@ def watch_masks(tape: Tape) -> Iterator[None]:
         def register_hook(self: torch.Tensor, hook: _Hook) -> Any:
             # Under a function mode torch comes here again with the hook that was put in the place of the user's.
             if not tape.active or is_compiling() or hasattr(hook, "__gradscope__") or not _is_trained(self):
-                return original(self, hook)
+                with hidden:
+                    return original(self, hook)
             leaf = tape.subject(self).serial
             watched[leaf] += 1
             if watched[leaf] > _HOOKS:
                 return original(self, hook)
-            handle = original(self, _observed(tape, hook, _Watched(tape, leaf, tape.sites.here())))
+            with hidden:
+                handle = original(self, _observed(tape, hook, _Watched(tape, leaf, tape.sites.here())))
             hooks = handle.hooks_dict_ref()
             placed[id(hooks)] = hooks
             return handle
@@ -102,7 +105,8 @@ def _observed(tape: Tape, hook: _Hook, watched: _Watched) -> _Hook:
         if looking:
             with unobserved():
                 given = gradient.detach().clone()  # a hook may change it in place
-        made = hook(gradient)
+        with hidden:
+            made = hook(gradient)
         try:
             if looking:
                 with unobserved():

@@ -16,6 +16,7 @@ from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark
 from gradscope.probes.scopes import is_constant
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden
 
 
 def watch_modes(tape: Tape) -> AbstractContextManager[None]:
@@ -39,7 +40,8 @@ def watch_modes(tape: Tape) -> AbstractContextManager[None]:
             except Exception as error:
                 tape.fail("mode probe", error)
             try:
-                return original(self, mode)
+                with hidden:
+                    return original(self, mode)
             finally:
                 local["switching"] = outer
 

@@ -19,9 +19,19 @@ from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import resume, tensors
 from gradscope.probes.records import CallRecord, ModuleMark, Subject, in_training
-from gradscope.probes.scopes import attributes, captured, is_constant, is_own_class
+from gradscope.probes.scopes import (
+    attributes,
+    captured,
+    is_a,
+    is_constant,
+    is_own_class,
+    parameters_of,
+    parts,
+    registered,
+)
 from gradscope.probes.shards import gathered
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hide
 
 _CALLS = 1_000  # of root modules that are remembered in one step
 _ITEMS = 1_000  # that are looked at in what a module holds besides its parameters
@@ -49,6 +59,9 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
             stack.append(mark)
             try:
                 result = original(self, *args, **kwargs)
+            except BaseException as error:
+                hide(error)
+                raise
             finally:
                 stack.pop()
                 if outermost:
@@ -83,7 +96,7 @@ def _root_returned(
                 given = tuple(tape.subject(tensor) for tensor in tensors((result,)))
                 tape.step.calls.append(CallRecord(site, inputs, outputs, given))
         # A copy of FSDP's or DDP's would call the other ranks, which do not answer.
-        if tape.check_calls is not None and torch.is_grad_enabled() and not hasattr(module, "_get_fsdp_state"):
+        if tape.check_calls is not None and torch.is_grad_enabled() and not hasattr(type(module), "_get_fsdp_state"):
             tape.check_calls(module.get_submodule("module") if is_replica(module) else module, args, kwargs)
     except Exception as error:
         tape.fail("module probe", error)
@@ -91,7 +104,7 @@ def _root_returned(
 
 def _is_held_unregistered(tape: Tape, module: torch.nn.Module) -> bool:
     """Whether another module holds this one in a plain list, tuple or dict."""
-    first = next(module.parameters(), None)
+    _, first = next(parameters_of(module), ("", None))
     subject = tape.seen(first) if first is not None else None
     return subject is not None and subject.registered == "attribute"
 
@@ -99,11 +112,11 @@ def _is_held_unregistered(tape: Tape, module: torch.nn.Module) -> bool:
 def _subjects(tape: Tape, values: Iterable[Any]) -> Iterator[Subject | dict[str, Subject] | None]:
     """One a value, so that places keep their meaning: None where it is no tensor and holds none."""
     for value in values:
-        if isinstance(value, torch.Tensor):
+        if is_a(value, torch.Tensor):
             yield tape.subject(value)
         elif type(value) in (list, tuple, dict):
             items = value.items() if type(value) is dict else enumerate(value)
-            held = ((f"[{key!r}]", item) for key, item in items if isinstance(item, torch.Tensor))
+            held = ((f"[{key!r}]", item) for key, item in items if is_a(item, torch.Tensor))
             yield {index: tape.subject(item) for index, item in itertools.islice(held, _ITEMS)} or None
         else:
             yield None
@@ -132,7 +145,7 @@ def name_roots(tape: Tape) -> None:
 def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> None:
     """Give every module below `root` its path, and every tensor that they hold its name and registration."""
     shards: dict[int, torch.Tensor] = {}
-    for module in root.modules():
+    for _, module in parts(root):
         for whole, shard in gathered(module):
             shards[id(whole)] = shard
             subject = tape.subject(whole)
@@ -145,17 +158,18 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
             del tape.roots[id(mark)]  # a root that was called alone before is a part of this one
         path = ".".join(part for part in path.split(".") if part != _COMPILED)
         mark.path, mark.root, mark.training = path, root_mark, in_training(module)
-        flag = vars(module).get("requires_grad")
+        own = attributes(module)
+        flag = own.get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
         mark.awaits_all = is_replica(module) and not (module.find_unused_parameters or module.static_graph)
         prefix = path + "." if path else ""
-        for name, parameter in module._parameters.items():
+        for name, parameter in registered(module, "_parameters"):
             if parameter is not None:
                 _register(tape.keep(shards.get(id(parameter), parameter)), root_mark, prefix + name, "parameter")
-        for name, buffer in module._buffers.items():
+        for name, buffer in registered(module, "_buffers"):
             if buffer is not None:
                 _register(tape.keep(buffer), root_mark, prefix + name, "buffer")
-        for name, value in vars(module).items():
+        for name, value in own.items():
             if name not in _REGISTERS and type(value) not in _BARE:
                 for place, tensor in _plain_tensors(tape, root, value, prefix + name):
                     if tape.subject(tensor).registered is None:
@@ -166,7 +180,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
 def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """`named_modules()` by the paths that the user wrote: what DDP wraps has the path of its wrapper."""
     written: dict[str, str] = {}  # of wrapped modules: path in torch, path as written
-    for path, module in root.named_modules():
+    for path, module in parts(root):
         inner = next((start for start in reversed(written) if f"{path}.".startswith(f"{start}.")), None)
         short = path if inner is None else (written[inner] + path[len(inner) :]).lstrip(".")
         if is_replica(module):
@@ -176,7 +190,7 @@ def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module
 
 def is_replica(module: torch.nn.Module) -> bool:
     """Whether a module is a DistributedDataParallel around the user's."""
-    return isinstance(module, torch.nn.parallel.DistributedDataParallel)
+    return is_a(module, torch.nn.parallel.DistributedDataParallel)
 
 
 _COMPILED = "_orig_mod"  # where `torch.compile(module)` holds the module: its names stay those that the user gave
@@ -198,19 +212,19 @@ def _plain_tensors(tape: Tape, root: torch.nn.Module, value: Any, path: str) -> 
         path, value, own = waiting.pop()
         seen += 1
         inside: Iterable[tuple[str, Any]] = ()
-        if isinstance(value, torch.Tensor):
+        if is_a(value, torch.Tensor):
             if value.requires_grad or not own:
                 found.append((path, value))
-        elif isinstance(value, torch.nn.Module):
+        elif is_a(value, torch.nn.Module):
             if own and value is root:
                 return []
             if in_training(value) or not (own and in_training(root)):
-                inside = [(f"{path}.{name}", parameter) for name, parameter in value.named_parameters()]
+                inside = [(f"{path}.{name}", parameter) for name, parameter in parameters_of(value)]
         elif type(value) in (list, tuple):
             inside = [(f"{path}[{place}]", item) for place, item in enumerate(value[:_ITEMS])]
         elif type(value) is dict and len(value) <= _ITEMS:
-            inside = [(f"{path}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
-        elif isinstance(value, (FunctionType, functools.partial)) and id(value) not in met:
+            inside = [(f"{path}[{key!r}]", item) for key, item in value.items() if is_a(key, (str, int))]
+        elif is_a(value, (FunctionType, functools.partial)) and id(value) not in met:
             met.add(id(value))
             own, inside = True, [(f"{path}.{name}", held) for name, held in captured(value, tape.sites).items()]
         elif type(value) not in _BARE and id(value) not in met and is_own_class(type(value), tape.sites):

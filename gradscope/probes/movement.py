@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.courses import Course, differences, measure_picked, norms, pick
 
 _FIRST, _EVERY = 8, 8
@@ -46,7 +47,7 @@ def before_step(tensors: Iterable[Held]) -> Moment:
         value = pick(held.tensor, index)
         if value.shape != first.shape:
             continue
-        gradient = held.tensor.grad
+        gradient = gradient_of(held.tensor)
         usable = gradient is not None and gradient.layout is torch.strided and gradient.shape == held.tensor.shape
         moment.held.append(held)
         moment.values.append(value.clone())

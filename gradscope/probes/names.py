@@ -19,6 +19,7 @@ from torch.overrides import resolve_name
 from gradscope.graph.naming import operands_of, plain_name
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.records import OperationRecord, StepRecord, Subject
+from gradscope.probes.scopes import is_a
 from gradscope.probes.sources import tree_of
 from gradscope.probes.tape import Tape
 
@@ -137,19 +138,17 @@ class SourceNames:
 def names_in(namespace: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors that the variables of a namespace hold, directly or in a plain list, tuple or dict."""
     for name, value in list(namespace.items()):
-        if name.startswith("_") or isinstance(value, ModuleType):
+        if name.startswith("_") or is_a(value, ModuleType):
             continue
-        if isinstance(value, torch.Tensor):
+        if is_a(value, torch.Tensor):
             yield name, value
         elif type(value) in (list, tuple) and len(value) <= _ITEMS:
-            yield from (
-                (f"{name}[{place}]", item) for place, item in enumerate(value) if isinstance(item, torch.Tensor)
-            )
+            yield from ((f"{name}[{place}]", item) for place, item in enumerate(value) if is_a(item, torch.Tensor))
         elif type(value) is dict and len(value) <= _ITEMS:
             yield from (
                 (f"{name}[{key!r}]", item)
                 for key, item in value.items()
-                if isinstance(item, torch.Tensor) and isinstance(key, (str, int))
+                if is_a(item, torch.Tensor) and is_a(key, (str, int))
             )
 
 

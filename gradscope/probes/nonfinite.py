@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.saved import MAKERS, Evidence, evidence, factor, gave
 from gradscope.probes.shards import is_number, local
@@ -557,7 +558,7 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
     if not all(map(_is_all_finite, live)):
         tape.harmed = event
     waiting = event.step == tape.step.index and any(
-        tensor.grad is not None and not _is_all_finite(tensor.grad) for tensor in live
+        (gradient := gradient_of(tensor)) is not None and not _is_all_finite(gradient) for tensor in live
     )
     if not waiting:
         tape.pending = None
@@ -565,7 +566,8 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
 
 def _trains_nothing(tensor: torch.Tensor | None) -> bool:
     """Whether the gradient of a tensor is exactly zero."""
-    return tensor is None or tensor.grad is None or not bool(local(tensor.grad).detach().any())
+    gradient = gradient_of(tensor) if tensor is not None else None
+    return gradient is None or not bool(local(gradient).detach().any())
 
 
 def _is_nan(tape: Tape, event: Event) -> bool:
@@ -576,7 +578,8 @@ def _is_nan(tape: Tape, event: Event) -> bool:
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:
-    return _is_all_finite(tensor) and (tensor.grad is None or _is_all_finite(tensor.grad))
+    gradient = gradient_of(tensor)
+    return _is_all_finite(tensor) and (gradient is None or _is_all_finite(gradient))
 
 
 def _is_all_finite(tensor: torch.Tensor) -> bool:

@@ -30,10 +30,11 @@ from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
-from gradscope.probes.scopes import modules_in
+from gradscope.probes.scopes import is_a, modules_in
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
+from gradscope.probes.tracebacks import tracebacks_without_ours
 from gradscope.probes.transforms import watch_transforms
 from gradscope.probes.warned import warnings_in_place
 
@@ -135,6 +136,7 @@ class Observation:
         }
         if self._operations:
             probes |= {
+                "tracebacks": tracebacks_without_ours,
                 "warnings": warnings_in_place,
                 "threads": lambda: watch_threads(tape),
                 "modules": lambda: watch_modules(tape),
@@ -154,11 +156,11 @@ class Observation:
                 tape.fail(f"watching {watched} with torch {torch.__version__}", error)
 
     def stop(self) -> None:
-        """Take the probes out; safe to call twice."""
+        """Take the probes out; safe to call twice, and in a forked process, where the tape is closed already."""
         if self.tape.active:
             self.seconds = time.perf_counter() - self.began
-            self._stack.close()
-            self.tape.close()
+        self._stack.close()
+        self.tape.close()
         if self in _RUNNING:
             _RUNNING.remove(self)
 
@@ -192,7 +194,7 @@ class Observation:
     def _name_all(self) -> None:
         """Read names while their owners are alive."""
         for name, module in modules_in(self.namespace, self.tape.sites):
-            if not isinstance(module, torch.jit.ScriptModule) and self.tape.mark(module).root is None:
+            if not is_a(module, torch.jit.ScriptModule) and self.tape.mark(module).root is None:
                 add_root(self.tape, module, None, name)
         name_roots(self.tape)
 

@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 )
 
 from gradscope.probes.accounts import Account, Pass, stamp_of
+from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms_known
@@ -30,8 +31,9 @@ from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
-from gradscope.probes.scopes import maker_of, modules_around
+from gradscope.probes.scopes import attributes, maker_of, modules_around, parameters_of
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hidden, hide
 
 
 class StepsReached(SystemExit):
@@ -50,9 +52,10 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         def initialise(self: Optimizer, *args: Any, **kwargs: Any) -> None:
             try:
                 original(self, *args, **kwargs)
-            except BaseException:
+            except BaseException as error:
                 if tape.active:
                     _refused(tape, self, args, kwargs)
+                hide(error)
                 raise
             if tape.active:
                 add_optimizer(tape, self, maker_of(self, tape.sites))
@@ -69,7 +72,8 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
             if _is_of_torch(self):
                 pause(tape, out=True)
             try:
-                return original(self, *args, **kwargs)
+                with hidden:
+                    return original(self, *args, **kwargs)
             finally:
                 resume(tape)
 
@@ -133,7 +137,7 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                 mark = OptimizerMark(len(tape.optimizers) + 1, type(optimizer).__name__, weakref.ref(optimizer), site)
                 tape.optimizers.append(mark)
                 tape.name_all()
-            for tensor in (tensor for group in optimizer.param_groups for tensor in group["params"]):
+            for tensor in (tensor for group in _groups(optimizer) for tensor in group["params"]):
                 held = mark.holds(tape, tensor)
                 if held is not None and held.course is not None and held.course.optimizer == mark.serial:
                     continue
@@ -155,14 +159,20 @@ def _name_models(tape: Tape, optimizer: Optimizer) -> None:
     """Name what an optimizer is given while it is still where it was: layers may be replaced before the first call."""
     try:
         with unobserved():
-            held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+            held = {id(tensor) for group in _groups(optimizer) for tensor in group["params"]}
             for name, module in modules_around(tape.sites):
                 mark = tape.mark(module)
-                if mark.root is None and any(id(tensor) in held for tensor in module.parameters()):
+                if mark.root is None and any(id(tensor) in held for _, tensor in parameters_of(module)):
                     add_root(tape, module, None)
                     tape.hints[id(mark)] = name.removeprefix("self.")
     except Exception as error:
         tape.fail("optimizer probe", error)
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The groups of an optimizer; one that wraps another has none itself, and asks that one for them."""
+    groups: list[dict[str, Any]] | None = attributes(optimizer).get("param_groups")
+    return optimizer.param_groups if groups is None else groups
 
 
 def _is_of_torch(owner: object) -> bool:
@@ -185,12 +195,12 @@ def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
                 mark = tape.optimizer_mark(owner)
                 if mark is not None:
                     mark.cleared_at = site
-                owned = [tensor for group in owner.param_groups for tensor in group["params"]]
+                owned = [tensor for group in _groups(owner) for tensor in group["params"]]
             else:
-                owned = list(owner.parameters())
+                owned = [tensor for _, tensor in parameters_of(owner)]
             for tensor in owned:
                 subject = tape.seen(tensor)
-                if subject is not None and tape.readable(subject) and tensor.grad is not None:
+                if subject is not None and tape.readable(subject) and gradient_of(tensor) is not None:
                     tape.cleared(subject, site, swept=True)
     except Exception as error:
         tape.fail("optimizer probe", error)
@@ -208,17 +218,17 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
             fed, used, robbed = False, set[Pass](), list[Account]()
-            for group in optimizer.param_groups:
+            for group in _groups(optimizer):
                 rate = group.get("lr")
                 for tensor in group["params"]:
                     subject = mark.holds(tape, tensor)
                     if subject is None or not tape.readable(subject):
                         continue
                     course = tape.course(subject)
-                    account, gradient = course.account, tensor.grad
+                    account, gradient = course.account, gradient_of(tensor)
                     stamp = stamp_of(gradient)
                     supplied = not account.pending and gradient is not None and stamp != account.stamp
-                    if supplied:
+                    if supplied and gradient is not None:
                         supplied = _supplied(course, gradient)
                     used.update(account.pending)
                     if account.thrown:

@@ -21,7 +21,9 @@ from gradscope.probes.jottings import ITEMS, PLAIN
 from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
+from gradscope.probes.signals import pass_on
 from gradscope.probes.tape import Tape
+from gradscope.probes.tracebacks import hide
 
 # Looked up once: these are asked for at every operation.
 sequence_number: Callable[[], int] = vars(torch.autograd)["_get_sequence_nr"]
@@ -143,10 +145,11 @@ class Recorder(TorchFunctionMode):
             number, before = tape.next_operation(), sequence_number()
             try:
                 result = func(*args)
-            except BaseException:
+            except BaseException as error:
                 call = self._before(func, frame, args, None)
                 if call is not None:
                     self._failed(call)
+                hide(error)
                 raise
             if not isinstance(result, Tensor):
                 return result
@@ -180,7 +183,8 @@ class Recorder(TorchFunctionMode):
                 )
                 if not number % _LOOK and len(items) > _MOST * ITEMS:
                     tape.backlog.catch_up(rest=False)
-            except Exception:  # there are tensors without a shape
+            except Exception as error:  # there are tensors without a shape
+                pass_on(error)
                 call = self._before(func, frame, args, None)
                 if call is not None:
                     self._after(call, result)
@@ -193,13 +197,18 @@ class Recorder(TorchFunctionMode):
             self.paused = False  # the step did not come to its end
         others = bool(types) or _modes_on() > 0
         if others or func in _PARTICULAR:
-            return self._carefully(func, args, kwargs or {}, others or func is _AS_SUBCLASS)
+            try:
+                return self._carefully(func, args, kwargs or {}, others or func is _AS_SUBCLASS)
+            except BaseException as error:
+                hide(error)
+                raise
         call = self._before(func, sys._getframe(1), args, kwargs)
         try:
             result = func(*args, **kwargs) if kwargs else func(*args)
-        except BaseException:
+        except BaseException as error:
             if call is not None:
                 self._failed(call)
+            hide(error)
             raise
         if call is not None:
             self._after(call, result)

@@ -103,11 +103,13 @@ class OptimizerMark:
 
 
 def in_training(module: torch.nn.Module) -> bool:
-    """The mode of a module; some that never called the constructor of `nn.Module` have none."""
-    try:
-        return bool(module.training)
-    except Exception:
-        return True
+    """The mode of a module, read without running code of its class.
+
+    Some that never called the constructor of `nn.Module` have none, and TorchScript keeps it elsewhere.
+    """
+    if issubclass(type(module), torch.jit.ScriptModule):
+        return bool(getattr(module, "training", True))
+    return bool(object.__getattribute__(module, "__dict__").get("training", True))
 
 
 class ModuleMark:

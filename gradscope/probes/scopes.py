@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import FrameType, FunctionType
 from typing import Any
@@ -21,25 +21,60 @@ def modules_in(variables: Mapping[str, Any], sites: CallSites) -> Iterator[tuple
     """The modules among variables and in plain lists, tuples and dicts of them, also of objects of own classes."""
     for name, value in list(variables.items()):
         yield from _held(name, value)
-        if not isinstance(value, torch.nn.Module) and is_own_class(type(value), sites):
+        if not is_a(value, torch.nn.Module) and is_own_class(type(value), sites):
             for attribute, held in attributes(value).items():
                 yield from _held(f"{name}.{attribute}", held)
 
 
 def _held(name: str, value: Any) -> Iterator[tuple[str, torch.nn.Module]]:
-    if isinstance(value, torch.nn.Module):
+    if is_a(value, torch.nn.Module):
         if not is_constant(value):
             yield name, value
     elif type(value) in (list, tuple, dict) and len(value) <= _ITEMS:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            if isinstance(item, torch.nn.Module) and isinstance(key, (str, int)) and not is_constant(item):
+            if is_a(item, torch.nn.Module) and is_a(key, (str, int)) and not is_constant(item):
                 yield f"{name}[{key!r}]", item
+
+
+def is_a(value: object, kind: type[Any] | tuple[type[Any], ...]) -> bool:
+    """`isinstance` that runs no code of the value's: that asks for its `__class__` where its type is another."""
+    return issubclass(type(value), kind)
+
+
+def parts(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """What `named_modules` of `nn.Module` gives; those of the program may count, print or hide."""
+    waiting: list[tuple[str, torch.nn.Module | None]] = [("", root)]
+    seen = set[int]()
+    while waiting:
+        path, module = waiting.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        prefix = path + "." if path else ""
+        waiting += [(prefix + name, part) for name, part in reversed(list(registered(module, "_modules")))]
+
+
+def registered(module: torch.nn.Module, register: str) -> Iterable[tuple[str, Any]]:
+    """What a module has registered in `_parameters`, `_buffers` or `_modules`."""
+    found: Mapping[str, Any] = object.__getattribute__(module, "__dict__").get(register) or {}
+    return found.items()
+
+
+def parameters_of(root: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `named_parameters` of `nn.Module` gives."""
+    seen = set[int]()
+    for path, module in parts(root):
+        for name, parameter in registered(module, "_parameters"):
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}" if path else name, parameter
 
 
 def is_constant(module: torch.nn.Module) -> bool:
     """Whether `torch.jit.freeze` has made constants of all that a module was, its mode too: nothing in it can train."""
-    return isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training")
+    return is_a(module, torch.jit.ScriptModule) and not hasattr(module, "training")
 
 
 def modules_around(sites: CallSites) -> Iterator[tuple[str, torch.nn.Module]]:

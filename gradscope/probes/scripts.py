@@ -8,11 +8,10 @@ import os
 import runpy
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import thread as workers
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -21,6 +20,7 @@ from gradscope.graph.facts import Crash, Ending, Run, Span, Wrapper
 from gradscope.probes.callsites import USER, legible
 from gradscope.probes.observation import Observation
 from gradscope.probes.optimizers import StepsReached
+from gradscope.probes.recursion import run_at_foot
 from gradscope.probes.symptoms import cause_in, symptom_of
 from gradscope.probes.tape import first_line
 from gradscope.probes.tracebacks import clean
@@ -45,11 +45,15 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program went: its facts, its own exit status, and its exception without a frame of ours."""
+    """How a program went: its facts, its own exit status, and its exception without a frame of ours.
+
+    `leave` sets the scene again for what of the program runs as the interpreter ends, where the process was its own.
+    """
 
     run: Run
     status: int
     error: BaseException | None = None
+    leave: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
 def program_of_script(script: str, args: Sequence[str]) -> Program:
@@ -109,8 +113,9 @@ def observe_program(
 ) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here.
 
-    `steps` ends it after so many optimizer steps, `checks` are those that are not always on (`batch`), and `watch` is
-    called after each step, `at_end` once the program is over and before the facts are read out.
+    A process that the program has forked leaves from here, as it would have, by SystemExit and without a report.
+    `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`), and
+    `watch` is called after each step, `at_end` once the program is over and before the facts are read out.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
@@ -133,12 +138,13 @@ def observe_program(
     ended: Ending = "end"
     status: int = 0
     error: BaseException | None = None
-    with _scene(main, program):
+    scene = _Scene(main, program)
+    with scene:
         try:
             observation.start()
             try:
                 try:
-                    exec(program.code, main.__dict__)
+                    run_at_foot(program.code, main.__dict__)
                 except StepsReached:
                     raise
                 except SystemExit as exit_:
@@ -148,18 +154,21 @@ def observe_program(
                 observation.stop()
         except StepsReached:
             ended = "steps"
-        except KeyboardInterrupt:
-            ended, status = "interrupt", 130
         except BaseException as raised:
             ended, status, error = "exception", 1, raised
+            if isinstance(raised, KeyboardInterrupt):
+                ended, status = "interrupt", 130
             clean(raised)
         if not observation.in_own_process:
-            _end_fork(error, status)
+            scene.leave_set = True
+            raise SystemExit(show(error) if error is not None else status)
+        if ended == "interrupt":
+            error = None
         if at_end is not None:
             at_end()
         crash = crash_of(error, observation) if error is not None else None
         run = observation.run(ended, legible(program.name), tuple(map(legible, program.argv[1:])), crash)
-    return Outcome(run, status, error)
+    return Outcome(run, status, error, scene.set)
 
 
 def _status(code: object) -> int:
@@ -172,17 +181,29 @@ def _status(code: object) -> int:
     return 1
 
 
-@contextmanager
-def _scene(main: ModuleType, program: Program) -> Iterator[None]:
-    """`sys.argv`, `sys.path[0]` and `__main__` as the program expects them."""
-    argv, path, before = sys.argv, list(sys.path), sys.modules["__main__"]
-    sys.argv = list(program.argv)
-    sys.path[0:1] = [program.path]
-    sys.modules["__main__"] = main
-    try:
-        yield
-    finally:
-        sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, before
+class _Scene:
+    """`sys.argv`, `sys.path` and `__main__` as the program expects them, and the caller's again after it."""
+
+    def __init__(self, main: ModuleType, program: Program) -> None:
+        self._own = list(program.argv), [program.path, *sys.path[1:]], main
+        self._path = sys.path
+        self.leave_set = False
+
+    def set(self) -> None:
+        """Set the scene as the program has left it."""
+        sys.argv, self._path[:], sys.modules["__main__"] = self._own
+        sys.path = self._path
+
+    def __enter__(self) -> None:
+        self._before = sys.argv, list(sys.path), sys.modules["__main__"]
+        self.set()
+
+    def __exit__(self, *raised: object) -> None:
+        if self.leave_set:
+            return
+        self._own = sys.argv, list(sys.path), sys.modules["__main__"]
+        sys.argv, self._path[:], sys.modules["__main__"] = self._before
+        sys.path = self._path
 
 
 def _join_threads(before: Collection[threading.Thread]) -> None:
@@ -209,13 +230,20 @@ def _join_threads(before: Collection[threading.Thread]) -> None:
         workers._shutdown = False
 
 
-def _end_fork(error: BaseException | None, status: int) -> None:
-    """A process that the script forked and that reached its end: it leaves as it would have, without a report."""
-    if error is not None:
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def show(error: BaseException) -> int:
+    """Show what has ended a program, as the interpreter does, and return the exit status."""
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    try:
+        sys.excepthook(type(error), error, error.__traceback__)
+    except SystemExit as exit_:
+        return _status(exit_.code)
+    except BaseException as second:
+        clean(second)
+        print("Error in sys.excepthook:", file=sys.stderr)
+        sys.__excepthook__(type(second), second, second.__traceback__)
+        print("\nOriginal exception was:", file=sys.stderr)
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    return 1
 
 
 def crash_of(error: BaseException, observation: Observation) -> Crash:

@@ -39,10 +39,10 @@ def gathered(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tens
 
     FSDP puts the whole parameter in the place of the shard while a forward or a backward needs it.
     """
-    state_of = getattr(module, "_get_fsdp_state", None)
+    state_of = getattr(type(module), "_get_fsdp_state", None)
     if state_of is None:
         return
-    state = state_of()
+    state = state_of(module)
     groups = getattr(state, "_fsdp_param_groups", None)
     if groups is None:  # torch before 2.13 has one at most
         groups = [group for group in [state._fsdp_param_group] if group is not None]

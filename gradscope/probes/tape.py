@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.probes.accounts import Discards
-from gradscope.probes.attributes import INFERENCE, is_leaf, shape_of, storage_key, version
+from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, shape_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
@@ -37,6 +37,7 @@ from gradscope.probes.records import (
     ValueRecord,
 )
 from gradscope.probes.shards import is_number, local
+from gradscope.probes.signals import pass_on
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -107,7 +108,7 @@ class Tape:
         self.next_operation: Callable[[], int] = itertools.count(1).__next__
         self._values = self._subjects = self._threads = 0
         self._writers: dict[int, OperationRecord] = {}
-        self._sources: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+        self._sources: dict[int, tuple[Subject, Subject]] = {}
         self._purge_at = 10_000
         self._sweep_at = SWEEP_AT
 
@@ -233,15 +234,15 @@ class Tape:
         if own is not None and own.course is not None:
             self.moved_by_hand(own, tensor)
         link = self._sources.get(id(tensor))
-        source = link[1]() if link is not None and link[0]() is tensor else None
-        subject = self.seen(source) if source is not None else None
-        if subject is not None and source is not None:
-            subject.version = _STALE
-            self.moved_by_hand(subject, source)
+        source = link[1].ref() if link is not None and link[0].ref() is tensor else None
+        if link is not None and source is not None:
+            link[1].version = _STALE
+            self.moved_by_hand(link[1], source)
 
     def shares(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
         """`tensor` is `source` without its history: a write to it shows in `source`, uncounted by torch."""
-        self._sources[id(tensor)] = (weakref.ref(tensor), weakref.ref(source))
+        made, given = (self.seen(each) or self.meet(each, None) for each in (tensor, source))
+        self._sources[id(tensor)] = made, given
 
     def _changed_elsewhere(self, tensor: torch.Tensor, subject: Subject) -> None:
         """The tensor was changed since it was last seen: through a view of it, or by code that we do not see."""
@@ -293,7 +294,7 @@ class Tape:
         """Forget tensors that are dead."""
         self.backlog.catch_up(rest=False)
         self.known = {key: subject for key, subject in list(self.known.items()) if subject.ref() is not None}
-        self._sources = {key: link for key, link in list(self._sources.items()) if link[0]() is not None}
+        self._sources = {key: link for key, link in list(self._sources.items()) if link[0].ref() is not None}
         self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
         self.marks = {key: mark for key, mark in list(self.marks.items()) if mark.ref() is not None}
         self._purge_at = max(10_000, 2 * len(self.known))
@@ -341,7 +342,7 @@ class Tape:
         """The program changed the value of a leaf that no optimizer holds."""
         course = subject.course
         if course is not None and course.optimizer is None and self.readable(subject):
-            course.account.moved_by_hand(tensor.grad)
+            course.account.moved_by_hand(gradient_of(tensor))
 
     # --- modules -----------------------------------------------------------------------------------------
 
@@ -491,6 +492,7 @@ class Tape:
 
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""
+        pass_on(error)
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
 
 

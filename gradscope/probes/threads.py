@@ -10,6 +10,7 @@ from typing import Any
 
 from gradscope.probes.patches import patched
 from gradscope.probes.recorder import Recorder
+from gradscope.probes.recursion import at_bare_depth
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import clean
 
@@ -26,9 +27,10 @@ def watch_threads(tape: Tape) -> Iterator[None]:
         @functools.wraps(original)
         def bootstrap(self: threading.Thread, *args: Any) -> None:
             if not tape.active:
-                return original(self, *args)
+                original(self, *args)
+                return
             with Recorder(tape):
-                return original(self, *args)
+                at_bare_depth(lambda: original(self, *args), 3)  # this frame, the one that it calls, and the lambda
 
         return bootstrap
 

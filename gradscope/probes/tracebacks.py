@@ -1,11 +1,38 @@
-"""Tracebacks as Python would have shown them without us."""
+"""Tracebacks as Python would have shown them without us.
+
+Our frames are taken out of an exception as it leaves them (`hidden`). What remains are frames of torch's which are
+there because of us: a Python function of torch's asks the function mode first, and is entered a second time for its
+work. These are left out where a traceback or a stack is read off, which Python, `logging`, torch's anomaly mode and
+most others do by the generators of the module `traceback`.
+"""
 
 from __future__ import annotations
 
+import linecache
 import os
-from types import CodeType, TracebackType
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+from gradscope.probes.patches import patched
+from gradscope.probes.recursion import run_at_foot
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OVERRIDES = os.path.join("torch", "overrides.py")
+_AGAIN = 3  # functions of torch's that are entered again for one that asks
+
+
+def is_ours(code: CodeType) -> bool:
+    """Whether this is code of a probe."""
+    return code.co_filename.startswith(_HERE)
+
+
+def asks(code: CodeType) -> bool:
+    """Whether this is the function by which Python functions of torch's ask the function modes."""
+    return code.co_name == "handle_torch_function" and code.co_filename.endswith(_OVERRIDES)
 
 
 def without_ours(trace: TracebackType | None) -> TracebackType | None:
@@ -14,21 +41,115 @@ def without_ours(trace: TracebackType | None) -> TracebackType | None:
     Our frames go; and where a Python function of torch's was entered twice, once to ask the function mode and
     once to do its work, the asking goes as well.
     """
-    frames: list[TracebackType] = []
+    entries: list[TracebackType] = []
     while trace is not None:
-        if not os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(_HERE):
-            frames.append(trace)
-        elif frames and _asks(frames[-1].tb_frame.f_code):
-            del frames[-2:]
+        if not is_ours(trace.tb_frame.f_code):
+            entries.append(trace)
         trace = trace.tb_next
+    entries.reverse()
+    codes = [entry.tb_frame.f_code for entry in entries]
+    asking = {place for place, code in enumerate(codes) if asks(code) and _asks_a_mode(entries, place)}
     result: TracebackType | None = None
-    for kept in reversed(frames):
-        result = TracebackType(result, kept.tb_frame, kept.tb_lasti, kept.tb_lineno)
+    for place in _kept(codes, asking):
+        entry = entries[place]
+        result = TracebackType(result, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return result
 
 
-def _asks(code: CodeType) -> bool:
-    return code.co_name == "handle_torch_function" and code.co_filename.endswith(os.path.join("torch", "overrides.py"))
+def _asks_a_mode(entries: Sequence[TracebackType], place: int) -> bool:
+    """Whether the mode that was asked here was ours: the frame of another would stand next."""
+    code, line = entries[place].tb_frame.f_code, entries[place].tb_lineno
+    inner = entries[place - 1].tb_frame.f_code.co_name if place else ""
+    return ".__torch_function__(" in linecache.getline(code.co_filename, line) and inner != "__torch_function__"
+
+
+def _kept(codes: Sequence[CodeType], asking: Collection[int]) -> list[int]:
+    """Which of these, the innermost first, would be there if the functions at `asking` had not been called."""
+    kept: list[int] = []
+    place = 0
+    while place < len(codes):
+        if place not in asking:
+            kept.append(place)
+        else:
+            # What called it was entered again, together with what chose it for its arguments, if there is such.
+            outer = codes[place + 1 : place + 1 + _AGAIN]
+            inner = [codes[done] for done in kept[-_AGAIN:]]
+            place += next((n for n in range(1, len(outer) + 1) if list(outer[:n]) == inner[-n:]), 0)
+        place += 1
+    return kept
+
+
+def frames_without_ours(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those around it, outwards, as they would be without us."""
+    frames: list[FrameType] = []
+    asking: set[int] = set()
+    ours = False
+    while frame is not None and frame.f_code is not run_at_foot.__code__:  # below stands who runs the program
+        if ours and asks(frame.f_code):
+            asking.add(len(frames))
+        ours = is_ours(frame.f_code)
+        if not ours:
+            frames.append(frame)
+        frame = frame.f_back
+    return (frames[place] for place in _kept([each.f_code for each in frames], asking))
+
+
+@contextmanager
+def tracebacks_without_ours() -> Iterator[None]:
+    """While this is on, the module `traceback` shows neither tracebacks nor stacks with our frames in them."""
+
+    def wrap_stack(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+        def walk_stack(f: Any) -> Iterator[Any]:
+            if f is None and sys.version_info < (3, 14):
+                return _from_caller()
+            if not isinstance(f, FrameType):
+                return original(f)
+            return ((frame, frame.f_lineno) for frame in frames_without_ours(f))
+
+        return walk_stack
+
+    def wrap_trace(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+        def walk_tb(tb: Any) -> Iterator[Any]:
+            return original(without_ours(tb) if isinstance(tb, TracebackType) else tb)
+
+        return walk_tb
+
+    with (
+        patched(traceback, "walk_stack", wrap_stack),
+        patched(traceback, "walk_tb", wrap_trace),
+        patched(traceback, "_walk_tb_with_full_positions", wrap_trace),
+    ):
+        yield
+
+
+def hide(error: BaseException) -> None:
+    """An exception is about to leave a frame of ours: as if it had not come through it."""
+    error.__traceback__ = without_ours(error.__traceback__)
+
+
+def _from_caller() -> Iterator[tuple[FrameType, int]]:
+    """What `traceback.walk_stack` gives without a frame: it counts from where `StackSummary.extract` is called."""
+    frame: FrameType | None = sys._getframe()
+    for _ in range(4):
+        frame = frame.f_back if frame is not None else None
+    for found in frames_without_ours(frame):
+        yield found, found.f_lineno
+
+
+class _Hidden:
+    """Around what the program runs by us: what it raises leaves as by `hide`."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            hide(error)
+
+
+hidden = _Hidden()
 
 
 def clean(error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -441,26 +442,105 @@ def test_executors_that_are_left_open(workshop: Workshop) -> None:
         assert other.submit(int).result() == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_forked_workers_run_without_us(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
-    """A forked process computes as it would have, ends without a report, and its operations are not the parent's."""
-    run = workshop.run(
+def test_forked_workers_run_without_us(workshop: Workshop) -> None:
+    """A forked process computes and ends as it would have, without a report; its operations are not the parent's."""
+    workshop.write(
         """
+        import atexit
         import os
+        import sys
         import torch
         w = torch.ones(3, requires_grad=True)
         w.sum().backward()
-        child = os.fork()
-        if child == 0:
-            torch.cos(w)
-            print("child", flush=True)
-            raise SystemExit(5)
-        _, status = os.waitpid(child, 0)
-        print("parent", os.waitstatus_to_exitcode(status), flush=True)
+        first = os.getpid()
+        atexit.register(lambda: print("bye", os.getpid() == first, __import__("__main__").w.shape, flush=True))
+
+        class Kept:
+            def __del__(self):
+                print("dropped", flush=True)
+
+        kept = Kept()
+
+        def fork(end):
+            child = os.fork()
+            if child == 0:
+                torch.cos(w)
+                end()
+            return child
+
+        def fail():
+            raise ValueError("in the child")
+
+        def fail_in_hook():
+            sys.excepthook = lambda *_: 1 / 0
+            fail()
+
+        def nested():
+            os.waitpid(fork(lambda: sys.exit("within")), 0)
+            sys.exit(4)
+
+        ends = [lambda: sys.exit(5), lambda: sys.exit("words"), fail, fail_in_hook, nested, lambda: os._exit(6)]
+        for number, end in enumerate(ends):
+            child = fork(end)
+            print(number, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        if os.fork() == 0:
+            print("to its end", flush=True)
+        else:
+            os.wait()
+            raise KeyError("of the parent")
         """
     )
-    assert capfd.readouterr().out == "child\nparent 5\n"
-    assert "cos" not in [operation.name for operation in operations(run)]
+    bare, seen = workshop.pair("script.py", options=("--format", "json", "-o", "report.json"))
+    assert (seen.status, seen.out) == (bare.status, bare.out)
+    assert seen.err == bare.err
+    assert [line for line in bare.out.splitlines() if line[0].isdigit()] == ["0 5", "1 1", "2 1", "3 1", "4 4", "5 6"]
+    report = (workshop.folder / "report.json").read_text()
+    assert "cos" not in report
+    assert json.loads(report)["run"]["ended"] == "exception"
+
+
+def test_recursion_goes_as_deep_as_in_python(workshop: Workshop) -> None:
+    """What lies below the script takes no depth from it, nor from its threads, and the limit reads as it was set."""
+    workshop.write(
+        """
+        import sys
+        import threading
+
+        def down(n):
+            return 0 if n == 0 else 1 + down(n - 1)
+
+        def deepest():
+            limit = sys.getrecursionlimit()
+            for n in range(limit - 40, limit + 1):
+                try:
+                    down(n)
+                except RecursionError:
+                    return limit, n
+            return limit, None
+
+        def tell(name):
+            print(name, *deepest())
+
+        def in_thread(name):
+            thread = threading.Thread(target=tell, args=[name])
+            thread.start()
+            thread.join()
+
+        tell("main")
+        in_thread("thread")
+        sys.setrecursionlimit(1200)
+        tell("set")
+        in_thread("set in thread")
+        for limit in (0, -3, 1, "many", 2**50):
+            try:
+                sys.setrecursionlimit(limit)
+            except Exception as error:
+                print(type(error).__name__)
+        """
+    )
+    bare, seen = workshop.pair("script.py", options=("--format", "json", "-o", "report.json"))
+    assert (seen.out, seen.err) == (bare.out, bare.err)
+    assert bare.out.startswith("main 1000 ")
 
 
 @pytest.mark.parametrize(

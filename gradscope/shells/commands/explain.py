@@ -46,7 +46,7 @@ def command(
         check_writable(save)
     check_apart((None if module else Path(script), save, delivery.output, delivery.graph))
     try:
-        from gradscope.probes.scripts import observe_program, program_of_module, program_of_script
+        from gradscope.probes.scripts import observe_program, program_of_module, program_of_script, show
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -94,8 +94,8 @@ def command(
         failed = 2
     except Exception as error:
         click.echo(f"gradscope: the report failed: {shown(f'{type(error).__name__}: {error}')}", err=True)
-    if outcome.error is not None:
-        sys.excepthook(type(outcome.error), outcome.error, outcome.error.__traceback__)
+    outcome.leave()
+    status = show(outcome.error) if outcome.error is not None else outcome.status
     if ranks is not None:
         ranks.end()
-    return failed or outcome.status
+    return failed or status
