@@ -118,7 +118,7 @@ def _remember(file: str, source: bytes) -> None:
 def _encoding(source: bytes) -> str:
     """The encoding that a source declares, UTF-8 by default."""
     try:
-        return tokenize.detect_encoding(io.BytesIO(source).readline)[0]
+        return tokenize.detect_encoding(io.BytesIO(source.replace(b"\r", b"\n")).readline)[0]
     except SyntaxError:
         return "utf-8"
 
@@ -141,7 +141,13 @@ def program_of_module(module: str, args: Sequence[str]) -> Program:
 
 
 def _compiled(source: bytes, file: str, script: str) -> CodeType:
-    # Python refuses a file that is not in its encoding; `compile` takes bytes that are not, in comments.
+    try:
+        code = compile(source, file, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise ScriptError(_syntax(error, script)) from None
+    except ValueError as error:  # so early releases of Python 3.11 call null bytes
+        raise ScriptError(f"{script} has a syntax error: {error}") from None
+    # Python refuses a file that is not in its encoding; `compile` takes such bytes, where they are in comments.
     encoding = _encoding(source)
     for number, line in enumerate(source.split(b"\n"), 1) if encoding.startswith("utf-8") else ():
         try:
@@ -149,12 +155,7 @@ def _compiled(source: bytes, file: str, script: str) -> CodeType:
         except UnicodeDecodeError as error:
             byte = f"the byte {line[error.start]:#x} is no UTF-8, and no other encoding is declared"
             raise ScriptError(f"{script} has a syntax error in line {number}: {byte}") from None
-    try:
-        return compile(source, file, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise ScriptError(_syntax(error, script)) from None
-    except ValueError as error:  # so early releases of Python 3.11 call null bytes
-        raise ScriptError(f"{script} has a syntax error: {error}") from None
+    return code
 
 
 def _syntax(error: SyntaxError, script: str) -> str:

@@ -127,7 +127,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _beside(path: Path, data: bytes) -> Path:
-    """A new file with this content in the folder of `path`. Its name is short: that of `path` may be as long as can be."""
+    """A new file with this content in the folder of `path`, of a short name: that of `path` may be the longest."""
     beside = path.with_name(f".gradscope-{secrets.token_hex(6)}")
     try:
         with beside.open("xb") as file:

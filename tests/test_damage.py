@@ -57,9 +57,13 @@ def damage(tree: Any, chance: random.Random) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and kind < 0.7:
             holder[key] = chance.choice([*NUMBERS, value + 1, value - 1])
         elif isinstance(holder, list) and kind < 0.8:
-            chance.choice(
-                [lambda: holder.pop(key), lambda: holder.insert(key, value), lambda: chance.shuffle(holder)]
-            )()
+            change = chance.choice(["drop", "double", "shuffle"])
+            if change == "drop":
+                del holder[key]
+            elif change == "double":
+                holder.insert(key, value)
+            else:
+                chance.shuffle(holder)
         elif isinstance(value, list) and value and kind < 0.9:
             del value[chance.randrange(len(value)) :]
         elif isinstance(holder, dict) and kind < 0.92:
