@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta
 
 Severity = Literal["error", "warning", "info"]
 Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
@@ -31,6 +33,10 @@ Symptom = Literal[
     "no scaled gradient",
 ]
 Registration = Literal["parameter", "buffer", "attribute"]
+# What cannot be negative is refused where a kept run says so.
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Norm: TypeAlias = Annotated[float, Meta(ge=0)]
+UNKNOWN = -1  # in the place of a size that is not one number, as in a jagged tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,10 @@ class Span:
     """
 
     file: str
-    line: int
-    column: int | None = None
-    end_line: int | None = None
-    end_column: int | None = None
+    line: Count
+    column: Count | None = None
+    end_line: Count | None = None
+    end_column: Count | None = None
     function: str | None = None
 
 
@@ -56,10 +62,10 @@ class Received:
     A gradient that is exactly zero or not finite has arrived too; both are counted apart.
     """
 
-    steps: int
-    of: int
-    zero: int = 0
-    nonfinite: int = 0
+    steps: Count
+    of: Count
+    zero: Count = 0
+    nonfinite: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +90,24 @@ class Ledger:
     `frozen` the one that last switched `requires_grad` off.
     """
 
-    passes: int = 0
-    first: int = 0
-    last: int = 0
-    applied: int = 0
-    piled: int = 0
-    starved: int = 0
-    cleared_first: int = 0
-    reapplied: int = 0
-    robbed: int = 0
-    leftover: int = 0
-    by_hand: int = 0
-    stirred: int = 0
-    still: int = 0
-    moved_frozen: int = 0
-    masked: int = 0
+    passes: Count = 0
+    first: Count = 0
+    last: Count = 0
+    applied: Count = 0
+    piled: Count = 0
+    starved: Count = 0
+    cleared_first: Count = 0
+    reapplied: Count = 0
+    robbed: Count = 0
+    leftover: Count = 0
+    by_hand: Count = 0
+    stirred: Count = 0
+    still: Count = 0
+    moved_frozen: Count = 0
+    masked: Count = 0
     rate: float | None = None
-    rate_zero: int = 0
-    updates: tuple[float | None, ...] = ()
+    rate_zero: Count = 0
+    updates: tuple[Norm | None, ...] = ()
     backward: Span | None = None
     cleared: Span | None = None
     leftover_at: Span | None = None
@@ -114,7 +120,8 @@ class Ledger:
 class Tensor:
     """One tensor object of the program.
 
-    `leaf` and `requires_grad` are `torch.Tensor.is_leaf` and `.requires_grad` as last seen.
+    `leaf` and `requires_grad` are `torch.Tensor.is_leaf` and `.requires_grad` as last seen. A size in `shape` may be
+    `UNKNOWN`.
     `registered` says how a module holds it, if one does; `optimizer` is the id of the optimizer that
     holds it. `supplied` says that its `.grad` was filled by hand, `used` that some operation computed with it,
     `consumed` that one did whose result is differentiable, `differentiated` that a backward started from it.
@@ -146,9 +153,9 @@ class Tensor:
     differentiated: bool = False
     predicted: bool | None = None
     received: Received | None = None
-    gradient_norms: tuple[float | None, ...] = ()
-    start: float | None = None
-    change: float | None = None
+    gradient_norms: tuple[Norm | None, ...] = ()
+    start: Norm | None = None
+    change: Norm | None = None
     made: Span | None = None
     built: Span | None = None
     callers: tuple[Span, ...] = ()
@@ -212,7 +219,7 @@ class Node:
     sequence: int | None = None
     operation: int | None = None
     tensor: int | None = None
-    saved: int | None = None
+    saved: Count | None = None
     custom: bool = False
     view: bool = False
     outputs: int = 1
@@ -439,8 +446,8 @@ class ProfileNode:
     name: str
     sequence: int
     edges: tuple[int | None, ...]
-    arrived: float | None
-    sent: tuple[float | None, ...]
+    arrived: Norm | None
+    sent: tuple[Norm | None, ...]
     operation: int | None = None
     tensor: int | None = None
 
@@ -519,8 +526,9 @@ class Crash:
 class Run:
     """Everything that was seen. `steps` keeps the first and the latest ones; `step_count` counts all.
 
-    `sources` holds the text of the lines that the facts refer to, by file and line number. `failures` are
-    one-line accounts of our own parts that failed.
+    `sources` holds the text of the lines that the facts refer to, by file and line number, and `comments` the comments
+    in these files that speak to gradscope; None where nobody looked for them. `failures` are one-line accounts of our
+    own parts that failed.
     """
 
     gradscope: str
@@ -529,8 +537,8 @@ class Run:
     argv: tuple[str, ...] = ()
     ended: Ending = "end"
     seconds: float = 0.0
-    step_count: int = 0
-    backward_count: int = 0
+    step_count: Count = 0
+    backward_count: Count = 0
     crash: Crash | None = None
     tensors: tuple[Tensor, ...] = ()
     values: tuple[Value, ...] = ()
@@ -547,6 +555,7 @@ class Run:
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gradscope.graph.facts import Span
+from gradscope.graph.facts import UNKNOWN, Span
 
 # Methods by which lists, sets and dicts take something in.
 ADDING = frozenset({"add", "append", "appendleft", "extend", "insert", "setdefault", "update"})
@@ -21,8 +21,8 @@ def short_name(operation: str) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape as reports write it: `5x3`, or `scalar`."""
-    return "x".join(str(size) for size in shape) if shape else "scalar"
+    """A shape as reports write it: `5x3`, or `scalar`; a size that is not one number is `?`."""
+    return "x".join("?" if size == UNKNOWN else str(size) for size in shape) if shape else "scalar"
 
 
 def amount(number: int) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+
+from gradscope.graph.facts import UNKNOWN
 
 INFERENCE = -1  # in the place of a version, for torch counts no changes of inference tensors
 
@@ -31,9 +36,38 @@ def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape; () for what has none: parameters of lazy modules before their first call, nested tensors."""
     try:
-        return tuple(tensor.shape)
+        return plain(tensor.shape)
     except RuntimeError:
         return ()
+
+
+def plain(sizes: Iterable[Any]) -> tuple[int, ...]:
+    """Sizes as numbers of Python's, with `UNKNOWN` for those that are not one number."""
+    return tuple([size if type(size) is int else _number(size) for size in sizes])
+
+
+def _number(size: Any) -> int:
+    """A size that stands for many, or that a trace follows.
+
+    To ask for its value as Python does would make the program's graph good for that value alone, or be an operation of
+    the trace: only what it already knows of itself is read.
+    """
+    node = getattr(size, "node", None)
+    if node is None:
+        # A tensor, in a trace: nobody but the trace may ask it, and it must not be kept.
+        return UNKNOWN if isinstance(size, torch.Tensor) else int(size)
+    try:
+        known = node.maybe_as_int()
+        known = node.hint if known is None else known
+    except Exception:
+        return UNKNOWN  # that of a jagged tensor has no number
+    return known if type(known) is int else UNKNOWN
+
+
+def number_of_bytes(tensor: torch.Tensor) -> int | None:
+    """How large a tensor is, None where that is not one number."""
+    size = plain([tensor.numel()])[0]
+    return None if size == UNKNOWN else size * tensor.element_size()
 
 
 def storage_key(tensor: torch.Tensor) -> int | None:

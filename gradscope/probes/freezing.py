@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import (
     Backward,
     BatchCheck,
@@ -35,7 +36,7 @@ from gradscope.graph.facts import (
     Tensor,
     Value,
 )
-from gradscope.probes.attributes import INFERENCE
+from gradscope.probes.attributes import INFERENCE, plain
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
@@ -104,6 +105,7 @@ class Frozen:
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
+    comments: Mapping[str, Mapping[int, str]]
 
 
 class _Freezer:
@@ -308,7 +310,7 @@ class _Freezer:
         return Tensor(
             id=subject.serial,
             name=self.name(subject),
-            shape=tuple(subject.shape),
+            shape=plain(subject.shape),
             dtype=str(subject.dtype).removeprefix("torch."),
             device=str(subject.device),
             leaf=subject.leaf,
@@ -435,6 +437,7 @@ class _Freezer:
             batches=batches,
             probabilities=probabilities,
             sources=self.lines(),
+            comments=self.comments(),
         )
 
     def optimizer(self, mark: OptimizerMark) -> Optimizer:
@@ -595,6 +598,12 @@ class _Freezer:
                 if text:
                     kept[number] = text.rstrip("\n")
         return lines
+
+    def comments(self) -> dict[str, dict[int, str]]:
+        """The comments that speak to us, in the files that spans lie in."""
+        files = {site[0].co_filename for site, span in self.spans.items() if site is not None and span is not None}
+        found = {self.tape.sites.name(file): comments_in("".join(linecache.getlines(file))) for file in files}
+        return {file: comments for file, comments in found.items() if comments}
 
     def told_whole(self) -> set[CodeType]:
         """Functions whose whole text is evidence: custom backwards, and who may have kept a freed graph."""

@@ -35,6 +35,7 @@ from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
 from gradscope.probes.tracebacks import tracebacks_without_ours
+from gradscope.probes.tracing import watch_tracing
 from gradscope.probes.transforms import watch_transforms
 from gradscope.probes.warned import warnings_in_place
 
@@ -147,6 +148,7 @@ class Observation:
                 "torch.func": lambda: watch_transforms(tape),
                 "custom backwards": lambda: watch_custom_backwards(tape),
                 "compiled regions": lambda: watch_compiled(tape),
+                "traces": lambda: watch_tracing(tape),
                 "inference mode": lambda: watch_inference_mode(tape),
             }
         for watched, probe in probes.items():
@@ -245,5 +247,6 @@ class Observation:
             batches=frozen.batches,
             probabilities=frozen.probabilities,
             sources=frozen.sources,
+            comments=frozen.comments,
             failures=tuple(tape.failures),
         )

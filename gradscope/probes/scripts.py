@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib.machinery
+import io
 import linecache
 import os
+import pkgutil
 import runpy
 import sys
 import threading
+import tokenize
+import zipfile
+import zipimport
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import thread as workers
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
+import torch
+
+from gradscope import __version__
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Crash, Ending, Run, Span, Wrapper
 from gradscope.probes.callsites import USER, legible
@@ -48,19 +57,22 @@ class Outcome:
     """How a program went: its facts, its own exit status, and its exception without a frame of ours.
 
     `leave` sets the scene again for what of the program runs as the interpreter ends, where the process was its own.
+    `lost` says why there are no facts, where ours failed to read them out.
     """
 
     run: Run
     status: int
     error: BaseException | None = None
     leave: Callable[[], None] = field(default=lambda: None, repr=False)
+    lost: str | None = None
 
 
 def program_of_script(script: str, args: Sequence[str]) -> Program:
     """The program in a file. Raises ScriptError where there is none that can be compiled."""
     path = Path(script)
-    if path.is_dir():
-        raise ScriptError(f"{script} is a directory: name the script in it, or a package with -m")
+    archive = pkgutil.get_importer(os.path.abspath(script)) if path.exists() else None
+    if archive is not None:
+        return _program_in(archive, script, args)
     try:
         source = path.read_bytes()
     except FileNotFoundError:
@@ -68,9 +80,49 @@ def program_of_script(script: str, args: Sequence[str]) -> Program:
     except OSError as error:
         raise ScriptError(f"cannot read {script}: {error.strerror or error}") from None
     file = os.path.abspath(script)
-    return Program(
-        _compiled(source, file, script), file, (script, *args), os.path.dirname(os.path.realpath(script)), script
-    )
+    code = _compiled(source, file, script)
+    if not path.is_file():
+        _remember(file, source)  # what came through a pipe cannot be read again
+    return Program(code, file, (script, *args), os.path.dirname(os.path.realpath(script)), script)
+
+
+def _program_in(archive: Any, script: str, args: Sequence[str]) -> Program:
+    """The `__main__.py` of a directory or of a zip archive."""
+    try:
+        spec = archive.find_spec("__main__")
+        code = spec.loader.get_code("__main__") if spec is not None else None
+    except SyntaxError as error:
+        raise ScriptError(_syntax(error, f"{script}/__main__.py")) from None
+    except (ImportError, OSError, ValueError) as error:
+        raise ScriptError(f"cannot run {script}: {error}") from None
+    if spec is None or code is None:
+        what = "a directory without __main__.py" if os.path.isdir(script) else "an archive without __main__.py"
+        raise ScriptError(f"{script} is {what}: name the script in it, or a package with -m")
+    if isinstance(archive, zipimport.zipimporter):
+        _remember_archive(archive)
+    return Program(code, str(spec.origin), (script, *args), os.path.abspath(script), script, spec=spec)
+
+
+def _remember_archive(archive: zipimport.zipimporter) -> None:
+    """Let the lines of the modules in an archive be found, which are no files."""
+    with zipfile.ZipFile(archive.archive) as members:
+        for name in members.namelist():
+            if name.endswith(".py"):
+                _remember(os.path.join(archive.archive, *name.split("/")), members.read(name))
+
+
+def _remember(file: str, source: bytes) -> None:
+    """Keep the lines of a source that can be read once only."""
+    lines = io.TextIOWrapper(io.BytesIO(source), _encoding(source), "replace").readlines()
+    linecache.cache[file] = (len(source), None, lines, file)
+
+
+def _encoding(source: bytes) -> str:
+    """The encoding that a source declares, UTF-8 by default."""
+    try:
+        return tokenize.detect_encoding(io.BytesIO(source.replace(b"\r", b"\n")).readline)[0]
+    except SyntaxError:
+        return "utf-8"
 
 
 def program_of_module(module: str, args: Sequence[str]) -> Program:
@@ -92,11 +144,20 @@ def program_of_module(module: str, args: Sequence[str]) -> Program:
 
 def _compiled(source: bytes, file: str, script: str) -> CodeType:
     try:
-        return compile(source, file, "exec", dont_inherit=True)
+        code = compile(source, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise ScriptError(_syntax(error, script)) from None
     except ValueError as error:  # so early releases of Python 3.11 call null bytes
         raise ScriptError(f"{script} has a syntax error: {error}") from None
+    # Python refuses a file that is not in its encoding; `compile` takes such bytes, where they are in comments.
+    encoding = _encoding(source)
+    for number, line in enumerate(source.split(b"\n"), 1) if encoding.startswith("utf-8") else ():
+        try:
+            line.decode(encoding)
+        except UnicodeDecodeError as error:
+            byte = f"the byte {line[error.start]:#x} is no UTF-8, and no other encoding is declared"
+            raise ScriptError(f"{script} has a syntax error in line {number}: {byte}") from None
+    return code
 
 
 def _syntax(error: SyntaxError, script: str) -> str:
@@ -124,7 +185,7 @@ def observe_program(
     main.__dict__.update(
         __file__=program.file,
         __builtins__=__builtins__,
-        __cached__=None,
+        __cached__=program.spec.cached if program.spec else None,
         __spec__=program.spec,
         __loader__=program.spec.loader
         if program.spec
@@ -166,9 +227,15 @@ def observe_program(
             error = None
         if at_end is not None:
             at_end()
-        crash = crash_of(error, observation) if error is not None else None
-        run = observation.run(ended, legible(program.name), tuple(map(legible, program.argv[1:])), crash)
-    return Outcome(run, status, error, scene.set)
+        name, argv = legible(program.name), tuple(map(legible, program.argv[1:]))
+        lost: str | None = None
+        try:
+            crash = crash_of(error, observation) if error is not None else None
+            run = observation.run(ended, name, argv, crash)
+        except Exception as failed:
+            lost = f"{type(failed).__name__}: {first_line(failed)}"
+            run = Run(__version__, torch.__version__, name, argv, ended, failures=(lost,))
+    return Outcome(run, status, error, scene.set, lost)
 
 
 def _status(code: object) -> int:

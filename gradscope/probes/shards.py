@@ -31,7 +31,7 @@ def has_values(tensor: torch.Tensor) -> bool:
 
 def is_number(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one floating point number that can be read, as a loss is."""
-    return tensor.numel() == 1 and tensor.is_floating_point() and has_values(tensor)
+    return tensor.is_floating_point() and has_values(tensor) and tensor.numel() == 1
 
 
 def gathered(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.probes.accounts import Discards
-from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, shape_of, storage_key, version
+from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
@@ -140,8 +140,9 @@ class Tape:
         self._values += 1
         requires_grad = tensor.requires_grad
         leaf = not requires_grad or is_leaf(tensor)
+        other = type(tensor) is not torch.Tensor
         try:
-            shape, count = tuple(tensor.shape), tensor._version
+            shape, count = plain(tensor.shape) if other else tuple(tensor.shape), tensor._version
         except RuntimeError:
             shape, count = shape_of(tensor), version(tensor)
         subject = Subject(
@@ -153,7 +154,7 @@ class Tape:
             tensor.device,
             requires_grad,
             leaf,
-            type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
+            other and isinstance(tensor, torch.nn.Parameter),
             self._values,
             count,
             step=self.step.index,
@@ -177,7 +178,9 @@ class Tape:
         self._subjects += 1
         self._values += 1
         tensor = ref()
-        subject = Subject(self._subjects, ref, site, shape, dtype, device, history, not history, False, self._values, 0)
+        subject = Subject(
+            self._subjects, ref, site, plain(shape), dtype, device, history, not history, False, self._values, 0
+        )
         if tensor is not None:
             subject.version = self._version_before(tensor)
         if tensor is not None:

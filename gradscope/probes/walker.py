@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from gradscope.probes.attributes import number_of_bytes
 from gradscope.probes.records import Subject
 
 try:
@@ -182,7 +183,10 @@ def _bytes(value: Any) -> int:
     if value.unpack_hook is not None:
         raise AttributeError("packed by a hook")
     tensor = value.data
-    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0
+    size = number_of_bytes(tensor) if isinstance(tensor, torch.Tensor) else 0
+    if size is None:
+        raise AttributeError("of no one size")
+    return size
 
 
 def outputs_in(output: Any) -> list[tuple[str, torch.Tensor]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from gradscope.errors import GradscopeError
+from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
@@ -117,9 +118,19 @@ def judge(run: Run, rules: Iterable[Rule] = RULES) -> tuple[tuple[Finding, ...],
 def _is_allowed(run: Run, finding: Finding) -> bool:
     if finding.span is None:
         return False
-    lines = run.sources.get(finding.span.file, {})
-    for number in {finding.span.line, finding.span.end_line or finding.span.line}:
-        found = _ALLOW.search(lines.get(number, ""))
+    first, last = finding.span.line, finding.span.end_line or finding.span.line
+    comments = _comments(run, finding.span.file, first, last)
+    for number in {first, last}:
+        found = _ALLOW.search(comments.get(number, ""))
         if found is not None and finding.rule in re.split(r"[\s,]+", found[1].strip()):
             return True
     return False
+
+
+def _comments(run: Run, file: str, first: int, last: int) -> Mapping[int, str]:
+    if run.comments is not None:
+        return run.comments.get(file, {})
+    # Kept before comments were looked for: the expression's own lines are all that tell.
+    lines = run.sources.get(file, {})
+    text = "\n".join(["(", *(lines.get(number, "") for number in range(first, min(last, first + len(lines)) + 1))])
+    return {number + first - 2: comment for number, comment in comments_in(text).items()}

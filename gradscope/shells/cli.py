@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
 import click
 
 from gradscope import __version__
 from gradscope.errors import GradscopeError
+from gradscope.shells.commands.streams import forget, say
 
 COMMANDS = {
     "explain": "Run a script and explain which tensors get a gradient, which do not, and why.",
@@ -53,25 +53,19 @@ def main() -> None:
         click.echo(error.format_message())
         status = 2
     except click.ClickException as error:
-        _say(error.format_message())
+        say(error.format_message())
         status = 2
     except click.Abort:
         status = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who reads has enough
-        status = 0
+        status = 0  # who reads has enough
+        if sys.stdout is not None:
+            forget(sys.stdout)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        _say(f"cannot use{where or ' standard output'}: {error.strerror or error}")
+        say(f"cannot use{where or ' standard output'}: {error.strerror or error}")
         status = 2
     except GradscopeError as error:
-        _say(str(error))
+        say(str(error))
         status = error.exit_code
     sys.exit(status)
-
-
-def _say(line: str) -> None:
-    """One line on standard error, whatever the names in it hold."""
-    from gradscope.reports.escaping import shown
-
-    click.echo(f"gradscope: {shown(line)}", err=True)

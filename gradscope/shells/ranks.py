@@ -30,7 +30,7 @@ class Ranks:
         """Everything is told."""
         self.exchange.end()
 
-    def deliver(self, delivery: Delivery, outcome: Outcome, stream: TextIO) -> int:
+    def deliver(self, delivery: Delivery, outcome: Outcome, stream: TextIO | None) -> int:
         """On rank 0 hand the merged report over, elsewhere hand this rank's to rank 0.
 
         Returns 1 on rank 0 where there is a finding at the level of `--fail-on`, else 0. A rank whose script raised,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zipapp
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -547,7 +549,7 @@ def test_recursion_goes_as_deep_as_in_python(workshop: Workshop) -> None:
     ("script", "message"),
     [
         ("missing.py", "no such file: missing.py"),
-        (".", ". is a directory: name the script in it, or a package with -m"),
+        (".", ". is a directory without __main__.py: name the script in it, or a package with -m"),
         ("broken.py", "broken.py has a syntax error in line 2: invalid syntax"),
         ("binary.py", "binary.py has a syntax error in line 1: (unicode error) 'utf-8' codec can't decode byte 0xff"),
         ("null.py", "null.py has a syntax error: source code string cannot contain null bytes"),
@@ -574,3 +576,100 @@ def test_what_is_no_module_is_refused(workshop: Workshop, module: str) -> None:
         program_of_module(module, ())
     assert "\n" not in str(raised.value)
     assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (b"x = 1\n# caf\xe9\n", "in line 2: the byte 0xe9 is no UTF-8, and no other encoding is declared"),
+        (b"print('\xff')\n", "in line 1: (unicode error) 'utf-8' codec can't decode byte 0xff"),
+        (b"\xef\xbb\xbf# with a mark\n# \xe9\n", "in line 2: the byte 0xe9"),
+        ("x = 1".encode("utf-16"), ": source code string cannot contain null bytes"),
+        (b"# coding: no-such-encoding\n", ": unknown encoding: no-such-encoding"),
+        (b"# coding: ascii\nx = '\xe9'\n", ": 'ascii' codec can't decode byte 0xe9"),
+        (b"x = 1\0\n", ": source code string cannot contain null bytes"),
+    ],
+)
+def test_a_source_that_python_refuses_is_refused(workshop: Workshop, source: bytes, said: str) -> None:
+    """What is not in its encoding is no program, in comments as well."""
+    (workshop.folder / "script.py").write_bytes(source)
+    with pytest.raises(ScriptError) as refused:
+        program_of_script("script.py", ())
+    assert str(refused.value).startswith("script.py has a syntax error")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding", "end"),
+    [
+        (head, encoding, end)
+        for head, encoding in (("", "utf-8"), ("", "utf-8-sig"), ("# coding: latin-1\n", "latin-1"))
+        for end in ("\n", "\r\n", "\r")
+        if encoding != "latin-1" or end != "\r"
+    ],
+)
+def test_lines_and_columns_are_right_in_every_encoding(workshop: Workshop, head: str, encoding: str, end: str) -> None:
+    """A declared encoding, a mark, and other ends of lines: the caret is under the expression."""
+    text = head + "import torch\n\fé = torch.ones(2, requires_grad=True); ö = é.detach().sum()\né.sum().backward()"
+    (workshop.folder / "script.py").write_bytes(text.replace("\n", end).encode(encoding))
+    outcome = observe_program(program_of_script("script.py", ()))
+    assert outcome.error is None
+    (span,) = {op.span for op in operations(outcome.run) if op.name == "Tensor.detach"}
+    assert span is not None
+    assert (
+        outcome.run.sources["script.py"][span.line][(span.column or 0) - 1 : (span.end_column or 0) - 1] == "é.detach()"
+    )
+
+
+def test_a_script_may_come_through_a_pipe(workshop: Workshop) -> None:
+    """It is read once; its lines are known all the same."""
+    pipe = workshop.folder / "pipe.py"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_text, "import torch\nw = torch.ones(2, requires_grad=True)\nw.sum().backward()\n")
+        program = program_of_script("pipe.py", ())
+    outcome = observe_program(program)
+    assert outcome.error is None
+    assert outcome.run.sources["pipe.py"][2] == "w = torch.ones(2, requires_grad=True)"
+
+
+@pytest.mark.parametrize("kind", ["directory", "archive"])
+def test_a_directory_or_an_archive_with_a_main_is_run(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """`explain DIR` and `explain app.pyz` are what `python DIR` and `python app.pyz` are, and show their lines."""
+    workshop.write(
+        """
+        import sys
+        import part_of_app
+        print(__name__, __file__, repr(__package__), __spec__.name, sys.argv, sys.path[0], type(__loader__).__name__)
+        print(__cached__, sorted(globals()))
+        part_of_app.train()
+        """,
+        "app/__main__.py",
+    )
+    lines = "import torch\n\n\ndef train():\n    w = torch.ones(2, requires_grad=True)\n    w.sum().backward()\n"
+    workshop.write(lines, "app/part_of_app.py")
+    script = "app"
+    if kind == "archive":
+        zipapp.create_archive(workshop.folder / "app", workshop.folder / "app.pyz", interpreter="/usr/bin/env python3")
+        script = "app.pyz"
+    try:
+        outcome = observe_program(program_of_script(script, ("--lr", "1")))
+    finally:
+        sys.modules.pop("part_of_app", None)
+    assert outcome.error is None
+    seen = capsys.readouterr().out
+    assert seen == workshop.python(script, "--lr", "1").out
+    assert outcome.run.sources[f"{script}/part_of_app.py"][5] == "    w = torch.ones(2, requires_grad=True)"
+
+
+def test_an_archive_without_a_main_is_refused(workshop: Workshop) -> None:
+    """As a directory is; and a main with a syntax error is told as one."""
+    with zipfile.ZipFile(workshop.folder / "app.zip", "w") as archive:
+        archive.writestr("other.py", "x = 1")
+    with pytest.raises(ScriptError, match=r"^app.zip is an archive without __main__.py: "):
+        program_of_script("app.zip", ())
+    workshop.write("x = = 1", "app/__main__.py")
+    with pytest.raises(ScriptError, match=r"^app/__main__.py has a syntax error in line 1: invalid syntax"):
+        program_of_script("app", ())

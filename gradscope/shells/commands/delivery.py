@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
+from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
 from gradscope.reports.dot import Style
 from gradscope.reports.drawing import check_drawable
-from gradscope.reports.escaping import shown
 from gradscope.reports.report import Report
 from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
+from gradscope.shells.commands.streams import say, to_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +40,54 @@ class Delivery:
         format_of(self.format_, self.output)
         if self.graph is not None:
             check_drawable(self.graph)
+            check_writable(self.graph)
 
     def anchored(self) -> Delivery:
         """The same with absolute paths, for when the working directory may change."""
         output, graph = (path.absolute() if path is not None else None for path in (self.output, self.graph))
         return replace(self, output=output, graph=graph)
 
-    def deliver(self, run: Run, stream: TextIO) -> int:
-        """Judge a run, write and draw; return 1 where there is a finding at the level of `--fail-on`, else 0."""
+    def deliver(self, run: Run, stream: TextIO | None) -> int:
+        """Judge a run, write and draw; see `hand_over`."""
         return self.hand_over(Report.of(run, self.select, self.ignore), stream)
 
-    def hand_over(self, report: Report, stream: TextIO) -> int:
-        """Write and draw a report; return 1 where there is a finding at the level of `--fail-on`, else 0."""
+    def hand_over(self, report: Report, stream: TextIO | None) -> int:
+        """Write and draw a report; `stream` is standard output, None where that is closed.
+
+        Each is tried, whatever becomes of the other. Returns 2 where one failed, which is told in a line each, else 1
+        where there is a finding at the level of `--fail-on`, else 0.
+        """
+        failed = max(
+            attempt("the report", lambda: self._write(report, stream)), attempt("the graph", lambda: self._draw(report))
+        )
+        if failed or self.fail_on == "never":
+            return failed
+        return int(bool(report.at_least(self.fail_on)))  # type: ignore[arg-type]
+
+    def _write(self, report: Report, stream: TextIO | None) -> int:
         format_ = format_of(self.format_, self.output)
         if self.output is not None:
             replace_file(self.output, written(report, format_, every_row=self.every_row).encode())
         else:
-            colour = stream.isatty() and "NO_COLOR" not in os.environ
-            unicode = stream.isatty() and (stream.encoding or "").lower().replace("-", "") == "utf8"
-            stream.write(written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode))
-            stream.flush()
+            terminal = stream is not None and not stream.closed and stream.isatty()
+            colour = terminal and "NO_COLOR" not in os.environ
+            unicode = terminal and stream is not None and (stream.encoding or "").lower().replace("-", "") == "utf8"
+            to_stream(stream, written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode))
+        return 0
+
+    def _draw(self, report: Report) -> int:
         if self.graph is not None:
             report.render(self.graph, self.style, depth=self.depth, open=self.opened)
-            print(f"gradscope: drew {shown(str(self.graph))}", file=sys.stderr)
-        if self.fail_on == "never":
-            return 0
-        return int(bool(report.at_least(self.fail_on)))  # type: ignore[arg-type]
+            say(f"drew {self.graph}")
+        return 0
+
+
+def attempt(part: str, work: Callable[[], int]) -> int:
+    """The exit status of one part of what a command hands over: 2 where it fails, which is told in a line."""
+    try:
+        return work()
+    except GradscopeError as error:
+        say(str(error))
+    except Exception as error:
+        say(f"{part} failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return 2

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 import msgspec
 
-from gradscope.graph.storage import RunUnreadable, load
+from gradscope.graph.storage import RunUnreadable, checked, contents
 from gradscope.graph.texts import encoded
 from gradscope.reports.difference import difference, difference_text
 from gradscope.reports.document import SCHEMA, Document
 from gradscope.reports.escaping import printable_json
 from gradscope.reports.report import ORDER, Report
+from gradscope.shells.commands.streams import to_stream
 
 
 @click.command("diff")
@@ -35,9 +37,10 @@ def command(before: Path, after: Path, format_: str, fail_on: str) -> int:
     """
     found = difference(_document(before), _document(after))
     if format_ == "json":
-        click.echo(printable_json(msgspec.json.format(encoded(found), indent=1).decode()))
+        told = printable_json(msgspec.json.format(encoded(found), indent=1).decode()) + "\n"
     else:
-        click.echo(difference_text(found, str(before), str(after)), nl=False)
+        told = difference_text(found, str(before), str(after))
+    to_stream(sys.stdout, told)
     if fail_on == "never":
         return 0
     level = next(place for place, severity in enumerate(ORDER) if severity == fail_on)
@@ -46,13 +49,15 @@ def command(before: Path, after: Path, format_: str, fail_on: str) -> int:
 
 def _document(path: Path) -> Document:
     """The report in a file, or on the run that is in it. Raises RunUnreadable."""
+    data = contents(path)
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=Document)
+        report = msgspec.json.decode(data, type=Document)
         if report.schema == SCHEMA:
             return report
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        return Report.of(load(path)).document
+        run = checked(data, str(path))
     except RunUnreadable as error:
         raise RunUnreadable(f"{error} (or a report: `gradscope explain --format json -o {path.name} SCRIPT`)") from None
+    return Report.of(run).document

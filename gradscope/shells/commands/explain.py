@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from gradscope.errors import GradscopeError
-from gradscope.shells.commands.delivery import Delivery
+from gradscope.graph.facts import Run
+from gradscope.graph.storage import encode
+from gradscope.shells.commands.delivery import Delivery, attempt
 from gradscope.shells.commands.destinations import check_apart, check_writable, replace_file
 from gradscope.shells.commands.options import report_options
+from gradscope.shells.commands.streams import say
 
 
 @click.command("explain", context_settings={"allow_interspersed_args": False})
@@ -39,8 +44,8 @@ def command(
 ) -> int:
     """Run SCRIPT with ARGS as Python would, and explain its gradients.
 
-    The report follows the script's own output. The exit code is 0, or 1 where there is a finding at the level of
-    --fail-on, or 2 for misuse, else the script's own.
+    The report follows the script's own output. The exit code is the script's own where that is not 0, else 2 for misuse
+    or a file that could not be written, 1 where there is a finding at the level of --fail-on, or 0.
     """
     if save is not None:
         check_writable(save)
@@ -51,14 +56,13 @@ def command(
         if error.name != "torch":
             raise
         raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
-    from gradscope.graph.storage import encode
     from gradscope.probes.exchange import place_of
-    from gradscope.reports.escaping import shown
     from gradscope.shells.live import Live
     from gradscope.shells.ranks import Ranks
 
-    stream = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stands in for a closed stream
+    stream = sys.stdout  # the script may put another one there
     program = program_of_module(script, args) if module else program_of_script(script, args)
+    check_apart((Path(program.file), save, delivery.output, delivery.graph))
     # Files are named from where the user stands, and the script may go elsewhere.
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
     place = place_of(os.environ)
@@ -76,26 +80,39 @@ def command(
         )
     finally:
         live.end()
-    failed = 0
-    try:
-        if not stream.closed:
-            stream.flush()
-        if save is not None:
-            replace_file(save, encode(outcome.run))
-        failed = ranks.deliver(delivery, outcome, stream) if ranks else delivery.deliver(outcome.run, stream)
-    except GradscopeError as error:
-        click.echo(f"gradscope: {shown(str(error))}", err=True)
-        failed = error.exit_code
-    except BrokenPipeError:
-        # Who reads the report has enough of it; nothing more can be said there, at the interpreter's end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except (OSError, ValueError) as error:
-        click.echo(f"gradscope: cannot write the report to standard output: {error}; use -o FILE", err=True)
+    if not _flushed(stream):
+        stream = None  # Python tries again at its end, and complains as it would without us
+    if outcome.lost is not None:
+        say(f"the report failed: {outcome.lost}")
         failed = 2
-    except Exception as error:
-        click.echo(f"gradscope: the report failed: {shown(f'{type(error).__name__}: {error}')}", err=True)
+    else:
+        kept = attempt("keeping the run", lambda: _keep(outcome.run, save))
+        reported = attempt(
+            "the report",
+            lambda: ranks.deliver(delivery, outcome, stream) if ranks else delivery.deliver(outcome.run, stream),
+        )
+        failed = max(kept, reported)
     outcome.leave()
     status = show(outcome.error) if outcome.error is not None else outcome.status
     if ranks is not None:
         ranks.end()
-    return failed or status
+    return status if status & 0xFF else failed  # of 256, Python makes 0 as well
+
+
+def _flushed(stream: TextIO | None) -> bool:
+    """Whether all that the script has written is where it goes; what it has closed itself is none of ours."""
+    if sys.stdout is not stream:
+        with suppress(Exception):  # it may be anything
+            sys.stdout.flush()
+    try:
+        if stream is not None and not stream.closed:
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _keep(run: Run, save: Path | None) -> int:
+    if save is not None:
+        replace_file(save, encode(run))
+    return 0

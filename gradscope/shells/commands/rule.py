@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from gradscope.reports.page import page_text
 from gradscope.rules import rule_named
 from gradscope.rules.pages import page_of
+from gradscope.shells.commands.streams import to_stream
 
 
 @click.command("rule")
 @click.argument("name")
 def command(name: str) -> int:
     """Show the page of the rule NAME: what it finds, why, a program that has it and one that has not."""
-    click.echo(page_text(page_of(rule_named(name))))
+    to_stream(sys.stdout, page_text(page_of(rule_named(name))) + "\n")
     return 0

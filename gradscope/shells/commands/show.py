@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from gradscope.graph.storage import load
+from gradscope.errors import GradscopeError
+from gradscope.graph.storage import RunUnreadable, load
 from gradscope.shells.commands.delivery import Delivery
 from gradscope.shells.commands.destinations import check_apart
 from gradscope.shells.commands.options import report_options
@@ -19,4 +20,10 @@ from gradscope.shells.commands.options import report_options
 def command(run: Path, delivery: Delivery) -> int:
     """Report again on the run that `gradscope explain --save RUN` kept."""
     check_apart((run, delivery.output, delivery.graph))
-    return delivery.deliver(load(run), sys.stdout)
+    kept = load(run)
+    try:
+        return delivery.deliver(kept, sys.stdout)
+    except GradscopeError:
+        raise
+    except Exception as error:
+        raise RunUnreadable(f"{run} is damaged: no report can be made of it ({type(error).__name__})") from None

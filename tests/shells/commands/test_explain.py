@@ -362,7 +362,7 @@ def test_spawned_workers_run_without_us(workshop: Workshop) -> None:
 
 BAD = [
     (("explain", "missing.py"), "no such file: missing.py"),
-    (("explain", "."), ". is a directory: name the script in it, or a package with -m"),
+    (("explain", "."), ". is a directory without __main__.py: name the script in it, or a package with -m"),
     (("explain", "broken.py"), "broken.py has a syntax error in line 1: invalid syntax"),
     (("explain", "-m", "no_such_module_z"), "no module to run: No module named no_such_module_z"),
     (("explain", "-m", "no_such_package.module"), "no module to run: "),

@@ -1,0 +1,49 @@
+"""`torch.jit.trace` runs a program for its operations, not for its gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from gradscope.probes.patches import patched
+from gradscope.probes.recorder import pause, resume
+from gradscope.probes.records import ModuleMark
+from gradscope.probes.tape import Tape
+
+_TRACERS = ("trace", "trace_module", "_get_trace_graph")  # the last is what the ONNX exporter calls
+
+
+@contextmanager
+def watch_tracing(tape: Tape) -> Iterator[None]:
+    """See nothing of what a trace runs.
+
+    There even the question for a size is an operation of the trace, and its answer is a tensor.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def trace(traced: Any, *args: Any, **kwargs: Any) -> Any:
+            local = tape.local.__dict__
+            if not tape.active or "recorder" not in local or local["recorder"].out:
+                return original(traced, *args, **kwargs)
+            # Modules that run within another one are left alone.
+            module = traced if isinstance(traced, torch.nn.Module) else torch.nn.Identity()
+            stack: list[ModuleMark] = local.setdefault("modules", [])
+            stack.append(ModuleMark(module))
+            pause(tape, out=True)
+            try:
+                return original(traced, *args, **kwargs)
+            finally:
+                stack.pop()
+                resume(tape)
+
+        return trace
+
+    with ExitStack() as stack:
+        for name in _TRACERS:
+            stack.enter_context(patched(torch.jit, name, wrap))
+        yield
