@@ -19,6 +19,7 @@ from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
 from gradscope.probes.jottings import ITEMS, PLAIN
 from gradscope.probes.nonfinite import SINGULAR
+from gradscope.probes.originals import OF_C, own
 from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
 from gradscope.probes.signals import pass_on
@@ -56,10 +57,17 @@ def _getter(name: str) -> Any:
     return getattr(torch.Tensor, name).__get__
 
 
+def _setter(name: str) -> Any:
+    """What the mode is told when an attribute is set."""
+    return getattr(torch.Tensor, name).__set__
+
+
 _QUIET = frozenset(
     {member.__get__ for name, member in _descriptors() if name not in _TENSOR_ATTRIBUTES}
     | {getattr(torch.Tensor, name) for name in _DESCRIPTIONS if hasattr(torch.Tensor, name)}
     | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch.is_same_size}
+    # Autograd sets it while it holds the lock of a view: whoever looks at the view in there waits for ever.
+    | {_setter("_backward_hooks")}
 )
 # Results that are no tensors are worth a record for these.
 _SPEAKING = frozenset(
@@ -128,6 +136,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         if is_compiling():
             return func(*args, **(kwargs or {}))
+        if type(func) not in OF_C:
+            func = own(func, sys._getframe(1))
         tape = self.tape
         jottings = tape.jotting
         if jottings is not None and func in PLAIN and not kwargs and not types and self.alone and not self.paused:
