@@ -36,7 +36,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active or capturing():
+            if not tape.active or is_compiling() or capturing():
                 return original(t_outputs, *args, **kwargs)
             kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
             inputs = args[3] if len(args) > 3 else kwargs.get("inputs", ())
@@ -57,7 +57,7 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
 
         return run_backward
 
-    return patched(torch.autograd, "_engine_run_backward", wrap)
+    return patched(torch.autograd, "_engine_run_backward", wrap, always=True)
 
 
 def _before(

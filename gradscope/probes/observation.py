@@ -42,7 +42,7 @@ _RUNNING: list[Observation] = []
 
 def running() -> Observation | None:
     """The innermost observation that is at work now."""
-    return next((observation for observation in reversed(_RUNNING) if observation.tape.active), None)
+    return next((observation for observation in reversed(_RUNNING) if not observation.tape.closed), None)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ class Observation:
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice."""
-        if self.tape.active:
+        if not self.tape.closed:
             self.seconds = time.perf_counter() - self.began
             self._stack.close()
             self.tape.close()

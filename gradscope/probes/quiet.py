@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,13 @@ _cuda_is_initialized: Callable[[], bool] = torch.cuda.is_initialized
 
 # Reading a tensor's attributes asks the function modes and the `__torch_function__` of a subclass, the user's too.
 unasked = torch._C.DisableTorchFunction
+
+
+class _Here(threading.local):
+    watched = False  # Dynamo looks at every frame that this thread enters, ours too: they must do nothing
+
+
+here = _Here()
 
 
 def capturing() -> bool:
