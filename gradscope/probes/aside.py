@@ -31,7 +31,6 @@ _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.taken: list[tuple[int, Recorder]] = []  # the recorders that stepped aside, and their places on the stack
-        self.away = False  # Dynamo traces, or what it has compiled runs
 
 
 _here = _Thread()
@@ -72,13 +71,13 @@ def _step_back() -> None:
 @contextmanager
 def away() -> Iterator[None]:
     """Nothing of ours is at work in this thread, whatever Dynamo switches on and off in here."""
-    outer, watched = _here.away, here.watched
-    _here.away = True
+    outer, watched = here.away, here.watched
+    here.away = True
     _step_aside()
     try:
         yield
     finally:
-        _here.away = outer
+        here.away = outer
         if not watched:
             _step_back()
 
@@ -124,7 +123,7 @@ def watch_tracing(module: Any) -> AbstractContextManager[None]:
 
 def _watched(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def set_callback(callback: Any) -> Any:
-        if _here.away:
+        if here.away:
             return original(callback)
         if callback is None:
             prior = original(None)

@@ -1,8 +1,8 @@
 """Regions that `torch.compile` has compiled: each call of one is one operation, with those that lose gradients inside.
 
 Dynamo makes a graph of a piece of the program and hands it to a backend; what comes back is called with every tensor
-that the piece takes, the parameters among them. That callable is wrapped as it is made. Code that was compiled before
-the observation is compiled anew for it, since Dynamo guards on the function modes that are on.
+that the piece takes, the parameters among them. That callable is wrapped as it is installed. Code that was compiled
+before the observation is met where Dynamo keeps it.
 """
 
 from __future__ import annotations
