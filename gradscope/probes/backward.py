@@ -15,7 +15,7 @@ from gradscope.probes.attributes import gradient_of
 from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
-from gradscope.probes.quiet import capturing, unobserved
+from gradscope.probes.quiet import capturing, unobserved, unwatched
 from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
@@ -38,29 +38,42 @@ def watch_backward(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active or capturing():
-                return original(t_outputs, *args, **kwargs)
-            kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
-            inputs = args[3] if len(args) > 3 else kwargs.get("inputs", ())
-            seen = _before(tape, kind, t_outputs, inputs)
-            if seen is not None and kind == "backward" and (args[2] if len(args) > 2 else kwargs.get("create_graph")):
-                tape.cyclic = seen[0].site
-            if seen is not None:
-                seen[0].retained = bool(args[1] if len(args) > 1 else kwargs.get("keep_graph", False))
+            with unwatched():
+                seen = _entered(tape, t_outputs, args, kwargs)
             try:
                 result = original(t_outputs, *args, **kwargs)
             except BaseException as error:
                 if seen is not None:
-                    _failed(tape, seen[0], seen[2], t_outputs, error)
+                    with unwatched():
+                        _failed(tape, seen[0], seen[2], t_outputs, error)
                 hide(error)
                 raise
             if seen is not None:
-                _after(tape, *seen, inputs, result)
+                with unwatched():
+                    _after(tape, *seen, _inputs(args, kwargs), result)
             return result
 
         return run_backward
 
-    return patched(torch.autograd, "_engine_run_backward", wrap)
+    return patched(torch.autograd, "_engine_run_backward", wrap, always=True)
+
+
+def _entered(
+    tape: Tape, roots: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[BackwardRecord, _State, PassLook] | None:
+    if not tape.active or is_compiling() or capturing():
+        return None
+    kind: Literal["backward", "grad"] = "backward" if kwargs.get("accumulate_grad", True) else "grad"
+    seen = _before(tape, kind, roots, _inputs(args, kwargs))
+    if seen is not None:
+        if kind == "backward" and (args[2] if len(args) > 2 else kwargs.get("create_graph")):
+            tape.cyclic = seen[0].site
+        seen[0].retained = bool(args[1] if len(args) > 1 else kwargs.get("keep_graph", False))
+    return seen
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[3] if len(args) > 3 else kwargs.get("inputs", ())
 
 
 def _before(

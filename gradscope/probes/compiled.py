@@ -1,8 +1,8 @@
 """Regions that `torch.compile` has compiled: each call of one is one operation, with those that lose gradients inside.
 
 Dynamo makes a graph of a piece of the program and hands it to a backend; what comes back is called with every tensor
-that the piece takes, the parameters among them. That callable is wrapped as it is made. Code that was compiled before
-the observation is compiled anew for it, since Dynamo guards on the function modes that are on.
+that the piece takes, the parameters among them. That callable is wrapped as it is installed. Code that was compiled
+before the observation is met where Dynamo keeps it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch.compiler import is_compiling
 
+from gradscope.probes.aside import away, watch_callback, watch_tracing
 from gradscope.probes.functions import results_of
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
@@ -27,44 +29,66 @@ from gradscope.probes.regions import InnerCut, cuts_in
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hidden
 
-_MODULE = "torch._dynamo.output_graph"
+_COMPILED = "__compiled_fn"  # how the globals are called that hold what was compiled
+_Probe = Callable[[Any], AbstractContextManager[None]]
 _tapes: list[Tape] = []
+_waiting = threading.local()  # the cuts in what is being compiled, until that is installed
 
 
 @contextmanager
 def watch_compiled(tape: Tape) -> Iterator[None]:
     """Record calls of compiled regions. Dynamo is not imported for it: it is met when the program imports it."""
     with ExitStack() as stack:
+        probes: dict[str, _Probe] = {
+            "torch._dynamo.output_graph": _watch_regions,
+            "torch._dynamo.eval_frame": watch_callback,
+            "torch._dynamo.convert_frame": watch_tracing,
+        }
+        for name, probe in probes.items():
 
-        def patch(module: Any) -> None:
-            stack.enter_context(patched(module.OutputGraph, "call_user_compiler", _wrapped))
+            def put_in(module: Any, probe: _Probe = probe) -> None:
+                stack.enter_context(probe(module))
 
-        finder = _Finder(patch)
-        if _MODULE in sys.modules:
-            patch(sys.modules[_MODULE])
-        else:
-            sys.meta_path.insert(0, finder)
+            if name in sys.modules:
+                put_in(sys.modules[name])
+            else:
+                finder = _Finder(name, put_in)
+                sys.meta_path.insert(0, finder)
+                stack.callback(finder.leave)
         _tapes.append(tape)
         try:
             yield
         finally:
             _tapes.remove(tape)
-            if finder in sys.meta_path:
-                sys.meta_path.remove(finder)
+
+
+@contextmanager
+def _watch_regions(module: Any) -> Iterator[None]:
+    with (
+        patched(module.OutputGraph, "call_user_compiler", _with_cuts, always=True),
+        patched(module.OutputGraph, "install_global_unsafe", _with_region, always=True),
+        _compiled_before(),
+    ):
+        yield
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Calls back once the module has been imported, which others find and load."""
 
-    def __init__(self, loaded: Callable[[ModuleType], None]) -> None:
-        self.loaded = loaded
+    def __init__(self, name: str, loaded: Callable[[ModuleType], None]) -> None:
+        self.name, self.loaded = name, loaded
+
+    def leave(self) -> None:
+        """Find nothing any more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _MODULE:
+        if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
+        self.leave()
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         loader = spec.loader if spec is not None else None
         if loader is not None:
@@ -78,20 +102,45 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+def _with_cuts(original: Callable[..., Any]) -> Callable[..., Any]:
     def call_user_compiler(graph: Any, *args: Any, **kwargs: Any) -> Any:
-        cuts = _cuts(args[0] if args else kwargs.get("gm"))  # before the backend changes it
-        compiled = original(graph, *args, **kwargs)
-        if getattr(graph, "package", None) is not None:
-            return compiled  # it is going to be pickled
-        return _region(compiled, cuts)
+        # Before the backend changes the module.
+        _waiting.cuts = _cuts(args[0] if args else kwargs.get("gm"))
+        return original(graph, *args, **kwargs)
 
     return call_user_compiler
 
 
+def _with_region(original: Callable[..., Any]) -> Callable[..., Any]:
+    def install_global_unsafe(graph: Any, name: str, value: Any) -> Any:
+        if name.startswith(_COMPILED):
+            value, _waiting.cuts = _region(value, getattr(_waiting, "cuts", ())), ()
+        return original(graph, name, value)
+
+    return install_global_unsafe
+
+
+@contextmanager
+def _compiled_before() -> Iterator[None]:
+    """Meet the regions that were compiled before the observation, until its end."""
+    met: list[tuple[dict[str, Any], str, Any]] = []
+    for hooks in list(torch._dynamo.utils.CleanupManager.instance.values.values()):
+        for hook in hooks:
+            compiled = hook.scope.get(hook.name)
+            if hook.name.startswith(_COMPILED) and not hasattr(compiled, "__gradscope__"):
+                hook.scope[hook.name] = region = _region(compiled, ())
+                met.append((hook.scope, hook.name, region))
+    try:
+        yield
+    finally:
+        for scope, name, region in met:
+            if scope.get(name) is region:
+                scope[name] = region.__gradscope__
+
+
 def _cuts(module: Any) -> tuple[InnerCut, ...]:
     tape = _tapes[-1] if _tapes else None
-    if tape is None or not tape.active:
+    if tape is None or tape.closed:
         return ()
     try:
         with unasked():
@@ -102,15 +151,19 @@ def _cuts(module: Any) -> tuple[InnerCut, ...]:
 
 
 def _region(compiled: Callable[..., Any], cuts: tuple[InnerCut, ...]) -> Callable[..., Any]:
+    """What calls a graph that Dynamo has compiled, and which it does not look into, and writes that down."""
+    run = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+
     def region(*args: Any) -> Any:
         # Asked for at each call: what was compiled in one observation may be used in the next, or in none.
         tape = _tapes[-1] if _tapes else None
         if tape is None or not tape.active or is_compiling():
-            return compiled(*args)
+            return run(*args)
         with hidden:
-            return _called(tape, compiled, args, cuts)
+            return _called(tape, run, args, cuts)
 
-    return region
+    region.__gradscope__ = compiled  # type: ignore[attr-defined]
+    return torch._dynamo.disable(region)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...], cuts: tuple[InnerCut, ...]) -> Any:
@@ -126,7 +179,8 @@ def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...], cut
         return compiled(*args)
     failed, result = True, None
     try:
-        result = compiled(*args)
+        with away():
+            result = compiled(*args)
         failed = False
     finally:
         try:

@@ -60,7 +60,7 @@ def watch_custom_backwards(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def apply(self: Any, *gradients: Any) -> Any:
-            if is_compiling() or not tape.active:
+            if not tape.active or is_compiling():
                 return original(self, *gradients)
             record = _entered(tape, self, gradients)
             with hidden:
@@ -71,7 +71,7 @@ def watch_custom_backwards(tape: Tape) -> AbstractContextManager[None]:
 
         return apply
 
-    return patched(BackwardCFunction, "apply", wrap)
+    return patched(BackwardCFunction, "apply", wrap, always=True)
 
 
 def complained(tape: Tape) -> None:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from gradscope.probes.patches import patched
 from gradscope.probes.recorder import Recorder
@@ -32,9 +31,6 @@ def watch_fast_paths(tape: Tape) -> Iterator[None]:
     def wrap(original: Callable[[Iterable[Any]], bool]) -> Callable[[Iterable[Any]], bool]:
         @functools.wraps(original)
         def has_torch_function(relevant_args: Iterable[Any]) -> bool:
-            if is_compiling():
-                # Dynamo knows the function that has our name now, and this one: see `_forget_handlers`.
-                return torch.overrides.has_torch_function_variadic(*relevant_args)
             if not tape.active:
                 return original(relevant_args)
             found = original(relevant_args)
@@ -55,20 +51,6 @@ def watch_fast_paths(tape: Tape) -> Iterator[None]:
 
     with patched(torch.overrides, "has_torch_function", wrap):
         yield
-    _forget_handlers()
-
-
-def _forget_handlers() -> None:
-    """Let Dynamo look functions up again.
-
-    At its first trace it makes a table of the functions that it handles, by what they are at that moment: of ours, if
-    that was while we were here, and then it would not know torch's own afterwards.
-    """
-    module = sys.modules.get("torch._dynamo.variables.torch")
-    handlers = getattr(getattr(module, "TorchInGraphFunctionVariable", None), "_get_handlers", None)
-    forget = getattr(handlers, "cache_clear", None)
-    if forget is not None:
-        forget()
 
 
 def _hands_over() -> bool:

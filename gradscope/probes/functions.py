@@ -30,7 +30,7 @@ def watch_functions(tape: Tape) -> Iterator[None]:
 
         @functools.wraps(torch.autograd.Function.apply)
         def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active:
+            if not tape.active or is_compiling():
                 return bound_to(cls)(*args, **kwargs)
             with hidden:
                 return _applied(tape, cls, lambda: bound_to(cls)(*args, **kwargs), args)
@@ -42,7 +42,7 @@ def watch_functions(tape: Tape) -> Iterator[None]:
 
         @functools.wraps(new)
         def wrapper(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
-            if is_compiling() or not tape.active or data is None:
+            if not tape.active or is_compiling() or data is None:
                 return new(cls, data, requires_grad)
             with hidden:
                 return _wrapped(tape, "nn.Parameter", lambda: new(cls, data, requires_grad), data)
@@ -52,7 +52,7 @@ def watch_functions(tape: Tape) -> Iterator[None]:
     def wrap_variable(original: Any) -> Any:
         @functools.wraps(original)
         def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active:
+            if not tape.active or is_compiling():
                 return original(cls, *args, **kwargs)
             data = args[0] if args else kwargs.get("data")
             with hidden:

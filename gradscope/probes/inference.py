@@ -27,7 +27,7 @@ def watch_inference_mode(tape: Tape) -> Iterator[None]:
         def with_record(original: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(original)
             def switch(self: torch.inference_mode, *args: Any) -> Any:
-                if not is_compiling() and tape.active:
+                if tape.active and not is_compiling():
                     _write(tape, begins and self.mode)
                 return original(self, *args)
 

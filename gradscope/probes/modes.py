@@ -25,7 +25,7 @@ def watch_modes(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def train(self: torch.nn.Module, mode: bool = True) -> Any:
-            if is_compiling() or not tape.active or is_constant(self):
+            if not tape.active or is_compiling() or is_constant(self):
                 return original(self, mode)
             local = tape.local.__dict__
             outer: tuple[Site | None, ModuleMark] | None = local.get("switching")

@@ -47,7 +47,7 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.active or is_constant(self):
+            if not tape.active or is_compiling() or is_constant(self):
                 return original(self, *args, **kwargs)
             local = tape.local.__dict__
             stack: list[ModuleMark] = local.setdefault("modules", [])

@@ -44,7 +44,7 @@ _RUNNING: list[Observation] = []
 
 def running() -> Observation | None:
     """The innermost observation that is at work now."""
-    return next((observation for observation in reversed(_RUNNING) if observation.tape.active), None)
+    return next((observation for observation in reversed(_RUNNING) if not observation.tape.closed), None)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ class Observation:
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice, and in a forked process, where the tape is closed already."""
-        if self.tape.active:
+        if not self.tape.closed:
             self.seconds = time.perf_counter() - self.began
         self._stack.close()
         self.tape.close()

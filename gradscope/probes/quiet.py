@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,32 @@ _cuda_is_initialized: Callable[[], bool] = torch.cuda.is_initialized
 
 # Reading a tensor's attributes asks the function modes and the `__torch_function__` of a subclass, the user's too.
 unasked = torch._C.DisableTorchFunction
+
+
+class _Here(threading.local):
+    watched = False  # Dynamo looks at every frame that this thread enters, ours too: they must do nothing
+    away = False  # Dynamo traces, or what it has compiled runs
+
+
+here = _Here()
+_set_callback: Callable[[Any], Any] = torch._C._dynamo.eval_frame.set_eval_frame
+
+
+class unwatched:  # noqa: N801 - as `unobserved`
+    """Dynamo does not look at the frames in here, so that a probe may be at work between two compiled regions."""
+
+    __slots__ = ("callback",)
+
+    def __enter__(self) -> None:
+        self.callback = None
+        if here.watched and not here.away:
+            self.callback = _set_callback(None)
+            here.watched = False
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.callback is not None:
+            here.watched = True
+            _set_callback(self.callback)
 
 
 def capturing() -> bool:

@@ -26,6 +26,7 @@ from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
 from gradscope.probes.jottings import Backlog
+from gradscope.probes.quiet import here
 from gradscope.probes.records import (
     BackwardRecord,
     Jottings,
@@ -97,7 +98,7 @@ class Tape:
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
-        self.active = True
+        self.closed = False
         self.walking = True
         self.confirmed = False
         self.local = threading.local()
@@ -111,6 +112,11 @@ class Tape:
         self._sources: dict[int, tuple[Subject, Subject]] = {}
         self._purge_at = 10_000
         self._sweep_at = SWEEP_AT
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is written down in this thread."""
+        return not (self.closed or here.watched)
 
     # --- tensors -----------------------------------------------------------------------------------------
 
@@ -491,7 +497,7 @@ class Tape:
 
     def close(self) -> None:
         """Nothing is written any more."""
-        self.active, self.jotting = False, None
+        self.closed, self.jotting = True, None
 
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""

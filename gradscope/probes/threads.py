@@ -45,5 +45,8 @@ def watch_threads(tape: Tape) -> Iterator[None]:
 
         return excepthook
 
-    with patched(threading.Thread, "_bootstrap_inner", wrap), patched(threading, "excepthook", wrap_hook):
+    with (
+        patched(threading.Thread, "_bootstrap_inner", wrap, always=True),
+        patched(threading, "excepthook", wrap_hook, always=True),
+    ):
         yield

@@ -34,7 +34,7 @@ def watch_transforms(tape: Tape) -> Iterator[None]:
         @functools.wraps(original)
         def hand_on(tensor: Any, *args: Any) -> Any:
             result = original(tensor, *args)
-            if not is_compiling() and tape.active:
+            if tape.active and not is_compiling():
                 _handed_on(tape, puts_in, name, tensor, result)
             return result
 

@@ -17,7 +17,7 @@ class Unwritable(GradscopeError):
 
 
 def say(line: str) -> None:
-    """A line on standard error, whatever the names in it hold; where that is closed or full, there is nobody to tell."""
+    """A line on standard error, with any names in it; where that is closed or full, there is nobody to tell."""
     with suppress(OSError, ValueError):
         click.echo(f"gradscope: {shown(line)}", err=True)
 

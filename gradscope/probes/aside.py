@@ -1,0 +1,135 @@
+"""Out of Dynamo's sight: what it compiles, guards and breaks at has to be what it would be without us.
+
+Dynamo guards on the function modes that are on and inlines their handlers, it takes other ways under a mode, it traces
+whatever torch's functions are at the moment, and it compiles every frame that is entered. So while it watches the
+frames of a thread nothing of ours is at work in there: the recorders are off the stack of modes, what we have replaced
+in torch is as it was, and what is left of ours lets everything pass. What it has compiled is called with Dynamo
+switched off, as are the functions that the program has excepted; there the recorders are back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from gradscope.probes.patches import patched, put_back, take_out
+from gradscope.probes.quiet import here
+from gradscope.probes.recorder import Recorder
+
+_modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+_push: Callable[[Any], None] = torch.overrides._push_mode
+_pop: Callable[[], Any] = torch.overrides._pop_mode
+_modes_on: Callable[[], int] = torch._C._len_torch_function_stack
+_PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, Recorder]] = []  # the recorders that stepped aside, and their places on the stack
+
+
+_here = _Thread()
+
+
+def _step_aside() -> None:
+    """Take the recorders of this thread off the stack of modes; the modes of the program's stay."""
+    if not here.watched:
+        here.watched = True
+        take_out()
+    modes = _modes() if _modes_on() else []
+    ours = [(place, mode) for place, mode in enumerate(modes) if isinstance(mode, Recorder)]
+    if ours:
+        for _ in modes:
+            _pop()
+        for mode in modes:
+            if not isinstance(mode, Recorder):
+                _push(mode)
+        _here.taken += ours
+
+
+def _step_back() -> None:
+    """Put the recorders of this thread back where they were."""
+    if here.watched:
+        here.watched = False
+        put_back()
+    taken, _here.taken = _here.taken, []
+    if taken:
+        modes = _modes() if _modes_on() else []
+        for _ in modes:
+            _pop()
+        for place, recorder in taken:
+            modes.insert(place, recorder)
+        for mode in modes:
+            _push(mode)
+
+
+@contextmanager
+def away() -> Iterator[None]:
+    """Nothing of ours is at work in this thread, whatever Dynamo switches on and off in here."""
+    outer, watched = here.away, here.watched
+    here.away = True
+    _step_aside()
+    try:
+        yield
+    finally:
+        here.away = outer
+        if not watched:
+            _step_back()
+
+
+class Callback:
+    """What Dynamo calls for frames that it has not met, with nothing of ours in the way."""
+
+    def __init__(self, callback: Callable[..., Any]) -> None:
+        self.callback = callback
+
+    def __getattr__(self, name: str) -> Any:
+        """Dynamo asks for the backend behind a callback."""
+        return getattr(self.callback, name)
+
+    def __call__(self, frame: Any, *args: Any) -> Any:
+        """Have a frame compiled, or learn what else to do with it."""
+        if frame.f_code.co_filename.startswith(_PROBES):
+            skip, unchanged = torch._dynamo.eval_frame.skip_code, torch._dynamo.types.ConvertFrameReturn
+            skip(frame.f_code)
+            return unchanged()
+        with away():
+            return self.callback(frame, *args)
+
+
+def watch_callback(module: Any) -> AbstractContextManager[None]:
+    """See wherever Dynamo switches itself on or off, which its `eval_frame` does through one function."""
+    module.skip_code(Callback.__getattr__.__code__)
+    return patched(module, "_maybe_set_eval_frame", _watched, always=True)
+
+
+def watch_tracing(module: Any) -> AbstractContextManager[None]:
+    """Be away also where a function is traced that nobody calls, as for `torch.export`."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def compile_frame(*args: Any, **kwargs: Any) -> Any:
+            with away():
+                return original(*args, **kwargs)
+
+        return compile_frame
+
+    return patched(module, "compile_frame", wrap, always=True)
+
+
+def _watched(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def set_callback(callback: Any) -> Any:
+        if here.away:
+            return original(callback)
+        if callback is None:
+            prior = original(None)
+            _step_back()
+            return prior
+        _step_aside()
+        return original(Callback(callback) if callable(callback) and not isinstance(callback, Callback) else callback)
+
+    return set_callback
