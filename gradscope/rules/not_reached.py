@@ -96,7 +96,8 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             continue
         optimizer = optimizers[tensors[0].optimizer or 0]
         if _are_scripted(run, tensors):
-            yield _unreached_in_torchscript(run, optimizer, tensors)
+            if not any(tensor.change for tensor in tensors):  # else gradients came that nobody saw
+                yield _unreached_in_torchscript(run, optimizer, tensors)
             continue
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
         those = who(names, run)
