@@ -322,3 +322,33 @@ def test_torchscript_that_trains_where_nobody_sees_it(workshop: Workshop) -> Non
             """,
         )
     assert found.findings == ()
+
+
+ROUTED = """
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x, chosen):
+            return self.head(x + sum(self.experts[i](x) for i in chosen))
+
+    net = Routed()
+    optimizer = Adam(net.parameters(), lr=0.01)
+    for chosen in {chosen}:
+        x, y = data()
+        loss = F.mse_loss(net(x, chosen), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_experts_that_were_not_chosen(workshop: Workshop) -> None:
+    """Among twins that are used by turns, one whose turn did not come is worth a note; a forgotten one a warning."""
+    (finding,) = judge(workshop, ROUTED.format(chosen="[(0, 1), (1, 2), (0, 2), (0, 1)]")).findings
+    assert (finding.rule, finding.severity) == ("unused-parameter", "info")
+    assert "experts.3.weight" in finding.facts[0]
+    (finding,) = judge(workshop, ROUTED.format(chosen="[(0, 1, 2)] * 4")).findings
+    assert (finding.rule, finding.severity) == ("unused-parameter", "warning")
