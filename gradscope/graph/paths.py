@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import pairwise
 
 from gradscope.graph.facts import Backward, Operation, Run, Step, Tensor
@@ -23,6 +23,34 @@ EXITS = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__
 
 
 EXIT_NAMES = frozenset(short_name(name) for name in EXITS)
+# They fill their first operand anew: nothing of what it held is left.
+_FILLING = frozenset(
+    {
+        "zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_",
+        "geometric_", "log_normal_", "constant_", "kaiming_normal_", "kaiming_uniform_",
+    }
+)  # fmt: skip
+# They fit their first operand to the shape or the type of the others.
+_FITTING = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as", "resize_as", "resize_as_"})
+# They give each operand back by itself, in a shape that all have a share in.
+_SIDE_BY_SIDE = frozenset({"broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"})
+
+
+def data_of(operation: Operation) -> tuple[int, ...]:
+    """The operands whose values go into what an operation gives.
+
+    `zeros_like`, `new_zeros` and `expand_as` read the shape and the type of an operand, and no more; what `zero_` fills
+    holds nothing of what it held before.
+    """
+    return operation.inputs[_operands(operation.name)]
+
+
+@cache
+def _operands(name: str) -> slice:
+    name = short_name(name)
+    if name in _FILLING or name == "new" or name.startswith("new_") or name.endswith("_like"):
+        return slice(1, None)
+    return slice(1) if name in _FITTING else slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +73,32 @@ class StepFlow:
     def __init__(self, run: Run, *steps: Step) -> None:
         self.run = run
         self.step = steps[-1]
-        self.operations = tuple(operation for step in steps for operation in step.operations)
         self.tensors = run.tensor_by_id
         self.holder = run.holder
         self.history = run.history
+        self.operations = tuple(
+            part for step in steps for operation in step.operations for part in self._apart(operation)
+        )
         backwards = self.step.backwards or tuple(backward for step in steps for backward in step.backwards)
         self.roots = tuple(root for backward in backwards for root in backward.roots)
+
+    def _apart(self, operation: Operation) -> tuple[Operation, ...]:
+        """An operation as one for each of its operands, where these go side by side.
+
+        What has the shape already that it would get is handed back as it is, and is no result.
+        """
+        if short_name(operation.name) not in _SIDE_BY_SIDE:
+            return (operation,)
+        shapes = [tensor.shape for value in operation.outputs if (tensor := self.tensor(value)) is not None]
+        taken = operation.inputs
+        if len(taken) > len(operation.outputs):
+            taken = tuple(v for v in taken if (tensor := self.tensor(v)) is None or tensor.shape not in shapes)
+        if len(taken) != len(operation.outputs):
+            return (operation,)
+        return tuple(
+            replace(operation, inputs=(value,), outputs=(given,))
+            for value, given in zip(taken, operation.outputs, strict=True)
+        )
 
     @cached_property
     def values_of(self) -> dict[int, list[int]]:
@@ -112,7 +160,7 @@ class StepFlow:
         for operation in reversed(self.operations):
             found = needed.intersection(operation.outputs)
             if found and not all(self.holder[value] == stop for value in found):
-                self._add(needed, operation.inputs)
+                self._add(needed, data_of(operation))
         return frozenset(needed)
 
     def _add(self, needed: set[int], values: Iterable[int]) -> None:
@@ -139,7 +187,7 @@ class StepFlow:
             tensor
             for operation in self.operations
             for tensor in {self.holder[value] for value in operation.outputs}
-            if any(value > first[tensor] for value in operation.inputs if self.holder[value] != tensor)
+            if any(value > first[tensor] for value in data_of(operation) if self.holder[value] != tensor)
         )
 
     @cached_property
@@ -147,7 +195,7 @@ class StepFlow:
         """The place among the operations at which each value is used first."""
         found: dict[int, int] = {}
         for place, operation in enumerate(self.operations):
-            for value in operation.inputs:
+            for value in data_of(operation):
                 found.setdefault(value, place)
         return found
 
@@ -160,12 +208,13 @@ class StepFlow:
         exits: list[Operation] = []
         uses = [self._first_use[v] for held in own for v in self.values_of.get(held, ()) if v in self._first_use]
         for operation in self.operations[min(uses, default=len(self.operations)) :]:
-            for value in operation.inputs:
+            data = data_of(operation)
+            for value in data:
                 if value in self.before and self.before[value] in touched:
                     touched.add(value)
-            if touched.isdisjoint(operation.inputs):
+            if touched.isdisjoint(data):
                 continue
-            live = not alive.isdisjoint(operation.inputs)
+            live = not alive.isdisjoint(data)
             if not operation.outputs:
                 if operation.name.rpartition(".")[2] in EXITS:
                     exits.append(operation)
@@ -206,7 +255,7 @@ class StepFlow:
         Each operation comes with whether it is the one at which the gradient is lost. The way to it keeps to
         values with history where it can.
         """
-        sources, targets = set(start), set(through.inputs)
+        sources, targets = set(start), set(data_of(through))
         before = self._shortest(sources, targets, attached=True) or self._shortest(sources, targets)
         after = self._shortest(set(through.outputs), set(ends))
         return [*((operation, False) for operation in before), (through, True), *((op, False) for op in after)]
@@ -216,7 +265,7 @@ class StepFlow:
             return []
         users: dict[int, list[Operation]] = {}
         for operation in self.operations:
-            for value in operation.inputs:
+            for value in data_of(operation):
                 users.setdefault(value, []).append(operation)
         came: dict[int, tuple[Operation, int]] = {}
         waiting = deque(sources)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradscope.graph.facts import Operation, Profile
+from gradscope.graph.facts import Operation, Profile, ProfileNode
 
 # Their derivative is 1 or 0, or a sum of such: what they send is nothing only if parts of it cancel.
 _LINEAR = frozenset(
@@ -24,15 +24,24 @@ _ADDENDS = {
 }  # fmt: skip
 
 
+# What a weight may pass before its layer computes with it.
+_SCALED = frozenset({"Mul", "Div", "WeightNormInterface"})
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One node on the way of a gradient: what came in, and what went on towards the leaf (2-norms)."""
+    """One node on the way of a gradient: what came in, and what went on towards the leaf (2-norms).
+
+    `factors` are the leaves that it multiplies by, `addends` those that it adds, both as they are or rearranged.
+    """
 
     name: str
     operation: Operation | None
     arrived: float
     sent: float
     adds: bool
+    factors: tuple[int, ...] = ()
+    addends: tuple[int, ...] = ()
 
     @property
     def growth(self) -> float:
@@ -100,9 +109,34 @@ class ProfileFlow:
             if not node.arrived:
                 break
             name = plain(node.name)
-            stages.append(Stage(name, self._operation(sender), node.arrived, sent, self._adds(name, edge)))
+            adds = self._adds(name, edge)
+            factors, addends = self._beside(node, name, edge)
+            stages.append(Stage(name, self._operation(sender), node.arrived, sent, adds, factors, addends))
             place = sender
         return stages[::-1]
+
+    def _beside(self, node: ProfileNode, name: str, taken: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The leaves on the other edges of a node: what it multiplies by, and what it adds."""
+        factors: list[int] = []
+        addends: list[int] = []
+        for edge, target in enumerate(node.edges):
+            leaf = self._leaf_at(target) if edge != taken else None
+            if leaf is not None:
+                (addends if self._adds(name, edge) else factors).append(leaf)
+        return tuple(factors), tuple(addends)
+
+    def _leaf_at(self, place: int | None) -> int | None:
+        """The leaf that lies behind nothing but rearrangements, and the scaling of a reparametrised weight."""
+        seen: set[int] = set()
+        while place is not None and place not in seen:
+            seen.add(place)
+            node = self.profile.nodes[place]
+            if node.tensor is not None:
+                return node.tensor
+            if plain(node.name) not in _LINEAR | _SCALED:
+                return None
+            place = next((target for target in node.edges if target is not None), None)
+        return None
 
     def _operation(self, place: int) -> Operation | None:
         return self.operations.get(self.profile.nodes[place].operation or -1)

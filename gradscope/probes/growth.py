@@ -30,7 +30,7 @@ class GrowthRecord:
     """One line at which a graph grows: how many links or live results so far, and since which step.
 
     `keeper` is the line that puts live results where they stay, if it is known; `ended` says that a backward had
-    started from the latest of these.
+    started from the latest of these. `carried` is the serial of the value of the step before that was taken last.
     """
 
     kind: Kind
@@ -41,6 +41,7 @@ class GrowthRecord:
     until: int
     keeper: Span | None = None
     ended: bool = False
+    carried: int = 0
 
 
 class Growth:
@@ -50,11 +51,25 @@ class Growth:
         self.sites = sites
         self.found: dict[tuple[Kind, Site], GrowthRecord] = {}
         self.calls = 0
-        self.trained: dict[Kind, int] = {"steps": 0, "calls": 0}  # the most links that a backward ever led through
+        # The most links that a backward ever led through.
+        self.trained: dict[Kind, int] = {"steps": 0, "calls": 0, "kept": 0}
+        self._passed = 0  # steps that passes of the engine had closed before there was any optimizer
+        self._readers: dict[Site, Site] = {}  # lines that only read a value which another line carries on
         self._roots: set[int] = set()  # of the backwards of this step
         self._census = _CENSUS
         self._gathered: dict[tuple[Kind, Site], int] = {}  # the most results that were used and let go
         self._alive: dict[tuple[Kind, Site], frozenset[int]] = {}  # the steps of what the latest census counted
+
+    def begin(self, subjects: Iterable[Subject], step: int) -> None:
+        """The first optimizer is there, and counts the steps from now on.
+
+        What passes of the engine had closed before were no steps: one forward may ask for many gradients.
+        """
+        self._passed = step - 1
+        self.found = {key: record for key, record in self.found.items() if key[0] == "calls"}
+        self._alive.clear()
+        for subject in subjects:
+            subject.steps = 0
 
     def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
         """Number the links of what an operation made; `call` is the line of the running call of a root module."""
@@ -75,13 +90,29 @@ class Growth:
             if history:
                 subject.step, subject.call, subject.steps, subject.calls = step, self.calls, steps, calls
         if steps >= _STEPS and linked is not None:
-            self._note("steps", call or operation.site, operation.outputs[0][1], steps, step)
+            self._carry(call or operation.site, operation.outputs[0][1], linked, steps, step)
         elif calls >= CALLS and deeper is not None:
             self._note("calls", call or operation.site, deeper, calls, step)
+
+    def _carry(self, site: Site | None, subject: Subject, carried: Subject, count: int, step: int) -> None:
+        """A line takes a value of the step before. Of several that take the same one, that which made it carries it."""
+        site = self._readers.get(site, site) if site is not None else None
+        for (kind, other), record in list(self.found.items()):
+            if kind == "steps" and record.carried == carried.serial and site is not None and other != site:
+                if site == carried.site:
+                    del self.found[kind, other]
+                    self._readers[other] = site
+                else:
+                    self._readers[site] = site = other
+                    subject = record.subject
+        self._note("steps", site, subject, count, step)
+        if site is not None:
+            self.found["steps", site].carried = carried.serial
 
     def _note(self, kind: Kind, site: Site | None, subject: Subject, count: int, step: int) -> None:
         if site is None:
             return
+        step -= self._passed
         record = self.found.get((kind, site))
         if record is None:
             self.found[kind, site] = GrowthRecord(kind, site, subject, count, step, step)
@@ -94,6 +125,7 @@ class Growth:
             self._roots.add(subject.serial)
             self.trained["steps"] = max(self.trained["steps"], subject.steps)
             self.trained["calls"] = max(self.trained["calls"], subject.calls)
+        self.trained["kept"] = self.trained["steps"]  # what is kept may be what led there
 
     def is_due(self, step: int) -> bool:
         """Whether live results are counted at the end of this step."""
@@ -136,7 +168,7 @@ class Growth:
                 known = (kind, site) in self.found
                 self._note(kind, site, found[max(found)], len(found), step)
                 record = self.found[kind, site]
-                record.since, record.ended = first, found[max(found)].serial in roots
+                record.since, record.ended = first - self._passed, found[max(found)].serial in roots
                 if kind == "kept" and not known:
                     tensors = [tensor for subject in found.values() if (tensor := subject.ref()) is not None]
                     record.keeper = keeper(tensors, self.sites)

@@ -135,6 +135,9 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
             mark = tape.optimizer_mark(optimizer)
             if mark is None:
                 mark = OptimizerMark(len(tape.optimizers) + 1, type(optimizer).__name__, weakref.ref(optimizer), site)
+                if not tape.optimizers:
+                    tape.backlog.catch_up(rest=False)
+                    tape.growth.begin(list(tape.known.values()), tape.step.index)
                 tape.optimizers.append(mark)
                 tape.name_all()
             for tensor in (tensor for group in _groups(optimizer) for tensor in group["params"]):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gradscope.probes.records import OperationRecord, OptimizerMark, Subject
     from gradscope.probes.tape import Tape
 
-LARGEST = 4_000  # nodes of a graph that is looked at
+# Nodes of a graph that is looked at. Those that Python has seen die by recursion: 30,000 may be too many for a stack.
+LARGEST = 16_000
 MOST = 3  # profiles of one run
 _SMALL, _LARGE = 1e-5, 1e3
 _PATIENCE = 16  # passes that may go by before one reaches a suspect

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
-from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, flows, rounds, trains_nothing
+from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, data_of, flows, rounds, trains_nothing
 from gradscope.rules.numbers import returned, taker_of
 from gradscope.rules.replicas import waited_for
 from gradscope.rules.successors import held_copies, replaced
@@ -188,6 +188,8 @@ def _never(run: Run) -> list[Lost]:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
+            if flow.step is not run.steps[-1] and flow is turns[tensor.optimizer][0] and _only_fills(flow, starts):
+                continue  # what is written before training are values to start from; each further step tells for itself
             reach = _ranked(flow, flow.reach(starts, flow.behind_roots_of(tensor.id)), flow.roots)
             if not only_returned(tensor) and _is_independent(flow, reach):
                 break
@@ -225,6 +227,29 @@ def _never(run: Run) -> list[Lost]:
     return found
 
 
+def _only_fills(flow: StepFlow, starts: Sequence[int]) -> bool:
+    """Whether a tensor takes part in a step only by its values being copied, as they are, into another parameter."""
+    copied, filled = set(starts), False
+    own = {flow.holder[value] for value in starts}
+    for operation in flow.operations:
+        if copied.isdisjoint(data_of(operation)):
+            continue
+        if short_name(operation.name) not in _COPYING:
+            if not flow.behind_roots.isdisjoint(operation.outputs):
+                return False
+            continue
+        for value in operation.outputs:
+            tensor = flow.tensor(value)
+            if tensor is not None and tensor.leaf and tensor.nn_parameter:
+                filled = filled or tensor.id not in own
+            else:
+                copied.add(value)
+    return filled
+
+
+_COPYING = frozenset({"data", "detach", "clone", "copy_"})
+
+
 def _is_independent(flow: StepFlow, reach: Reach) -> bool:
     """Whether the way leads uncut through a gradient to a loss: a slope does not depend on the last bias of a score."""
     if reach.alive.isdisjoint(flow.roots):
@@ -247,7 +272,6 @@ def _ranked(flow: StepFlow, reach: Reach, ends: Collection[int]) -> Reach:
         reach.cuts,
         key=lambda cut: (
             not _leads_on(flow, cut, ends),
-            _takes_the_shape(cut),
             idle.isdisjoint(cut.outputs),
             _RANK.index(cause_of(flow, cut)),
             _is_taken_away(flow, cut, reach.cuts),
@@ -296,7 +320,7 @@ def _carried(flow: StepFlow, cut: Operation) -> tuple[set[int], list[Operation]]
     carrying = set(cut.outputs)
     further = []
     for operation in flow.operations:
-        if operation.id <= cut.id or carrying.isdisjoint(operation.inputs):
+        if operation.id <= cut.id or carrying.isdisjoint(data_of(operation)):
             continue
         history = any(flow.history[value] for value in operation.inputs)
         if _stops(operation):
@@ -323,12 +347,6 @@ def _is_taken_away(flow: StepFlow, cut: Operation, cuts: Sequence[Operation]) ->
         operation.name in _SUBTRACTING and len(operation.inputs) == 2 and operation.inputs[1] in cut.outputs
         for operation in flow.operations
     )
-
-
-def _takes_the_shape(cut: Operation) -> bool:
-    """Whether an operation reads nothing but the shape and type of what it is given: `zeros_like`, `new_ones`."""
-    name = short_name(cut.name)
-    return name.endswith("_like") or name.startswith("new_")
 
 
 def _place(flow: StepFlow, cut: Operation) -> object:
@@ -488,7 +506,7 @@ def _would_carry(flow: StepFlow, starts: list[int], ends: frozenset[int]) -> boo
     """Whether a gradient would come back to these values if they required one."""
     carrying = set(starts)
     for operation in flow.operations:
-        if not _stops(operation) and not carrying.isdisjoint(operation.inputs):
+        if not _stops(operation) and not carrying.isdisjoint(data_of(operation)):
             carrying.update(operation.outputs)
     return not carrying.isdisjoint(ends)
 
@@ -584,7 +602,7 @@ def _is_told(flow: StepFlow, term: int, told: Collection[object]) -> bool:
 
 def _ends_history(flow: StepFlow, operation: Operation) -> bool:
     """Whether an operation takes values with history and gives none: others cut nothing."""
-    return any(flow.history[value] for value in operation.inputs) and not any(
+    return any(flow.history[value] for value in data_of(operation)) and not any(
         flow.history[value] for value in operation.outputs
     )
 
@@ -701,7 +719,7 @@ def _cut_off(flow: StepFlow, term: int) -> list[_Cut]:
         if not _is_in_training(flow, tensor):
             continue
         reach = flow.reach([value for value in starts if flow.history[value]], flow.behind([term], tensor_id))
-        cuts = tuple(cut for cut in _ranked(flow, reach, ends).cuts if not _takes_the_shape(cut))
+        cuts = _ranked(flow, reach, ends).cuts
         if cuts and term in reach.touched:
             found.append((tensor, cuts))
     # A generator that is detached before the critic's penalty loses nothing by the penalty's missing graph.

@@ -75,6 +75,8 @@ def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
         return stepping or growth.count > _TIMES * growth.trained + _CALLS
     if growth.kind == "calls":
         return growth.count >= max(_CALLS, _TIMES * growth.trained)
+    if growth.kind == "kept" and not stepping and growth.count <= growth.trained:
+        return False
     return growth.kind == "cycle" or not differentiated
 
 

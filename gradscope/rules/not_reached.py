@@ -88,7 +88,10 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             _leads_to_loss(flow, tensor) for flow in turns[tensor.optimizer]
         ):
             unused.append(tensor)
-    for tensors in _by_origin(unused, run):
+    idle = [tensor for tensor in unused if tensor.id not in waited and _is_one_of_turns(run, tensor)]
+    for tensors in _by_origin(idle, run):
+        yield _not_chosen(run, optimizers[tensors[0].optimizer or 0], tensors)
+    for tensors in _by_origin([tensor for tensor in unused if tensor not in idle], run):
         span = tensors[0].made
         names = tuple(tensor.name or "" for tensor in tensors)
         if tensors[0].id in waited:
@@ -96,7 +99,8 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
             continue
         optimizer = optimizers[tensors[0].optimizer or 0]
         if _are_scripted(run, tensors):
-            yield _unreached_in_torchscript(run, optimizer, tensors)
+            if not any(tensor.change for tensor in tensors):  # else gradients came that nobody saw
+                yield _unreached_in_torchscript(run, optimizer, tensors)
             continue
         used = [use for tensor in tensors for use in _uses(steps, tensor)]
         those = who(names, run)
@@ -131,6 +135,43 @@ def unused_parameter(run: Run) -> Iterator[Finding]:
                 else Help("add its result to the loss, or delete it" if used else "use it in `forward`, or delete it"),
             ),
         )
+
+
+def _is_one_of_turns(run: Run, tensor: Tensor) -> bool:
+    """Whether a tensor has a twin at another place of its container that gets gradients in some steps, not in all.
+
+    The program then chooses among them: experts by a router, heads by the task, layers by chance.
+    """
+    parts = (tensor.name or "").split(".")
+    return any(
+        other.received is not None
+        and 0 < other.received.steps < other.received.of
+        and other.optimizer == tensor.optimizer
+        and _differ_in_one_place(parts, (other.name or "").split("."))
+        for other in run.tensors
+        if other.shape == tensor.shape and other.module == tensor.module and other.id != tensor.id
+    )
+
+
+def _differ_in_one_place(parts: list[str], others: list[str]) -> bool:
+    """Whether two names differ in one part before the last: the place in a list, or the key in a dict."""
+    return len(parts) == len(others) and parts[-1] == others[-1] and sum(map(str.__ne__, parts, others)) == 1
+
+
+def _not_chosen(run: Run, optimizer: Optimizer, tensors: Sequence[Tensor]) -> Finding:
+    names = tuple(tensor.name or "" for tensor in tensors)
+    those = who(names, run)
+    return Finding(
+        rule="unused-parameter",
+        severity="info",
+        message=f"{those.subject} {'was' if those.one else 'were'} not chosen in {steps_text(run, optimizer.steps)}, "
+        "as others of the same kind were in some",
+        span=tensors[0].made or optimizer.made,
+        caret="made here; no loss was computed from it so far",
+        tensors=names,
+        facts=(f"not chosen: {listed(names)}",),
+        help=(Help("nothing to mend if its turn comes later; else balance the choice, as a load-balancing loss does"),),
+    )
 
 
 _UNUSED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from gradscope.graph.facts import Finding, Help, Label, Operation, Run, Tensor
 from gradscope.graph.naming import short_name
@@ -72,20 +72,59 @@ def zero_gradient(run: Run) -> Iterator[Finding]:
         received = group[0][0].received
         steps = steps_text(run, received.steps if received is not None else None)
         name = short_name(operation.name)
+        place, caret = operation.span, f"`{name}` takes a gradient here and sends back 0"
+        why = _ZERO_WHY.get(node, f"why: the derivative of `{name}` is 0 for all that came in")
+        help_ = _ZERO_HELP.get(node, "start where this has a derivative that is not 0, or leave it out")
+        labels: tuple[Label, ...] = ()
+        last = _last_step_taken(run, operation, names)
+        if node == "LogSoftmax" and _is_of_one_class(run, operation):
+            caret = f"a softmax over one class is 1, whatever the logit: `{name}` sends back 0"
+            why = "why: with a single output there is nothing to choose between"
+            help_ = "use `binary_cross_entropy_with_logits` on the one output, or give the last layer two outputs"
+        elif last is not None and last.span is not None:
+            labels = (Label(place, f"`{name}` is computed here"),) if place is not None else ()
+            place, caret = last.span, "the reverse direction has read only the last input here: it ends at the first"
+            why = f"why: at the last place the reverse direction of `{name}` is at its first step, with a state of 0"
+            help_ = "take the last state of both directions: `torch.cat([h_n[-2], h_n[-1]], dim=1)`"
         yield Finding(
             "zero-gradient",
             "warning",
             f"{who(names, run).subject} {who(names, run).learns}: every gradient is exactly 0, in {steps}",
-            operation.span,
-            f"`{name}` takes a gradient here and sends back 0",
+            place,
+            caret,
             names,
-            (),
-            (
-                f"all 0: {listed(names)}",
-                _ZERO_WHY.get(node, f"why: the derivative of `{name}` is 0 for all that came in"),
-            ),
-            (Help(_ZERO_HELP.get(node, "start where this has a derivative that is not 0, or leave it out")),),
+            labels,
+            (f"all 0: {listed(names)}", why),
+            (Help(help_),),
         )
+
+
+def _is_of_one_class(run: Run, operation: Operation) -> bool:
+    """Whether scores come in whose last axis, or the axis of classes, has a single place."""
+    taken = [run.tensor_by_id[run.holder[value]] for value in operation.inputs[:1] if value in run.holder]
+    return any(
+        tensor.shape and 1 in (tensor.shape[-1], tensor.shape[min(1, len(tensor.shape) - 1)]) for tensor in taken
+    )
+
+
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_REVERSE = "_reverse"
+
+
+def _last_step_taken(run: Run, operation: Operation, names: Iterable[str]) -> Operation | None:
+    """Where only the last place is taken of what both directions of a recurrent layer gave.
+
+    There, the weights of the reverse direction that take its state have had no state yet.
+    """
+    if short_name(operation.name) not in _RECURRENT or not all(name.endswith(_REVERSE) for name in names):
+        return None
+    for step in run.steps:
+        for made in step.operations:
+            if (made.name, made.span) == (operation.name, operation.span) and made.outputs:
+                users = [other for other in step.operations if made.outputs[0] in other.inputs]
+                if len(users) == 1 and short_name(users[0].name) in ("getitem", "select"):
+                    return users[0]
+    return None
 
 
 _PRODUCTS = frozenset({"Mul", "Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "Mv", "Dot"})
@@ -151,11 +190,18 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
     """
     for flow in (ProfileFlow(profile) for profile in run.profiles):
         sizes = {tensor.id: size for tensor in _trained(run) if tensor.id in flow.leaves and (size := _size(tensor))}
-        largest = max(sizes.values(), default=0.0)
-        tensors = [tensor for tensor in _trained(run) if 0 < sizes.get(tensor.id, 0) < _VANISHED * largest]
+        largest: dict[int, float] = {}
         groups: dict[object, list[_Way]] = {}
-        for tensor in tensors:
+        for tensor in _trained(run):
+            if sizes.get(tensor.id, 0) >= _VANISHED * max(sizes.values(), default=0.0):
+                continue
             way = flow.way(tensor.id)
+            largest[tensor.id] = _largest_on(run, way, sizes)
+            opening = [stage for stage in way if _opens(run, stage, tensor)]
+            kept = sizes[tensor.id] / 10 ** sum(stage.growth for stage in opening) if tensor.id in sizes else 0.0
+            if not 0 < kept < _VANISHED * largest[tensor.id]:
+                continue
+            way = [stage for stage in way if stage not in opening]
             if not way or any(stage.adds and stage.growth < -3 for stage in way):
                 continue  # what is left where a sum cancels is rounding noise
             worst = min(way, key=lambda stage: stage.growth)
@@ -174,8 +220,8 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
             yield Finding(
                 "vanishing-gradient",
                 "warning",
-                f"the gradient vanishes on its way to `{tensor.name}`: it is {largest / sizes[tensor.id]:.0e} times "
-                "smaller than others",
+                f"the gradient vanishes on its way to `{tensor.name}`: it is "
+                f"{largest[tensor.id] / sizes[tensor.id]:.0e} times smaller than others on this way",
                 operation.span,
                 f"it becomes smaller here, {times} times in a row" if times > 1 else "it becomes smaller here",
                 names,
@@ -188,6 +234,32 @@ def vanishing_gradient(run: Run) -> Iterator[Finding]:
 
 
 _Way = tuple[Tensor, Operation, list[Stage]]
+_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "NativeLayerNorm", "NativeGroupNorm"})
+_OPENING = -2  # powers of ten: no chain of layers loses as much at each
+
+
+def _largest_on(run: Run, way: list[Stage], sizes: Mapping[int, float]) -> float:
+    """The largest gradient of the layers that the way to a tensor leads through.
+
+    Others on other ways have other units: the noise of a Gaussian process, and the points that it is computed at. A
+    single number collects a gradient from all that it takes part in.
+    """
+    on_the_way = {leaf for stage in way for leaf in (*stage.factors, *stage.addends)}
+    return max(
+        (sizes.get(leaf, 0.0) for leaf in on_the_way if math.prod(run.tensor_by_id[leaf].shape) > 1), default=0.0
+    )
+
+
+def _opens(run: Run, stage: Stage, tensor: Tensor) -> bool:
+    """Whether a stage multiplies by what started at 0 and has grown only little since: a branch that is to open.
+
+    It starts at 0 itself (the weights of a last layer, gamma, B of LoRA), or is computed, as a gate is: then the
+    gradient behind it was exactly 0 at first.
+    """
+    if stage.growth > _OPENING or stage.name not in _PRODUCTS | _NORMS:
+        return False
+    started = any(run.tensor_by_id[leaf].start == 0 for leaf in stage.factors)
+    return started or (tensor.gradient_norms[0] == 0 and stage.name == "Mul")
 
 
 def _of_one_owner(groups: Iterable[list[_Way]]) -> list[list[_Way]]:
