@@ -1,0 +1,320 @@
+"""One program, run bare and observed in two forks, and what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import gc
+import io
+import json
+import os
+import random
+import re
+import resource
+import select
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CPU_SECONDS = 120  # no program needs a tenth of it
+ASLEEP = 16  # looks in a row, a quarter of a second apart, that find a child asleep and its clock at rest
+FORMATS = ("text", "json", "html", "sarif", "markdown", "github")
+_OURS = re.compile(r"(?m)^gradscope: [^\n]*\n")
+
+
+class Child(NamedTuple):
+    """A fork that is to run a program."""
+
+    folder: Path
+    program: str
+    source: str
+    observed: bool
+    naturally: bool
+    before: Any
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return "observed" if self.observed else "bare"
+
+    def enter(self) -> None:
+        """The scene as a shell would set it: an empty standard input, files for what is written, and the folder."""
+        os.setsid()
+        os.chdir(self.folder)
+        streams = [os.open(os.devnull, os.O_RDONLY)]
+        streams += [os.open(f"{self.name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for kind in ("out", "err")]
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+            os.close(stream)
+        os.closerange(3, 64)
+        for name, target in (("stdout", 1), ("stderr", 2)):
+            stream = io.TextIOWrapper(io.FileIO(target, "w", closefd=False) if target == 2 else io.BufferedWriter(io.FileIO(target, "w", closefd=False)), "utf-8", "backslashreplace" if target == 2 else "strict", line_buffering=target == 2, write_through=target == 2)  # fmt: skip
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.register(signal.SIGUSR1, file=open(f"{self.name}.stacks", "w"))  # noqa: SIM115 - for ever
+        random.seed(0)  # Python seeds it anew in every fork
+        sys.path[0] = str(self.folder)
+        sys.argv = [self.program.rpartition("/")[2]]
+        if self.observed:
+            options = ("--format", "json", "-o", "report.json", "--save", "run.json", "--fail-on", "never")
+            sys.argv = ["gradscope", "explain", *options, *sys.argv]
+
+    def leave(self, code: object) -> None:
+        """Look back, and end as Python does; taking all of torch down takes as long as most programs, and few need it."""
+        if not self.observed and not isinstance(code, int) and code is not None:
+            print(code, file=sys.stderr)
+            code = 1
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        (self.folder / f"{self.name}.left").write_text(json.dumps(self.before.left_behind()))
+        if self.naturally:
+            sys.exit(code)  # type: ignore[arg-type]
+        threading._shutdown()  # type: ignore[attr-defined]
+        import atexit
+
+        atexit._run_exitfuncs()
+        status = code if isinstance(code, int) else 0
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(status & 0xFF)
+
+
+class Begin(BaseException):
+    """Raised in a fork, to be caught at the top: the stack is as empty there as a program expects it."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+
+
+class Ended(NamedTuple):
+    """How a fork went."""
+
+    status: int | str
+    out: bytes
+    err: str
+    left: dict[str, str]
+
+
+def prepared() -> Any:
+    """Import all that programs use, start no thread, and note how everything looks now."""
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # it tells the time
+    import torch
+    import torch._dynamo.backends.debugging
+    import torch._dynamo.output_graph
+    import torch._functorch.aot_autograd
+    import torch.func
+    import torch.nn.utils.parametrizations
+    import torch.profiler
+    import torch.utils.checkpoint
+
+    import gradscope.probes.scripts
+    import gradscope.shells.cli
+    import gradscope.shells.commands.diff
+    import gradscope.shells.commands.explain
+    import gradscope.shells.commands.show
+    import gradscope.shells.live
+    import gradscope.shells.ranks  # noqa: F401 - so that no fork needs to
+    from tests.fuzz.surroundings import Before
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    return Before()
+
+
+class Case:
+    """A folder in which programs are run, one after the other."""
+
+    def __init__(self, folder: Path, before: Any) -> None:
+        self.folder = folder
+        self.program = folder / "program.py"
+        self.before = before
+
+    def verdict(self, source: str, seed: int) -> list[str]:
+        """All that differs, or is not as it must be."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.program.write_text(source, encoding="utf-8")
+        naturally = seed % 8 == 0 or "exit" in source.splitlines()[0]
+        bare = self._run(source, False, naturally)
+        seen = self._run(source, True, naturally)
+        wrong = list(differences(bare, seen))
+        if wrong:
+            again = list(differences(bare, self._run(source, False, naturally)))
+            if again:
+                return [f"the program itself is not the same twice: {again[0]}"]
+        # Who leaves without Python's knowing leaves no report.
+        if seen.left:
+            wrong += self._read_again(seed)
+        return wrong
+
+    def _run(self, source: str, observed: bool, naturally: bool) -> Ended:
+        child = Child(self.folder, str(self.program), source, observed, naturally, self.before)
+        pid = os.fork()
+        if pid == 0:
+            raise Begin(child)
+        status = waited(pid, CPU_SECONDS)
+        files = {kind: self.folder / f"{child.name}.{kind}" for kind in ("out", "err", "left")}
+        out, err = files["out"].read_bytes(), files["err"].read_text(encoding="utf-8", errors="replace")
+        left = json.loads(files["left"].read_text()) if files["left"].exists() and files["left"].stat().st_size else {}
+        files["left"].unlink(missing_ok=True)
+        return Ended(status, out, _OURS.sub("", err), left)
+
+    def _read_again(self, seed: int) -> list[str]:
+        """What is wrong with the reports, made in a fork of their own."""
+        said = self.folder / "reports.said"
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.chdir(self.folder)
+            try:
+                wrong = list(report_faults(self.folder, seed))
+            except BaseException as error:
+                wrong = [f"report fails: {type(error).__name__}: {error}"]
+            said.write_text(json.dumps(wrong))
+            os._exit(0)
+        status = waited(pid, CPU_SECONDS)
+        return json.loads(said.read_text()) if status == 0 else [f"report fails: {status}"]
+
+
+def waited(pid: int, seconds: int) -> int | str:
+    """Wait for a fork; gives its exit status, negative for a signal, or says that it does not end.
+
+    No clock is asked, since a busy machine makes everything slow: the kernel ends a child that computes for too long, and one
+    that hangs sleeps with all its threads and uses no time of the processor.
+    """
+    descriptor = os.pidfd_open(pid)
+    asleep, used = 0, -1
+    try:
+        while not select.select([descriptor], [], [], 0.25)[0]:
+            now, sleeps = spent(pid)
+            asleep = asleep + 1 if sleeps and now == used else 0
+            used = now
+            if asleep >= ASLEEP:
+                os.kill(pid, signal.SIGUSR1)
+                select.select([descriptor], [], [], 0.5)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return "does not end"
+    finally:
+        os.close(descriptor)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # what it has forked and left
+    return "computes for ever" if status in (-signal.SIGXCPU,) else status
+
+
+def spent(pid: int) -> tuple[int, bool]:
+    """The processor's time that a process, its threads and its children have used, and whether all of them sleep."""
+    used, sleeps = 0, True
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            fields = Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()
+            used += int(fields[11]) + int(fields[12])
+            sleeps = sleeps and fields[0] == "S"
+            for other in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                more, too = spent(int(other))
+                used, sleeps = used + more, sleeps and too
+    return used, sleeps
+
+
+def differences(bare: Ended, seen: Ended) -> Iterator[str]:
+    """What is not the same."""
+    if bare.status != seen.status:
+        yield f"exit {seen.status} instead of {bare.status}" if isinstance(seen.status, int) else f"{seen.status}: {bare.status} bare"
+    if bare.out != seen.out:
+        yield f"standard output: {first_difference(bare.out.decode(errors='replace'), seen.out.decode(errors='replace'))}"
+    if bare.err != seen.err:
+        yield f"standard error: {first_difference(bare.err, seen.err)}"
+    for name in sorted({*bare.left, *seen.left}) if bare.left and seen.left else ():
+        if bare.left.get(name) != seen.left.get(name):
+            yield f"left behind {name}: {bare.left.get(name)} bare, {seen.left.get(name)} observed"
+
+
+def first_difference(one: str, other: str) -> str:
+    """The first line that is another, in both."""
+    lines, others = one.splitlines(), other.splitlines()
+    for place in range(max(len(lines), len(others))):
+        first, second = (some[place] if place < len(some) else "(nothing)" for some in (lines, others))
+        if first != second:
+            return f"line {place + 1}: {first[:160]!r} bare, {second[:160]!r} observed"
+    return "line ends"
+
+
+def report_faults(folder: Path, seed: int) -> Iterator[str]:
+    """What is wrong with the report and with the kept run, which must give every report again."""
+    from gradscope.graph.storage import load
+
+    written = folder / "report.json"
+    if not written.exists() or not written.stat().st_size:
+        yield "no report"
+        return
+    report = json.loads(written.read_text())
+    for error in report_schema().iter_errors(report):
+        yield f"schema of the report: {error.json_path} {error.message[:100]}"
+    run = load(folder / "run.json")
+    for failure in run.failures:
+        yield f"a probe failed: {failure}"
+    for format_ in FORMATS:
+        status, out, err = gradscope("show", "run.json", "--format", format_, "--fail-on", "never", "--all")
+        if status or err:
+            yield f"show {format_}: {status} {err[-200:]}"
+        if format_ == "json" and out != written.read_text():
+            yield f"show json: another report: {first_difference(written.read_text(), out)}"
+        if format_ in ("text", "markdown", "github") and not out.replace("\n", "").isprintable():
+            yield f"show {format_}: characters that no terminal should get: {next(one for one in out if one != chr(10) and not one.isprintable())!r}"
+        if format_ == "sarif" and seed % 10 == 0:
+            for error in sarif_schema().iter_errors(json.loads(out)):
+                yield f"schema of SARIF: {error.json_path} {error.message[:100]}"
+    picture = "graph.svg" if seed % 20 == 0 else "graph.dot"
+    status, _, err = gradscope("show", "run.json", "--graph", picture, "--format", "github", "--fail-on", "never")
+    if status or err != f"gradscope: drew {picture}\n" or not Path(picture).stat().st_size:
+        yield f"graph: {status} {err[-200:]}"
+    status, out, err = gradscope("diff", "run.json", "report.json")
+    if status or err:
+        yield f"diff: {status} {err[-200:]}"
+
+
+def gradscope(*arguments: str) -> tuple[object, str, str]:
+    """The command line, in this process."""
+    from gradscope.shells.cli import main
+
+    sys.argv = ["gradscope", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    status: object = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code
+    return status, out.getvalue(), err.getvalue()
+
+
+@functools.cache
+def report_schema() -> Any:
+    """The schema that the package ships."""
+    import jsonschema
+
+    import gradscope.reports
+
+    path = Path(gradscope.reports.__file__ or "").with_name("report.schema.json")
+    return jsonschema.Draft202012Validator(json.loads(path.read_text()))
+
+
+@functools.cache
+def sarif_schema() -> Any:
+    """The schema of SARIF."""
+    import jsonschema
+
+    path = Path(__file__).parents[1] / "schemas" / "sarif-2.1.0-rtm.4.json"
+    return jsonschema.Draft7Validator(json.loads(path.read_text()))

@@ -1,0 +1,142 @@
+"""Runs random programs bare and observed, and says what differs.
+
+    python tests/fuzz/run.py 150 [--seed 0] [--jobs 2] [--without INGREDIENT,INGREDIENT] [--keep FOLDER] [--smaller]
+
+One process imports torch and gradscope, and every program runs in a fork of it: bare, as `python program.py` runs it, and under
+`gradscope explain`. A fork begins its program at the top of this file, so that nothing of ours lies below it on the stack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import shutil
+import sys
+import tempfile
+import types
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from tests.fuzz.cases import Begin, Case, Child, prepared
+from tests.fuzz.making import made
+from tests.fuzz.smaller import smaller
+
+
+def supervise(arguments: Sequence[str]) -> int:
+    """Run all programs, some at once; gives the number of those that differ. In forks that are to run a program, raises Begin."""
+    options = parsed(arguments)
+    before = prepared()
+    folder = Path(options.keep or tempfile.mkdtemp(prefix="gradscope-fuzz-")).resolve()
+    seeds = range(options.seed, options.seed + options.count)
+    lanes = []
+    for lane in range(min(options.jobs, len(seeds))):
+        read, write = os.pipe()
+        sys.stdout.flush()
+        if os.fork() == 0:
+            os.close(read)
+            run_lane(seeds[lane :: options.jobs], folder, options, before, write)
+            os._exit(0)
+        os.close(write)
+        lanes.append(read)
+    failed = told(lanes, len(seeds))
+    if not failed and not options.keep:
+        shutil.rmtree(folder)
+    return failed
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("count", nargs="?", type=int, default=1, help="how many programs")
+    parser.add_argument("--seed", type=int, default=0, help="the number of the first")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
+    parser.add_argument("--without", type=lambda text: text.split(","), default=(), help="ingredients to leave out")
+    parser.add_argument("--keep", help="a folder for programs and reports; those that differ are always kept")
+    parser.add_argument("--smaller", action="store_true", help="take away from a program that differs while it does")
+    parser.add_argument("--program", help="run this file instead of random programs")
+    return parser.parse_args(arguments)
+
+
+def run_lane(seeds: Sequence[int], folder: Path, options: argparse.Namespace, before: object, write: int) -> None:
+    """Run these programs one after the other."""
+    for seed in seeds:
+        text = Path(options.program).read_text() if options.program else made(seed, options.without)
+        case = Case(folder / str(seed), before)
+        wrong = case.verdict(text, seed)
+        if wrong and options.smaller:
+            kinds = {kind_of(one) for one in wrong}
+            small = Case(folder / f"{seed}-smaller", before)
+            text = smaller(text, lambda candidate: bool(kinds & {kind_of(one) for one in small.verdict(candidate, seed)}))
+            wrong = small.verdict(text, seed)
+            case = small
+        os.write(write, (json.dumps([seed, str(case.program), wrong, text.partition("\n")[0]]) + "\n").encode())
+        if not wrong and not options.keep:
+            shutil.rmtree(case.folder)
+
+
+def kind_of(wrong: str) -> str:
+    """What differs, without how."""
+    return wrong.partition(":")[0]
+
+
+def told(lanes: list[int], count: int) -> int:
+    """Print what differs as it comes, and the figures at the end; gives how many differ."""
+    kinds: Counter[str] = Counter()
+    failed = done = 0
+    pending = dict.fromkeys(lanes, b"")
+    while pending:
+        for lane in select.select(list(pending), [], [])[0]:
+            data = os.read(lane, 1 << 16)
+            if not data:
+                del pending[lane]
+                continue
+            *lines, pending[lane] = (pending[lane] + data).split(b"\n")
+            for line in lines:
+                seed, path, wrong, first = json.loads(line)
+                done += 1
+                if wrong:
+                    failed += 1
+                    kinds.update(sorted({kind_of(one) for one in wrong}))
+                    print(f"seed {seed}: {'; '.join(wrong)}\n    {path}  {first}", flush=True)
+                if done % 500 == 0:
+                    print(f"... {done} of {count} done, {failed} differ", flush=True)
+    print(f"{done - failed} of {count} the same")
+    for kind, number in kinds.most_common():
+        print(f"{number:6d} {kind}")
+    return failed + count - done
+
+
+if __name__ == "__main__":
+    child: Child
+    try:
+        sys.exit(min(supervise(sys.argv[1:]), 1))
+    except Begin as begin:
+        child = begin.child
+    child.enter()
+    if child.observed:
+        from gradscope.shells.cli import main
+
+        try:
+            main()
+        except SystemExit as ended:
+            child.leave(ended.code)
+    else:
+        module = types.ModuleType("__main__")
+        module.__dict__.update(__file__=child.program, __builtins__=__builtins__, __cached__=None, __annotations__={})
+        ours, sys.modules["__main__"] = sys.modules["__main__"], module
+        try:
+            exec(compile(child.source, child.program, "exec", dont_inherit=True), module.__dict__)
+        except SystemExit as ended:
+            child.leave(ended.code)
+        except BaseException as error:
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+            sys.excepthook(type(error), error, error.__traceback__)
+            child.leave(1)
+        else:
+            child.leave(0)
