@@ -21,8 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.waiting import LOOK, Watched
+
 CPU_SECONDS = 120  # no program needs a tenth of it
-ASLEEP = 16  # looks in a row, a quarter of a second apart, that find a child asleep and its clock at rest
+AT_REST = 20  # looks in a row that find a child doing nothing at all: no program waits for more than another
 FORMATS = ("text", "json", "html", "sarif", "markdown", "github")
 _OURS = re.compile(r"(?m)^gradscope: [^\n]*\n")
 
@@ -162,7 +164,7 @@ class Case:
         pid = os.fork()
         if pid == 0:
             raise Begin(child)
-        status = waited(pid, CPU_SECONDS)
+        status = waited(pid)
         files = {kind: self.folder / f"{child.name}.{kind}" for kind in ("out", "err", "left")}
         out, err = files["out"].read_bytes(), files["err"].read_text(encoding="utf-8", errors="replace")
         left = json.loads(files["left"].read_text()) if files["left"].exists() and files["left"].stat().st_size else {}
@@ -182,28 +184,23 @@ class Case:
                 wrong = [f"report fails: {type(error).__name__}: {error}"]
             said.write_text(json.dumps(wrong))
             os._exit(0)
-        status = waited(pid, CPU_SECONDS)
+        status = waited(pid)
         return json.loads(said.read_text()) if status == 0 else [f"report fails: {status}"]
 
 
-def waited(pid: int, seconds: int) -> int | str:
+def waited(pid: int) -> int | str:
     """Wait for a fork; gives its exit status, negative for a signal, or says that it does not end.
 
-    No clock is asked, since a busy machine makes everything slow: the kernel ends a child that computes for too long, and one
-    that hangs sleeps with all its threads and uses no time of the processor.
+    The kernel ends a child that computes for too long; one that hangs is seen to do nothing.
     """
+    watched = Watched(pid, AT_REST)
     descriptor = os.pidfd_open(pid)
-    asleep, used = 0, -1
     try:
-        while not select.select([descriptor], [], [], 0.25)[0]:
-            now, sleeps = spent(pid)
-            asleep = asleep + 1 if sleeps and now == used else 0
-            used = now
-            if asleep >= ASLEEP:
-                os.kill(pid, signal.SIGUSR1)
-                select.select([descriptor], [], [], 0.5)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+        while not select.select([descriptor], [], [], LOOK)[0]:
+            if watched.hangs():
+                os.kill(pid, signal.SIGUSR1)  # it writes its stacks
+                select.select([descriptor], [], [], LOOK)
+                os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return "does not end"
     finally:
@@ -211,21 +208,7 @@ def waited(pid: int, seconds: int) -> int | str:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # what it has forked and left
-    return "computes for ever" if status in (-signal.SIGXCPU,) else status
-
-
-def spent(pid: int) -> tuple[int, bool]:
-    """The processor's time that a process, its threads and its children have used, and whether all of them sleep."""
-    used, sleeps = 0, True
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            fields = Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()
-            used += int(fields[11]) + int(fields[12])
-            sleeps = sleeps and fields[0] == "S"
-            for other in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
-                more, too = spent(int(other))
-                used, sleeps = used + more, sleeps and too
-    return used, sleeps
+    return "computes for ever" if status == -signal.SIGXCPU else status
 
 
 def differences(bare: Ended, seen: Ended) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 
 # Where observing puts something in is found by looking everywhere in these; what dynamo keeps for itself changes of itself.
 _LOOKED_AT = ("torch", "threading", "warnings", "sys", "traceback", "builtins", "atexit", "linecache", "runpy", "copy", "copyreg")
-_NOT_LOOKED_AT = ("torch._inductor", "torch.testing", "torch.fx", "torch.distributed", "torch.onnx", "torch.ao", "torch._dynamo.external_utils")
+_NOT_LOOKED_AT = ("torch._inductor", "torch.testing", "torch.fx", "torch.distributed", "torch.onnx", "torch.ao", "torch._dynamo.external_utils", "torch._dynamo.device_interface")
 # These change because a program ran, whoever ran it.
 _OF_ITSELF = {"sys.argv", "sys.path", "sys.stdout", "sys.stderr", "sys.last_value", "sys.last_type", "sys.last_traceback", "sys.last_exc", "linecache.cache", "torch.utils.hooks.RemovableHandle.next_id"}
 
