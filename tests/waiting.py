@@ -1,7 +1,7 @@
 """Waiting for processes without asking the clock: a busy machine makes all things slow, and none of them wrong.
 
-A process that hangs sleeps, with all its threads and children, and uses no time of the processor; one that is merely slow runs, or
-waits for a processor or a disk, and the system tells these apart.
+A process that hangs sleeps, with all its threads and children, and uses no time of the processor; one that is merely
+slow runs, or waits for a processor or a disk, and the system tells these apart.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _POINTS_PER_INCH = 72.0
 def main(seconds: str, engine: str, form: str, target: str, *settings: str) -> None:
     """Lay one graph out and write it; the settings become attributes of the graph.
 
-    After so many seconds of the processor the system ends this process: a busy machine takes nothing away from a layout.
+    After so many seconds of the processor the system ends this process: a busy machine takes nothing from a layout.
     """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, float(seconds))

@@ -26,7 +26,12 @@ from tests.waiting import LOOK, Watched
 CPU_SECONDS = 120  # no program needs a tenth of it
 AT_REST = 20  # looks in a row that find a child doing nothing at all: no program waits for more than another
 FORMATS = ("text", "json", "html", "sarif", "markdown", "github")
-_OURS = re.compile(r"(?m)^gradscope: [^\n]*\n")
+# What is no word of the program's.
+_NOT_THEIRS = re.compile(
+    r"(?m)^gradscope: [^\n]*\n"  # our own lines
+    r"|^ *File \"[^\"]*tests/fuzz/run.py\", line [^\n]*\n(?: {4}[^\n]*\n)*"  # the top of this runner on a printed stack
+    r"|(?<=^[WEI])\d{4} [\d:.]+ \d+"  # the time and the process in lines of torch's logging
+)
 
 
 class Child(NamedTuple):
@@ -54,13 +59,14 @@ class Child(NamedTuple):
             os.dup2(stream, target)
             os.close(stream)
         os.closerange(3, 64)
-        for name, target in (("stdout", 1), ("stderr", 2)):
-            stream = io.TextIOWrapper(io.FileIO(target, "w", closefd=False) if target == 2 else io.BufferedWriter(io.FileIO(target, "w", closefd=False)), "utf-8", "backslashreplace" if target == 2 else "strict", line_buffering=target == 2, write_through=target == 2)  # fmt: skip
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(  # type: ignore[misc]  # noqa: SIM115
+            2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.register(signal.SIGUSR1, file=open(f"{self.name}.stacks", "w"))  # noqa: SIM115 - for ever
+        faulthandler.disable()  # dynamo turns it on
         random.seed(0)  # Python seeds it anew in every fork
         sys.path[0] = str(self.folder)
         sys.argv = [self.program.rpartition("/")[2]]
@@ -69,7 +75,10 @@ class Child(NamedTuple):
             sys.argv = ["gradscope", "explain", *options, *sys.argv]
 
     def leave(self, code: object) -> None:
-        """Look back, and end as Python does; taking all of torch down takes as long as most programs, and few need it."""
+        """Look back, and end as Python does.
+
+        Taking torch down takes as long as most programs, so that few do.
+        """
         if not self.observed and not isinstance(code, int) and code is not None:
             print(code, file=sys.stderr)
             code = 1
@@ -84,7 +93,7 @@ class Child(NamedTuple):
 
         atexit._run_exitfuncs()
         status = code if isinstance(code, int) else 0
-        for stream in (sys.stdout, sys.stderr):
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(status & 0xFF)
@@ -101,14 +110,15 @@ class Ended(NamedTuple):
     """How a fork went."""
 
     status: int | str
-    out: bytes
+    out: str
     err: str
     left: dict[str, str]
 
 
 def prepared() -> Any:
     """Import all that programs use, start no thread, and note how everything looks now."""
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # it tells the time
+    # One thread, and no lines of the profiler's that tell the time.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99"}
     import torch
     import torch._dynamo.backends.debugging
     import torch._dynamo.output_graph
@@ -166,10 +176,10 @@ class Case:
             raise Begin(child)
         status = waited(pid)
         files = {kind: self.folder / f"{child.name}.{kind}" for kind in ("out", "err", "left")}
-        out, err = files["out"].read_bytes(), files["err"].read_text(encoding="utf-8", errors="replace")
+        out, err = (_NOT_THEIRS.sub("", files[kind].read_text("utf-8", "replace")) for kind in ("out", "err"))
         left = json.loads(files["left"].read_text()) if files["left"].exists() and files["left"].stat().st_size else {}
         files["left"].unlink(missing_ok=True)
-        return Ended(status, out, _OURS.sub("", err), left)
+        return Ended(status, out, err, left)
 
     def _read_again(self, seed: int) -> list[str]:
         """What is wrong with the reports, made in a fork of their own."""
@@ -214,9 +224,13 @@ def waited(pid: int) -> int | str:
 def differences(bare: Ended, seen: Ended) -> Iterator[str]:
     """What is not the same."""
     if bare.status != seen.status:
-        yield f"exit {seen.status} instead of {bare.status}" if isinstance(seen.status, int) else f"{seen.status}: {bare.status} bare"
+        yield (
+            f"exit {seen.status}: instead of {bare.status}"
+            if isinstance(seen.status, int)
+            else f"{seen.status}: {bare.status} bare"
+        )
     if bare.out != seen.out:
-        yield f"standard output: {first_difference(bare.out.decode(errors='replace'), seen.out.decode(errors='replace'))}"
+        yield f"standard output: {first_difference(bare.out, seen.out)}"
     if bare.err != seen.err:
         yield f"standard error: {first_difference(bare.err, seen.err)}"
     for name in sorted({*bare.left, *seen.left}) if bare.left and seen.left else ():
@@ -254,8 +268,9 @@ def report_faults(folder: Path, seed: int) -> Iterator[str]:
             yield f"show {format_}: {status} {err[-200:]}"
         if format_ == "json" and out != written.read_text():
             yield f"show json: another report: {first_difference(written.read_text(), out)}"
-        if format_ in ("text", "markdown", "github") and not out.replace("\n", "").isprintable():
-            yield f"show {format_}: characters that no terminal should get: {next(one for one in out if one != chr(10) and not one.isprintable())!r}"
+        odd = {one for one in out if one != "\n" and not one.isprintable()}
+        if odd and format_ in ("text", "markdown", "github"):
+            yield f"show {format_}: characters that no terminal should get: {sorted(odd)}"
         if format_ == "sarif" and seed % 10 == 0:
             for error in sarif_schema().iter_errors(json.loads(out)):
                 yield f"schema of SARIF: {error.json_path} {error.message[:100]}"

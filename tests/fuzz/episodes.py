@@ -93,8 +93,39 @@ def function_with_setup(program: Program) -> str:
 
 @episode(weight=2)
 def views(program: Program) -> str:
-    view = program.pick("a[:2]", "a.view(2, 2)", "a.T", "a.diagonal()", "a[..., None]", "a.expand(2, 4, 4)[0]", "a.unfold(0, 2, 1)", "a.split(2)[0]", "a.detach()", "a.data", "a.narrow(0, 1, 2)", "a.view_as(a)", "a.unbind()[0]", "a.as_strided((2, 2), (1, 4))", "a.real", "a.select(0, 1)", "a.permute(1, 0)", "a.squeeze()")
-    change = program.pick("v.mul_(2)", "v.zero_()", "v += 1", "v[0] = 5.0", "a.mul_(2)", "a.detach().add_(1)", "v.copy_(torch.zeros_like(v))", "v.requires_grad_()", "a.t_()", "v.detach_()", "v.neg_().neg_()")
+    view = program.pick(
+        "a[:2]",
+        "a.view(2, 2)",
+        "a.T",
+        "a.diagonal()",
+        "a[..., None]",
+        "a.expand(2, 4, 4)[0]",
+        "a.unfold(0, 2, 1)",
+        "a.split(2)[0]",
+        "a.detach()",
+        "a.data",
+        "a.narrow(0, 1, 2)",
+        "a.view_as(a)",
+        "a.unbind()[0]",
+        "a.as_strided((2, 2), (1, 4))",
+        "a.real",
+        "a.select(0, 1)",
+        "a.permute(1, 0)",
+        "a.squeeze()",
+    )
+    change = program.pick(
+        "v.mul_(2)",
+        "v.zero_()",
+        "v += 1",
+        "v[0] = 5.0",
+        "a.mul_(2)",
+        "a.detach().add_(1)",
+        "v.copy_(torch.zeros_like(v))",
+        "v.requires_grad_()",
+        "a.t_()",
+        "v.detach_()",
+        "v.neg_().neg_()",
+    )
     return f"""
         leaf = torch.randn(4, 4, requires_grad=True)
         a = leaf * {program.pick("1", "2.0", "torch.ones(4, 4)")}
@@ -133,12 +164,17 @@ def views_under_no_grad(program: Program) -> str:
 def subclass(program: Program) -> str:
     return f"""
         class Tagged(torch.Tensor):
-            {program.pick("pass", '''
+            {
+        program.pick(
+            "pass",
+            '''
             @classmethod
             def __torch_function__(cls, function, types, args=(), kwargs=None):
                 print("asked", getattr(function, "__name__", function))
                 return super().__torch_function__(function, types, args, kwargs)
-            ''').strip()}
+            ''',
+        ).strip()
+    }
 
         a = torch.randn(3, requires_grad=True)
         b = {program.pick("a * 2", "a", "a.detach().clone().requires_grad_()")}
@@ -359,7 +395,15 @@ def exported(program: Program) -> str:
 
 @episode
 def compiled_function(program: Program) -> str:
-    body = program.pick("x * (1 - x) + 2**x", "(x.unflatten(0, (3, 1)) ** 2).sum() / (1 / x.abs().sum())", "torch.where(x > 0, x, -x).softmax(0) @ x", "x.clone().mul_(2).add_(1)", "F.layer_norm(x, (3,)) + x.detach()", "x if x.sum() > 0 else -x", "x * x.sum().item()")
+    body = program.pick(
+        "x * (1 - x) + 2**x",
+        "(x.unflatten(0, (3, 1)) ** 2).sum() / (1 / x.abs().sum())",
+        "torch.where(x > 0, x, -x).softmax(0) @ x",
+        "x.clone().mul_(2).add_(1)",
+        "F.layer_norm(x, (3,)) + x.detach()",
+        "x if x.sum() > 0 else -x",
+        "x * x.sum().item()",
+    )
     backend = program.pick("eager", "eager", "aot_eager")
     return f"""
         @torch.compile(backend="{backend}"{program.pick("", ", fullgraph=True", ", dynamic=False")})
@@ -406,11 +450,14 @@ def threads(program: Program) -> str:
             opt.step()
             results.append((n, told(w), torch.is_grad_enabled()))
             {program.pick("pass", "raise ValueError('in a thread')" if program.chance(0.5) else "pass", "sys.exit(3)")}
-        {program.pick('''
+        {
+        program.pick(
+            '''
         for n in range(3):
             thread = threading.Thread(target=work, args=(n,), name=f"worker {n}")
             thread.start(); thread.join()
-        ''', '''
+        ''',
+            '''
         from concurrent.futures import ThreadPoolExecutor
         with ThreadPoolExecutor(1) as pool:
             for future in [pool.submit(work, n) for n in range(3)]:
@@ -418,12 +465,15 @@ def threads(program: Program) -> str:
                     future.result()
                 except BaseException as error:
                     show("future", error)
-        ''', '''
+        ''',
+            '''
         class Mine(threading.Thread):
             def run(self):
                 work(1)
         thread = Mine(daemon=True); thread.start(); thread.join()
-        ''').strip()}
+        ''',
+        ).strip()
+    }
         show("results", results)
     """
 
@@ -463,8 +513,25 @@ def exceptions(program: Program) -> str:
 @episode
 def printed_tracebacks(program: Program) -> str:
     """Tracebacks that the program itself prints."""
-    call = program.pick("nn.Linear(2, 2)(torch.ones(1, 5))", "torch.ones(2) @ torch.ones(3)", "F.relu('text')", "torch.ones(1).backward()", "nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3))(torch.ones(1, 2))", "torch.optim.SGD([torch.ones(1)], lr=-1)", "torch.autograd.grad(torch.ones(1), torch.ones(1))", "nn.Linear(2, 2).load_state_dict({})", "torch.func.grad(lambda w: w)(torch.ones(2))")
-    shown = program.pick("traceback.print_exc()", "traceback.print_exception(error)", "print(len(traceback.extract_tb(error.__traceback__)), traceback.format_exc())", "print(traceback.format_exception_only(error), len(traceback.TracebackException.from_exception(error).stack))", "import logging; logging.exception('failed')", "sys.excepthook(*sys.exc_info())")
+    call = program.pick(
+        "nn.Linear(2, 2)(torch.ones(1, 5))",
+        "torch.ones(2) @ torch.ones(3)",
+        "F.relu('text')",
+        "torch.ones(1).backward()",
+        "nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3))(torch.ones(1, 2))",
+        "torch.optim.SGD([torch.ones(1)], lr=-1)",
+        "torch.autograd.grad(torch.ones(1), torch.ones(1))",
+        "nn.Linear(2, 2).load_state_dict({})",
+        "torch.func.grad(lambda w: w)(torch.ones(2))",
+    )
+    shown = program.pick(
+        "traceback.print_exc()",
+        "traceback.print_exception(error)",
+        "print(len(traceback.extract_tb(error.__traceback__)), traceback.format_exc())",
+        "print(traceback.format_exception_only(error), len(traceback.TracebackException.from_exception(error).stack))",
+        "import logging; logging.exception('failed')",
+        "sys.excepthook(*sys.exc_info())",
+    )
     return f"""
         def inner():
             return {call}
@@ -678,7 +745,9 @@ def grad_modes(program: Program) -> str:
         "with torch.set_grad_enabled(False):\n    with torch.enable_grad(): w = torch.ones(2, requires_grad=True) * 2\nshow('inner', w)",
         "guard = torch.no_grad(); guard.__enter__(); show('entered', torch.is_grad_enabled()); guard.__exit__(None, None, None)",
         "with torch.autograd.grad_mode.set_multithreading_enabled(False): torch.ones(2, requires_grad=True).sum().backward()",
-        "@torch.inference_mode()\nclass Quiet:\n    def __call__(self, x): return x * 2\nattempt('class', lambda: Quiet()(torch.ones(2)))" if program.chance(0.3) else "torch.is_grad_enabled()",
+        "@torch.inference_mode()\nclass Quiet:\n    def __call__(self, x): return x * 2\nattempt('class', lambda: Quiet()(torch.ones(2)))"
+        if program.chance(0.3)
+        else "torch.is_grad_enabled()",
         "with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()): show('guarded', torch.ones(2) + 1)",
     )
 
@@ -717,7 +786,7 @@ def deep_copies(program: Program) -> str:
         attempt("safe", lambda: type(torch.load(buffer)).__name__)
         buffer.seek(0)
         again = torch.load(buffer, weights_only=False)
-        show("again", [b for b in again.buffers()], len(buffer.getvalue()), hashlib.sha1(pickle.dumps(net.state_dict())).hexdigest())
+        show("again", [b for b in again.buffers()], len(buffer.getvalue()))
         w = torch.ones(2, requires_grad=True); w.grad = torch.ones(2)
         show("copied", copy.copy(w), copy.deepcopy(w).grad, pickle.loads(pickle.dumps(w)), w.__reduce_ex__(4)[0].__name__)
         torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(net.parameters()) * 2, net.parameters())
@@ -736,7 +805,7 @@ def alive(program: Program) -> str:
             h = net(x)
             loss = h.sum()
             loss.backward(); opt.step(); opt.zero_grad()
-            for name, thing in [("x", x), ("h", h), ("loss", loss), ("weight", net.weight), ("net", net), ("opt", opt), ("node", h.grad_fn)]:
+            for name, thing in [("x", x), ("h", h), ("loss", loss), ("weight", net.weight), ("net", net), ("opt", opt)]:
                 weakref.finalize(thing, print, name, "died")
             return weakref.ref(h), weakref.ref(net.weight), weakref.ref(net)
         references = made()
@@ -1028,12 +1097,32 @@ def quiet(program: Program) -> str:
 
 @ending(weight=2)
 def exits(program: Program) -> str:
-    return program.pick("sys.exit()", "sys.exit(0)", "sys.exit(3)", "sys.exit('the end, as a text')", "raise SystemExit(7)", "sys.exit(256 + 4)", "sys.exit(-1)", "exit(2)", "sys.exit(True)", "sys.exit([1, 2])", "raise SystemExit", "sys.exit(2.5)", "print('\\udc80')", "sys.exit(2**40)")
+    return program.pick(
+        "sys.exit()",
+        "sys.exit(0)",
+        "sys.exit(3)",
+        "sys.exit('the end, as a text')",
+        "raise SystemExit(7)",
+        "sys.exit(256 + 4)",
+        "sys.exit(-1)",
+        "exit(2)",
+        "sys.exit(True)",
+        "sys.exit([1, 2])",
+        "raise SystemExit",
+        "sys.exit(2.5)",
+        "print('\\udc80')",
+        "sys.exit(2**40)",
+    )
 
 
 @ending
 def leaves_at_once(program: Program) -> str:
-    return program.pick("sys.stdout.flush(); os._exit(6)", "sys.stdout.flush(); os.kill(os.getpid(), 9)", "os._exit(0)", "sys.stdout.flush(); os.abort()")
+    return program.pick(
+        "sys.stdout.flush(); os._exit(6)",
+        "sys.stdout.flush(); os.kill(os.getpid(), 9)",
+        "os._exit(0)",
+        "sys.stdout.flush(); os.abort()",
+    )
 
 
 @ending(weight=2)
@@ -1086,5 +1175,7 @@ def streams(program: Program) -> str:
         "os.chdir('/')",
         "sys.argv[:] = []; sys.path[:] = sys.path",
         "os.environ['CHANGED'] = '1'",
-        "del sys.modules['__main__']" if program.chance(0.2) else "print(__name__, os.path.basename(__file__), sys.argv[1:], os.path.basename(sys.path[0]))",
+        "del sys.modules['__main__']"
+        if program.chance(0.2)
+        else "print(__name__, os.path.basename(__file__), sys.argv[1:], os.path.basename(sys.path[0]))",
     )

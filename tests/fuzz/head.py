@@ -1,6 +1,6 @@
 """What every random program begins with: it tells all that could differ, to the last bit."""
 
-HEAD = '''\
+HEAD = """\
 import contextlib, copy, functools, gc, hashlib, io, itertools, math, os, pickle, random, re, sys, threading, traceback, warnings, weakref
 import torch
 import torch.nn.functional as F
@@ -44,11 +44,11 @@ def attempt(what, function):
         show(what, function())
     except Exception as error:
         show(what, error)
-'''
+"""
 
 # Said last, whatever came before.
-TAIL = '''\
+TAIL = """\
 show("rng", torch.get_rng_state(), random.random())
 show("switches", torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.is_anomaly_enabled())
 show("threads", threading.active_count(), sys.getrecursionlimit(), len(warnings.filters))
-'''
+"""

@@ -15,20 +15,45 @@ def linear(program: Program) -> str:
 @layer(weight=4)
 def activation(program: Program) -> str:
     return program.pick(
-        "nn.ReLU(inplace=True)", "nn.ReLU()", "nn.Tanh()", "nn.Sigmoid()", "nn.GELU()", "nn.SiLU(inplace=True)", "nn.ELU()",
-        "nn.LeakyReLU(0.1, inplace=True)", "nn.Softplus()", "nn.PReLU()", "nn.Hardswish()", "nn.RReLU()", "nn.Softmax(1)",
-        "nn.LogSoftmax(1)", "nn.Mish()", "nn.CELU()", "nn.Hardtanh(inplace=True)", "nn.Softsign()", "nn.Threshold(0.1, 0.0)",
-        "nn.Softshrink(0.1)", "nn.Tanhshrink()", "nn.SELU(inplace=True)", "nn.LogSigmoid()", "nn.Softmin(1)",
-    )  # fmt: skip
+        "nn.ReLU(inplace=True)",
+        "nn.ReLU()",
+        "nn.Tanh()",
+        "nn.Sigmoid()",
+        "nn.GELU()",
+        "nn.SiLU(inplace=True)",
+        "nn.ELU()",
+        "nn.LeakyReLU(0.1, inplace=True)",
+        "nn.Softplus()",
+        "nn.PReLU()",
+        "nn.Hardswish()",
+        "nn.RReLU()",
+        "nn.Softmax(1)",
+        "nn.LogSoftmax(1)",
+        "nn.Mish()",
+        "nn.CELU()",
+        "nn.Hardtanh(inplace=True)",
+        "nn.Softsign()",
+        "nn.Threshold(0.1, 0.0)",
+        "nn.Softshrink(0.1)",
+        "nn.Tanhshrink()",
+        "nn.SELU(inplace=True)",
+        "nn.LogSigmoid()",
+        "nn.Softmin(1)",
+    )
 
 
 @layer(weight=2)
 def normalisation(program: Program) -> str:
     return program.pick(
-        "nn.BatchNorm1d(6)", "nn.BatchNorm1d(6, track_running_stats=False)", "nn.BatchNorm1d(6, affine=False)",
-        "nn.LayerNorm(6)", "nn.LayerNorm(6, elementwise_affine=False)", "nn.GroupNorm(2, 6)", "nn.RMSNorm(6)",
+        "nn.BatchNorm1d(6)",
+        "nn.BatchNorm1d(6, track_running_stats=False)",
+        "nn.BatchNorm1d(6, affine=False)",
+        "nn.LayerNorm(6)",
+        "nn.LayerNorm(6, elementwise_affine=False)",
+        "nn.GroupNorm(2, 6)",
+        "nn.RMSNorm(6)",
         "nn.BatchNorm1d(6, momentum=None)",
-    )  # fmt: skip
+    )
 
 
 @layer
@@ -287,7 +312,7 @@ def tied(program: Program) -> str:
 def odd_names(program: Program) -> str:
     """Names that no identifier could be."""
     program.define(
-        r'''
+        r"""
         class Odd(nn.Module):
             def __init__(self, name):
                 super().__init__()
@@ -300,17 +325,29 @@ def odd_names(program: Program) -> str:
                 for name, parameter in self.named_parameters(recurse=False):
                     x = x * parameter
                 return x
-        '''
+        """
     )
     name = program.pick(
-        "a b", "x\\n::error::y", "\\x1b[31mred", "b\\u202ecod", "<b>|`@you`", "", "näme", "0", "[link](//x)", "a" * 70, "%s{}"
+        "a b",
+        "x\\n::error::y",
+        "\\x1b[31mred",
+        "b\\u202ecod",
+        "<b>|`@you`",
+        "",
+        "näme",
+        "0",
+        "[link](//x)",
+        "a" * 70,
+        "%s{}",
     )
     return f'Odd("{name or "_"}")'
 
 
 @layer
 def scripted(program: Program) -> str:
-    return program.pick("torch.jit.script(nn.Linear(6, 6))", "torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))")
+    return program.pick(
+        "torch.jit.script(nn.Linear(6, 6))", "torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))"
+    )
 
 
 @layer
@@ -331,7 +368,9 @@ def compiled(program: Program) -> str:
                 return h.unflatten(1, (2, 3)).flatten(1) / (1 + x.abs())
         """
     )
-    inner = program.pick("Arithmetic()", "nn.Sequential(nn.Linear(6, 6), nn.Tanh())", "nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))")
+    inner = program.pick(
+        "Arithmetic()", "nn.Sequential(nn.Linear(6, 6), nn.Tanh())", "nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))"
+    )
     return f"torch.compile({inner}, backend='{backend}'{full})"
 
 
@@ -352,17 +391,37 @@ def functional(program: Program) -> str:
         """
     )
     functions = (
-        "lambda x: x.clone().mul_(0.5)", "lambda x: x - x.mean(0, keepdim=True)", "lambda x: x.view(-1, 2, 3).transpose(1, 2).reshape(-1, 6)",
-        "lambda x: torch.cat([x[:, :3], x[:, 3:].detach()], 1)", "lambda x: torch.where(x > 0, x, 0.1 * x)", "lambda x: x.masked_fill(x > 2, 1.0)",
-        "lambda x: F.normalize(x, dim=1)", "lambda x: x.cumsum(1) / 6", "lambda x: x.sort(1).values", "lambda x: torch.stack(x.unbind(1), 1)",
-        "lambda x: torch.einsum('bi,bj->bi', x, x)", "lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-6)", "lambda x: x.roll(1, 1)",
-        "lambda x: torch.fft.irfft(torch.fft.rfft(x), n=6)", "lambda x: torch.linalg.solve(torch.eye(6) * 2, x.T).T",
-        "lambda x: x.to(torch.float16).to(x.dtype)", "lambda x: torch.lerp(x, x.flip(0), 0.5)", "lambda x: x.exp().log1p()",
-        "lambda x: F.dropout(x, 0.2)", "lambda x: F.pad(x, (1, -1))", "lambda x: x.index_select(1, torch.tensor([5, 4, 3, 2, 1, 0]))",
-        "lambda x: x.scatter(1, torch.zeros(len(x), 1, dtype=torch.long), 0.5)", "lambda x: torch.logsumexp(x[:, :, None] + x[:, None, :], 2)",
-        "lambda x: torch.view_as_real(torch.view_as_complex(x.reshape(-1, 3, 2).contiguous())).flatten(1)", "lambda x: x.float().double().to(x.dtype)",
-        "lambda x: torch.nan_to_num(x / x)", "lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None])[0]", "lambda x: 1 / (2 + x**2)",
-        "lambda x: torch.clamp(x, min=x.detach().mean())", "lambda x: x.abs().sqrt()", "lambda x: F.gumbel_softmax(x, hard=True)",
-    )  # fmt: skip
+        "lambda x: x.clone().mul_(0.5)",
+        "lambda x: x - x.mean(0, keepdim=True)",
+        "lambda x: x.view(-1, 2, 3).transpose(1, 2).reshape(-1, 6)",
+        "lambda x: torch.cat([x[:, :3], x[:, 3:].detach()], 1)",
+        "lambda x: torch.where(x > 0, x, 0.1 * x)",
+        "lambda x: x.masked_fill(x > 2, 1.0)",
+        "lambda x: F.normalize(x, dim=1)",
+        "lambda x: x.cumsum(1) / 6",
+        "lambda x: x.sort(1).values",
+        "lambda x: torch.stack(x.unbind(1), 1)",
+        "lambda x: torch.einsum('bi,bj->bi', x, x)",
+        "lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-6)",
+        "lambda x: x.roll(1, 1)",
+        "lambda x: torch.fft.irfft(torch.fft.rfft(x), n=6)",
+        "lambda x: torch.linalg.solve(torch.eye(6) * 2, x.T).T",
+        "lambda x: x.to(torch.float16).to(x.dtype)",
+        "lambda x: torch.lerp(x, x.flip(0), 0.5)",
+        "lambda x: x.exp().log1p()",
+        "lambda x: F.dropout(x, 0.2)",
+        "lambda x: F.pad(x, (1, -1))",
+        "lambda x: x.index_select(1, torch.tensor([5, 4, 3, 2, 1, 0]))",
+        "lambda x: x.scatter(1, torch.zeros(len(x), 1, dtype=torch.long), 0.5)",
+        "lambda x: torch.logsumexp(x[:, :, None] + x[:, None, :], 2)",
+        "lambda x: torch.view_as_real(torch.view_as_complex(x.reshape(-1, 3, 2).contiguous())).flatten(1)",
+        "lambda x: x.float().double().to(x.dtype)",
+        "lambda x: torch.nan_to_num(x / x)",
+        "lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None])[0]",
+        "lambda x: 1 / (2 + x**2)",
+        "lambda x: torch.clamp(x, min=x.detach().mean())",
+        "lambda x: x.abs().sqrt()",
+        "lambda x: F.gumbel_softmax(x, hard=True)",
+    )
     chosen = [program.pick(*functions) for _ in range(program.pick(1, 2, 3))]
     return f"Chain({', '.join(chosen)})"

@@ -75,7 +75,7 @@ def loop(program: Program) -> list[str]:
         steps = f"{block(line)}\n" + indented([steps])
     lines = [*map(block, program.setup), steps]
     told_at_end = [
-        "show('parameters', [p for p in model.parameters()], [p.grad for p in model.parameters()], [b for b in model.buffers()])",
+        "show('parameters', list(model.parameters()), [p.grad for p in model.parameters()], list(model.buffers()))",
         "show('state', opt.state_dict()['param_groups'], list(opt.state.values())) if opt is not None else None",
     ]
     if program.chance(0.3):

@@ -24,7 +24,16 @@ def parameters(program: Program) -> str:
 def usual(program: Program) -> None:
     """All kinds that take a step from gradients alone, with the flags that they know."""
     kind, options = program.pick(
-        ("SGD", ("momentum=0.9", "momentum=0.9, nesterov=True", "weight_decay=0.01", "fused=True", "dampening=0.1, momentum=0.5")),
+        (
+            "SGD",
+            (
+                "momentum=0.9",
+                "momentum=0.9, nesterov=True",
+                "weight_decay=0.01",
+                "fused=True",
+                "dampening=0.1, momentum=0.5",
+            ),
+        ),
         ("Adam", ("amsgrad=True", "fused=True", "weight_decay=0.1", "betas=(0.5, 0.9)", "eps=1e-3")),
         ("AdamW", ("amsgrad=True", "fused=True", "weight_decay=0.0")),
         ("Adagrad", ("lr_decay=0.1", "initial_accumulator_value=0.1", "fused=True")),
@@ -216,10 +225,19 @@ def with_hooks(program: Program) -> None:
 @scheduler
 def simple(program: Program) -> None:
     text = program.pick(
-        "StepLR(opt, 2, 0.5)", "MultiStepLR(opt, [1, 3])", "ExponentialLR(opt, 0.9)", "CosineAnnealingLR(opt, 4)", "LinearLR(opt, 0.1)",
-        "ConstantLR(opt, 0.5, 2)", "LambdaLR(opt, lambda n: 1 / (n + 1))", "MultiplicativeLR(opt, lambda n: 0.9)", "PolynomialLR(opt, 4)",
-        "CosineAnnealingWarmRestarts(opt, 2)", "OneCycleLR(opt, 0.1, total_steps=20)", "CyclicLR(opt, 0.01, 0.1, cycle_momentum=False)",
-    )  # fmt: skip
+        "StepLR(opt, 2, 0.5)",
+        "MultiStepLR(opt, [1, 3])",
+        "ExponentialLR(opt, 0.9)",
+        "CosineAnnealingLR(opt, 4)",
+        "LinearLR(opt, 0.1)",
+        "ConstantLR(opt, 0.5, 2)",
+        "LambdaLR(opt, lambda n: 1 / (n + 1))",
+        "MultiplicativeLR(opt, lambda n: 0.9)",
+        "PolynomialLR(opt, 4)",
+        "CosineAnnealingWarmRestarts(opt, 2)",
+        "OneCycleLR(opt, 0.1, total_steps=20)",
+        "CyclicLR(opt, 0.01, 0.1, cycle_momentum=False)",
+    )
     program.setup.append(f"schedule = torch.optim.lr_scheduler.{text} if opt is not None else None")
     program.after_update.append(
         """
@@ -243,7 +261,9 @@ def chained(program: Program) -> None:
 
 @scheduler
 def plateau(program: Program) -> None:
-    program.setup.append("schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0) if opt is not None else None")
+    program.setup.append(
+        "schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0) if opt is not None else None"
+    )
     program.after_update.append("if schedule is not None: schedule.step(loss.detach())")
 
 
@@ -257,9 +277,11 @@ def before_step(program: Program) -> None:
 @scheduler
 def averaged(program: Program) -> None:
     """Averages of the weights instead of a schedule."""
-    program.setup.append(program.pick(
-        "average = torch.optim.swa_utils.AveragedModel(model)",
-        "average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)",
-    ))  # fmt: skip
+    program.setup.append(
+        program.pick(
+            "average = torch.optim.swa_utils.AveragedModel(model)",
+            "average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)",
+        )
+    )
     program.after_update.append("average.update_parameters(model)")
     program.ending.append("show('average', [p for p in average.parameters()])")

@@ -1,7 +1,7 @@
 """The text of a random program, put together from ingredients.
 
-The dice are a seeded `random.Random`, and not hypothesis: a number then stands for a program for ever, in any process, without
-a database of examples, and a failing program is made smaller as text, which is what a reader wants to see.
+The dice are a seeded `random.Random`, and not hypothesis: a number then stands for a program for ever, in any process,
+without a database of examples, and a failing program is made smaller as text, which is what a reader wants to see.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Ingredients:
     kind: str
     members: dict[str, tuple[Callable[..., str | None], float]] = field(default_factory=dict)
 
-    def __call__(self, function: Callable[..., str | None] | None = None, *, weight: float = 1.0) -> Callable[..., object]:
+    def __call__(
+        self, function: Callable[..., str | None] | None = None, *, weight: float = 1.0
+    ) -> Callable[..., object]:
         """Add a function, which goes by its name."""
 
         def add(function: Callable[..., str | None]) -> Callable[..., str | None]:

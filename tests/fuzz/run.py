@@ -2,13 +2,15 @@
 
     python tests/fuzz/run.py 150 [--seed 0] [--jobs 2] [--without INGREDIENT,INGREDIENT] [--keep FOLDER] [--smaller]
 
-One process imports torch and gradscope, and every program runs in a fork of it: bare, as `python program.py` runs it, and under
-`gradscope explain`. A fork begins its program at the top of this file, so that nothing of ours lies below it on the stack.
+One process imports torch and gradscope, and every program runs in a fork of it: bare, as `python program.py` runs it,
+and under `gradscope explain`. A fork begins its program at the top of this file, so that nothing of ours lies below it
+on the stack.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import select
@@ -29,7 +31,10 @@ from tests.fuzz.smaller import smaller
 
 
 def supervise(arguments: Sequence[str]) -> int:
-    """Run all programs, some at once; gives the number of those that differ. In forks that are to run a program, raises Begin."""
+    """Run all programs, some at once; gives the number of those that differ.
+
+    In a fork that is to run a program, Begin comes out of here.
+    """
     options = parsed(arguments)
     before = prepared()
     folder = Path(options.keep or tempfile.mkdtemp(prefix="gradscope-fuzz-")).resolve()
@@ -70,19 +75,22 @@ def run_lane(seeds: Sequence[int], folder: Path, options: argparse.Namespace, be
         case = Case(folder / str(seed), before)
         wrong = case.verdict(text, seed)
         if wrong and options.smaller:
-            kinds = {kind_of(one) for one in wrong}
-            small = Case(folder / f"{seed}-smaller", before)
-            text = smaller(text, lambda candidate: bool(kinds & {kind_of(one) for one in small.verdict(candidate, seed)}))
-            wrong = small.verdict(text, seed)
-            case = small
+            case = Case(folder / f"{seed}-smaller", before)
+            text = smaller(text, functools.partial(fails_too, case, seed, wrong[0].partition(":")[0]))
+            wrong = case.verdict(text, seed)
         os.write(write, (json.dumps([seed, str(case.program), wrong, text.partition("\n")[0]]) + "\n").encode())
         if not wrong and not options.keep:
             shutil.rmtree(case.folder)
 
 
-def kind_of(wrong: str) -> str:
+def kinds_of(wrong: Sequence[str]) -> set[str]:
     """What differs, without how."""
-    return wrong.partition(":")[0]
+    return {one.partition(":")[0] for one in wrong}
+
+
+def fails_too(case: Case, seed: int, kind: str, text: str) -> bool:
+    """Whether the same kind of thing differs in another text as well."""
+    return kind in kinds_of(case.verdict(text, seed))
 
 
 def told(lanes: list[int], count: int) -> int:
@@ -102,7 +110,7 @@ def told(lanes: list[int], count: int) -> int:
                 done += 1
                 if wrong:
                     failed += 1
-                    kinds.update(sorted({kind_of(one) for one in wrong}))
+                    kinds.update(sorted(kinds_of(wrong)))
                     print(f"seed {seed}: {'; '.join(wrong)}\n    {path}  {first}", flush=True)
                 if done % 500 == 0:
                     print(f"... {done} of {count} done, {failed} differ", flush=True)

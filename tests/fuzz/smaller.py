@@ -10,7 +10,7 @@ MOST = 400  # tries, of about a second each
 
 
 def smaller(source: str, fails: Callable[[str], bool]) -> str:
-    """Take out of a program what it does not need to fail: whole stretches of statements first, then single ones, then blocks."""
+    """Take out of a program what it does not need to fail: long stretches of statements first, then single ones."""
     first = source.partition("\n")[0]
     tree = ast.parse(source)
     tries = 0

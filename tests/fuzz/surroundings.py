@@ -12,11 +12,41 @@ from typing import Any
 
 import torch
 
-# Where observing puts something in is found by looking everywhere in these; what dynamo keeps for itself changes of itself.
-_LOOKED_AT = ("torch", "threading", "warnings", "sys", "traceback", "builtins", "atexit", "linecache", "runpy", "copy", "copyreg")
-_NOT_LOOKED_AT = ("torch._inductor", "torch.testing", "torch.fx", "torch.distributed", "torch.onnx", "torch.ao", "torch._dynamo.external_utils", "torch._dynamo.device_interface")
+# Where observing puts something in, is found by looking everywhere in these.
+_LOOKED_AT = (
+    "torch",
+    "threading",
+    "warnings",
+    "sys",
+    "traceback",
+    "builtins",
+    "atexit",
+    "linecache",
+    "runpy",
+    "copy",
+    "copyreg",
+)
+_NOT_LOOKED_AT = ("torch._inductor", "torch.testing", "torch.fx", "torch.distributed", "torch.onnx", "torch.ao")
+# These keep counts and caches: only what they do is looked at.
+_CHANGES = (
+    "torch._dynamo",
+    "torch._subclasses",
+    "torch._guards",
+    "torch._functorch",
+)  # keep counts and caches: only what they do is looked at
 # These change because a program ran, whoever ran it.
-_OF_ITSELF = {"sys.argv", "sys.path", "sys.stdout", "sys.stderr", "sys.last_value", "sys.last_type", "sys.last_traceback", "sys.last_exc", "linecache.cache", "torch.utils.hooks.RemovableHandle.next_id"}
+_OF_ITSELF = {
+    "sys.argv",
+    "sys.path",
+    "sys.stdout",
+    "sys.stderr",
+    "sys.last_value",
+    "sys.last_type",
+    "sys.last_traceback",
+    "sys.last_exc",
+    "linecache.cache",
+    "torch.utils.hooks.RemovableHandle.next_id",
+}
 
 
 class Before:
@@ -44,11 +74,19 @@ class Before:
         for name, (owner, attributes) in self._owners.items():
             now = vars(owner)
             for key, value in attributes.items():
-                if now.get(key) is not value and f"{name}.{key}" not in _OF_ITSELF:
+                if (
+                    now.get(key) is not value
+                    and f"{name}.{key}" not in _OF_ITSELF
+                    and not (name.startswith(_CHANGES) and not callable(value))
+                ):
                     found[f"{name}.{key}"] = _said(now.get(key))
             if len(now) != len(attributes):
-                for key in [key for key in now if key not in attributes]:
-                    if not isinstance(now[key], type(sys)) and key not in ("__warningregistry__", "__slotnames__") and f"{name}.{key}" not in _OF_ITSELF:
+                for key in () if name.startswith(_CHANGES) else [key for key in now if key not in attributes]:
+                    if (
+                        not isinstance(now[key], type(sys))
+                        and key not in ("__warningregistry__", "__slotnames__")
+                        and f"{name}.{key}" not in _OF_ITSELF
+                    ):
                         found[f"{name}.{key}"] = _said(now[key])
         found |= {name: str(len(hooks)) for name, hooks in self._hooks.items()}
         for name in ("meta_path", "path_hooks", "path"):
@@ -56,7 +94,9 @@ class Before:
         found["function modes"] = str(len(torch.overrides._get_current_function_mode_stack()))
         found["dispatch modes"] = str(torch._C._len_torch_dispatch_stack())
         found["saved tensors hooks"] = str(torch._C._autograd._top_saved_tensors_default_hooks(True) is None)
-        found["grad mode"] = f"{torch.is_grad_enabled()} {torch.is_inference_mode_enabled()} {torch.is_anomaly_enabled()}"
+        found["grad mode"] = (
+            f"{torch.is_grad_enabled()} {torch.is_inference_mode_enabled()} {torch.is_anomaly_enabled()}"
+        )
         found["tracing"] = f"{sys.gettrace()} {sys.getprofile()} {sys.getrecursionlimit()} {len(gc.callbacks)}"
         found["signals"] = str([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
         found["filters"] = str(warnings.filters)

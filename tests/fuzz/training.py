@@ -86,7 +86,9 @@ def numpy_too(program: Program) -> None:
 
 @habit
 def tensor_hook(program: Program) -> None:
-    action = program.pick("None", "g * 0.5", "g.clone()", "print('grad', list(g.shape))", "g.mul_(0.5)", "torch.zeros_like(g)")
+    action = program.pick(
+        "None", "g * 0.5", "g.clone()", "print('grad', list(g.shape))", "g.mul_(0.5)", "torch.zeros_like(g)"
+    )
     program.hidden.append(f"h.register_hook(lambda g: {action})")
 
 
@@ -199,13 +201,26 @@ def other_backward(program: Program) -> None:
 def in_place_hidden(program: Program) -> None:
     program.hidden.append(
         program.pick(
-            "h = h.clone(); h[:, 0] = 1.0", "h = h * 1; h.mul_(2)", "h = h + 0; h[0].zero_()", "h = h.clone(); h[h > 1] = 1.0",
-            "h = h.clone(); h[:, :2] += h[:, 2:4]", "h = h.clone(); torch.relu_(h[1:])", "h = h.clone(); h.index_add_(1, torch.tensor([0]), y[:, :1])",
-            "h = h.clone(); v = h.view(-1); v.add_(1); show('base', h)", "h = h.clone(); a, b = h.chunk(2, 1); h = torch.cat([b, a], 1)",
-            "h = h.clone(); h.t_().t_()", "h = h.clone(); h.resize_(h.shape)", "h = h * 1; h.copy_(y)", "h = h * 1; h.data.add_(1)",
-            "h = h.clone(); h.unsqueeze_(0).squeeze_(0)", "h = h.clone(); h.transpose_(0, 1).transpose_(0, 1)", "h = h * 1; h.detach().zero_()",
-            "h = h * 1; h.set_(h.detach() * 2)", "h = h.clone(); h.fill_diagonal_(0)", "h = h.clone(); h.masked_scatter_(h > 0, y)",
-        )  # fmt: skip
+            "h = h.clone(); h[:, 0] = 1.0",
+            "h = h * 1; h.mul_(2)",
+            "h = h + 0; h[0].zero_()",
+            "h = h.clone(); h[h > 1] = 1.0",
+            "h = h.clone(); h[:, :2] += h[:, 2:4]",
+            "h = h.clone(); torch.relu_(h[1:])",
+            "h = h.clone(); h.index_add_(1, torch.tensor([0]), y[:, :1])",
+            "h = h.clone(); v = h.view(-1); v.add_(1); show('base', h)",
+            "h = h.clone(); a, b = h.chunk(2, 1); h = torch.cat([b, a], 1)",
+            "h = h.clone(); h.t_().t_()",
+            "h = h.clone(); h.resize_(h.shape)",
+            "h = h * 1; h.copy_(y)",
+            "h = h * 1; h.data.add_(1)",
+            "h = h.clone(); h.unsqueeze_(0).squeeze_(0)",
+            "h = h.clone(); h.transpose_(0, 1).transpose_(0, 1)",
+            "h = h * 1; h.detach().zero_()",
+            "h = h * 1; h.set_(h.detach() * 2)",
+            "h = h.clone(); h.fill_diagonal_(0)",
+            "h = h.clone(); h.masked_scatter_(h > 0, y)",
+        )
     )
 
 
@@ -220,17 +235,28 @@ def in_place_error(program: Program) -> None:
 def cut(program: Program) -> None:
     program.hidden.append(
         program.pick(
-            "h = h.detach().requires_grad_()", "h = torch.tensor(h.tolist(), requires_grad=True)", "h = h.data + 0 * h", "h = h.detach() + h.mean()",
-            "with torch.no_grad(): h0 = model(x)\nh = h - h0", "h = torch.from_numpy(h.detach().numpy()) + h",
-            "h = torch.as_tensor(h) * 1", "h = h + float(h.mean())", "h = h.round() + h - h.detach()", "h = nn.Parameter(h)",
-            "h = h + torch.zeros_like(h).uniform_()", "h = (h > 0).float() + h", "h = h.argmax(1, keepdim=True) + h",
-        )  # fmt: skip
+            "h = h.detach().requires_grad_()",
+            "h = torch.tensor(h.tolist(), requires_grad=True)",
+            "h = h.data + 0 * h",
+            "h = h.detach() + h.mean()",
+            "with torch.no_grad(): h0 = model(x)\nh = h - h0",
+            "h = torch.from_numpy(h.detach().numpy()) + h",
+            "h = torch.as_tensor(h) * 1",
+            "h = h + float(h.mean())",
+            "h = h.round() + h - h.detach()",
+            "h = nn.Parameter(h)",
+            "h = h + torch.zeros_like(h).uniform_()",
+            "h = (h > 0).float() + h",
+            "h = h.argmax(1, keepdim=True) + h",
+        )
     )
 
 
 @habit
 def checkpointed(program: Program) -> None:
-    reentrant = program.pick("True", "False", "False", "False, preserve_rng_state=False", "False, determinism_check='none'")
+    reentrant = program.pick(
+        "True", "False", "False", "False, preserve_rng_state=False", "False, determinism_check='none'"
+    )
     program.hidden.append(
         program.pick(
             f"h = torch.utils.checkpoint.checkpoint(lambda t: torch.sigmoid(t) * t, h, use_reentrant={reentrant})",
@@ -310,21 +336,42 @@ def losses(program: Program) -> None:
     program.loss.append(
         "loss = "
         + program.pick(
-            "F.l1_loss(h, y)", "F.smooth_l1_loss(h, y)", "F.huber_loss(h, y)", "F.cross_entropy(h, y.argmax(1))", "F.nll_loss(h, y.argmax(1))",
-            "F.binary_cross_entropy_with_logits(h, y)", "F.kl_div(h.log_softmax(1), y.softmax(1), reduction='batchmean')", "nn.MSELoss()(h, y)",
-            "F.cosine_embedding_loss(h, y, torch.ones(5))", "F.triplet_margin_loss(h, y, y.flip(0))", "(h - y).pow(2).sum(1).mean()",
-            "F.mse_loss(h, y, reduction='none').mean(0).max()", "F.mse_loss(h, y[:, :1])", "F.gaussian_nll_loss(h, y, torch.ones_like(y))",
-            "torch.distributions.Normal(h, 1.0).log_prob(y).neg().mean()", "F.multi_margin_loss(h, y.argmax(1))", "h.var() + h.std(0).sum()",
-            "torch.nn.functional.poisson_nll_loss(h, y)", "F.cross_entropy(h, y.softmax(1), label_smoothing=0.1)", "torch.linalg.norm(h - y)",
-            "F.ctc_loss(h.log_softmax(1)[:, None], torch.tensor([[1, 2]]), torch.tensor([5]), torch.tensor([2]))", "torch.dist(h, y)",
-        )  # fmt: skip
+            "F.l1_loss(h, y)",
+            "F.smooth_l1_loss(h, y)",
+            "F.huber_loss(h, y)",
+            "F.cross_entropy(h, y.argmax(1))",
+            "F.nll_loss(h, y.argmax(1))",
+            "F.binary_cross_entropy_with_logits(h, y)",
+            "F.kl_div(h.log_softmax(1), y.softmax(1), reduction='batchmean')",
+            "nn.MSELoss()(h, y)",
+            "F.cosine_embedding_loss(h, y, torch.ones(5))",
+            "F.triplet_margin_loss(h, y, y.flip(0))",
+            "(h - y).pow(2).sum(1).mean()",
+            "F.mse_loss(h, y, reduction='none').mean(0).max()",
+            "F.mse_loss(h, y[:, :1])",
+            "F.gaussian_nll_loss(h, y, torch.ones_like(y))",
+            "torch.distributions.Normal(h, 1.0).log_prob(y).neg().mean()",
+            "F.multi_margin_loss(h, y.argmax(1))",
+            "h.var() + h.std(0).sum()",
+            "torch.nn.functional.poisson_nll_loss(h, y)",
+            "F.cross_entropy(h, y.softmax(1), label_smoothing=0.1)",
+            "torch.linalg.norm(h - y)",
+            "F.ctc_loss(h.log_softmax(1)[:, None], torch.tensor([[1, 2]]), torch.tensor([5]), torch.tensor([2]))",
+            "torch.dist(h, y)",
+        )
     )
 
 
 @habit
 def not_finite(program: Program) -> None:
     program.loss.append(
-        program.pick("loss = loss + (h - h).sqrt().sum()", "loss = loss / 0", "loss = loss + torch.log(h * 0).sum()", "loss = loss * float('nan')", "loss = loss + (h * 1e20 * 1e20).sum() * 0")
+        program.pick(
+            "loss = loss + (h - h).sqrt().sum()",
+            "loss = loss / 0",
+            "loss = loss + torch.log(h * 0).sum()",
+            "loss = loss * float('nan')",
+            "loss = loss + (h * 1e20 * 1e20).sum() * 0",
+        )
     )
 
 
@@ -332,13 +379,29 @@ def not_finite(program: Program) -> None:
 def loss_history(program: Program) -> None:
     """The graph of each step kept, and what was printed on the way."""
     program.setup.append("history, total = [], 0.0")
-    program.loss.append(program.pick("history.append(loss)", "total = total + loss.detach()", "total += loss.item()", "history.append(loss.detach().clone())"))
+    program.loss.append(
+        program.pick(
+            "history.append(loss)",
+            "total = total + loss.detach()",
+            "total += loss.item()",
+            "history.append(loss.detach().clone())",
+        )
+    )
     program.ending.append("show('history', history, total)")
 
 
 @habit
 def printed(program: Program) -> None:
-    program.loss.append(program.pick("print(loss)", "print(h)", "print(repr(x.grad), h.grad_fn is not None)", "print(f'{loss:.4f} {loss.item()!r} {float(loss)}')", "print(model)", "print(loss.grad_fn.name(), len(loss.grad_fn.next_functions))"))
+    program.loss.append(
+        program.pick(
+            "print(loss)",
+            "print(h)",
+            "print(repr(x.grad), h.grad_fn is not None)",
+            "print(f'{loss:.4f} {loss.item()!r} {float(loss)}')",
+            "print(model)",
+            "print(loss.grad_fn.name(), len(loss.grad_fn.next_functions))",
+        )
+    )
 
 
 @habit
@@ -371,10 +434,16 @@ def data_loader(program: Program) -> None:
 def noise(program: Program) -> None:
     program.batch.append(
         program.pick(
-            "x = x + torch.randn_like(x)", "x = x * torch.bernoulli(torch.full_like(x, 0.8))", "x = x[torch.randperm(len(x))]", "x = x + random.random()",
-            "with torch.random.fork_rng(): x = x + torch.rand(())", "x = x.requires_grad_()", "x = x + torch.normal(0.0, 1.0, x.shape)",
-            "generator = torch.Generator().manual_seed(step); x = x + torch.rand(6, generator=generator)", "state = torch.get_rng_state(); x = x + torch.rand(6); torch.set_rng_state(state)",
-        )  # fmt: skip
+            "x = x + torch.randn_like(x)",
+            "x = x * torch.bernoulli(torch.full_like(x, 0.8))",
+            "x = x[torch.randperm(len(x))]",
+            "x = x + random.random()",
+            "with torch.random.fork_rng(): x = x + torch.rand(())",
+            "x = x.requires_grad_()",
+            "x = x + torch.normal(0.0, 1.0, x.shape)",
+            "generator = torch.Generator().manual_seed(step); x = x + torch.rand(6, generator=generator)",
+            "state = torch.get_rng_state(); x = x + torch.rand(6); torch.set_rng_state(state)",
+        )
     )
 
 
@@ -395,7 +464,9 @@ def graph_growing(program: Program) -> None:
 
 @habit
 def stopped_early(program: Program) -> None:
-    program.after_update.append(program.pick("if step == 1: break", "if step == 1: continue", "if not math.isfinite(loss.item()): break"))
+    program.after_update.append(
+        program.pick("if step == 1: break", "if step == 1: continue", "if not math.isfinite(loss.item()): break")
+    )
 
 
 @habit
@@ -417,22 +488,38 @@ def with_lines(program: Program) -> None:
     """Something entered around the whole loop."""
     program.around.append(
         program.pick(
-            "with torch.autograd.detect_anomaly():", "with torch.autograd.set_detect_anomaly(True, check_nan=False):", "with torch.enable_grad():",
-            "with warnings.catch_warnings(record=True) as caught:", "with contextlib.suppress(RuntimeError):", "with torch.autograd.profiler.record_function('loop'):",
-            "with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 1, lambda t: t):", "with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy):",
-            "with torch.autograd.graph.allow_mutation_on_saved_tensors():", "with torch.device('cpu'):", "with torch.random.fork_rng():",
-            "with torch.autograd.set_multithreading_enabled(False):", "with torch.no_grad():\n    torch.set_grad_enabled(True)\nif True:",
-            "with torch.autograd.graph.disable_saved_tensors_hooks('not now'):", "with contextlib.redirect_stderr(sys.stdout):",
-            "with torch.nn.utils.parametrize.cached():", "with torch.backends.mkldnn.flags(enabled=False):",
-        )  # fmt: skip
+            "with torch.autograd.detect_anomaly():",
+            "with torch.autograd.set_detect_anomaly(True, check_nan=False):",
+            "with torch.enable_grad():",
+            "with warnings.catch_warnings(record=True) as caught:",
+            "with contextlib.suppress(RuntimeError):",
+            "with torch.autograd.profiler.record_function('loop'):",
+            "with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 1, lambda t: t):",
+            "with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy):",
+            "with torch.autograd.graph.allow_mutation_on_saved_tensors():",
+            "with torch.device('cpu'):",
+            "with torch.random.fork_rng():",
+            "with torch.autograd.set_multithreading_enabled(False):",
+            "with torch.no_grad():\n    torch.set_grad_enabled(True)\nif True:",
+            "with torch.autograd.graph.disable_saved_tensors_hooks('not now'):",
+            "with contextlib.redirect_stderr(sys.stdout):",
+            "with torch.nn.utils.parametrize.cached():",
+            "with torch.backends.mkldnn.flags(enabled=False):",
+        )
     )
 
 
 @habit
 def profiled(program: Program) -> None:
-    stacks = program.pick("", "", ", with_stack=True, record_shapes=True", ", profile_memory=True, with_flops=True", ", with_modules=True")
-    program.around.append(f"with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]{stacks}) as prof:")
-    program.ending.append("show('profile', sorted((event.key, event.count) for event in prof.key_averages() if event.key in ('aten::addmm', 'aten::tanh', 'aten::mse_loss', 'aten::relu')))")
+    stacks = program.pick(
+        "", "", ", with_stack=True, record_shapes=True", ", profile_memory=True, with_flops=True", ", with_modules=True"
+    )
+    program.around.append(
+        f"with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]{stacks}) as prof:"
+    )
+    program.ending.append(
+        "show('profile', sorted((event.key, event.count) for event in prof.key_averages() if event.key in ('aten::addmm', 'aten::tanh', 'aten::mse_loss', 'aten::relu')))"
+    )
 
 
 @habit
@@ -451,7 +538,9 @@ def function_mode(program: Program) -> None:
         """
     )
     program.around.append("with Counting() as counting:")
-    program.ending.append("show('calls', len(counting.calls), hashlib.sha1(repr(counting.calls).encode()).hexdigest(), sorted(set(counting.calls)))")
+    program.ending.append(
+        "show('calls', len(counting.calls), hashlib.sha1(repr(counting.calls).encode()).hexdigest(), sorted(set(counting.calls)))"
+    )
 
 
 @habit
@@ -478,11 +567,30 @@ def dispatch_mode(program: Program) -> None:
 def patched_function(program: Program) -> None:
     """A function or method of torch's replaced by a wrapper, and put back or not."""
     owner, name = program.pick(
-        ("F", "mse_loss"), ("F", "linear"), ("F", "relu"), ("torch", "tanh"), ("torch.Tensor", "backward"), ("torch.Tensor", "mean"), ("F", "layer_norm"),
-        ("torch.Tensor", "detach"), ("torch.autograd", "backward"), ("torch.autograd", "grad"), ("nn.Linear", "forward"), ("nn.Module", "__call__"),
-        ("torch.optim.Optimizer", "zero_grad"), ("torch.Tensor", "__mul__"), ("F", "softmax"), ("torch", "cat"), ("torch.Tensor", "item"), ("F", "batch_norm"),
-        ("torch.Tensor", "register_hook"), ("nn.Module", "train"), ("nn.Module", "zero_grad"), ("torch.Tensor", "__getitem__"), ("torch.utils.checkpoint", "checkpoint"),
-    )  # fmt: skip
+        ("F", "mse_loss"),
+        ("F", "linear"),
+        ("F", "relu"),
+        ("torch", "tanh"),
+        ("torch.Tensor", "backward"),
+        ("torch.Tensor", "mean"),
+        ("F", "layer_norm"),
+        ("torch.Tensor", "detach"),
+        ("torch.autograd", "backward"),
+        ("torch.autograd", "grad"),
+        ("nn.Linear", "forward"),
+        ("nn.Module", "__call__"),
+        ("torch.optim.Optimizer", "zero_grad"),
+        ("torch.Tensor", "__mul__"),
+        ("F", "softmax"),
+        ("torch", "cat"),
+        ("torch.Tensor", "item"),
+        ("F", "batch_norm"),
+        ("torch.Tensor", "register_hook"),
+        ("nn.Module", "train"),
+        ("nn.Module", "zero_grad"),
+        ("torch.Tensor", "__getitem__"),
+        ("torch.utils.checkpoint", "checkpoint"),
+    )
     number = program.number()
     program.define(
         f"""
@@ -512,7 +620,7 @@ def in_a_thread(program: Program) -> None:
 @habit
 def live_or_dead(program: Program) -> None:
     """Whether tensors and graphs die as soon as nobody holds them."""
-    program.hidden.append(program.pick("weakref.finalize(h, print, 'hidden died', step)", "weakref.finalize(h.grad_fn, print, 'node died', step) if h.grad_fn is not None else None"))
+    program.hidden.append("weakref.finalize(h, print, 'hidden died', step)")
     program.loss.append("weakref.finalize(loss, print, 'loss died', step)")
     program.after_update.append("print('end of step', step)")
 
@@ -524,10 +632,11 @@ def attributes(program: Program) -> None:
         program.pick(
             "show('attributes', h.T, h.mT, h.real, h.data, h.is_leaf, h.output_nr, h.retains_grad, h.names, h.layout)",
             "show('base', h._base, h._is_view(), h._version, h.storage_offset(), h.stride())",
-            "h.note = 'mine'; show('note', h.note, h.__dict__)", "h.custom = loss; del h.custom; show('hooks', h._backward_hooks)",
+            "h.note = 'mine'; show('note', h.note, h.__dict__)",
+            "h.custom = loss; del h.custom; show('hooks', h._backward_hooks)",
             "show('grad of a non-leaf', h.grad)",
             "show('type', type(h), h.type(), h.__class__.__name__, h.is_cuda, h.element_size(), len(h), bool(h.sum() > 0))",
-        )  # fmt: skip
+        )
     )
 
 
@@ -577,4 +686,13 @@ def sparse_gradient(program: Program) -> None:
 
 @habit
 def second_loss(program: Program) -> None:
-    program.loss.append(program.pick("loss = loss + h.square().mean()", "loss = loss - 0.1 * sum(p.norm() for p in model.parameters())", "loss = torch.stack([loss, h.mean()]).sum()", "loss = loss.clone(); loss += 1", "loss.add_(0.5)", "loss = sum([loss, loss.detach()])"))
+    program.loss.append(
+        program.pick(
+            "loss = loss + h.square().mean()",
+            "loss = loss - 0.1 * sum(p.norm() for p in model.parameters())",
+            "loss = torch.stack([loss, h.mean()]).sum()",
+            "loss = loss.clone(); loss += 1",
+            "loss.add_(0.5)",
+            "loss = sum([loss, loss.detach()])",
+        )
+    )
