@@ -161,7 +161,9 @@ class Case:
         seen = self._run(source, True, naturally)
         wrong = list(differences(bare, seen))
         if wrong:
-            again = list(differences(bare, self._run(source, False, naturally)))
+            again = list(
+                differences(bare, self._run(source, False, naturally))
+            )  # its files take the place of the first
             if again:
                 return [f"the program itself is not the same twice: {again[0]}"]
         # Who leaves without Python's knowing leaves no report.

@@ -39,17 +39,19 @@ def supervise(arguments: Sequence[str]) -> int:
     before = prepared()
     folder = Path(options.keep or tempfile.mkdtemp(prefix="gradscope-fuzz-")).resolve()
     seeds = range(options.seed, options.seed + options.count)
-    lanes = []
+    lanes: dict[int, int] = {}
     for lane in range(min(options.jobs, len(seeds))):
         read, write = os.pipe()
         sys.stdout.flush()
-        if os.fork() == 0:
+        if (pid := os.fork()) == 0:
             os.close(read)
             run_lane(seeds[lane :: options.jobs], folder, options, before, write)
             os._exit(0)
         os.close(write)
-        lanes.append(read)
-    failed = told(lanes, len(seeds))
+        lanes[read] = pid
+    failed = told(list(lanes), len(seeds))
+    for pid in lanes.values():
+        os.waitpid(pid, 0)
     if not failed and not options.keep:
         shutil.rmtree(folder)
     return failed
