@@ -6,9 +6,11 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import importlib
 import io
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -41,7 +43,8 @@ class Child(NamedTuple):
     program: str
     source: str
     observed: bool
-    naturally: bool
+    naturally: bool  # to the interpreter's own end
+    thoroughly: bool  # with a look at all of torch for what is left behind
     before: Any
 
     @property
@@ -85,7 +88,7 @@ class Child(NamedTuple):
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
-        (self.folder / f"{self.name}.left").write_text(json.dumps(self.before.left_behind()))
+        (self.folder / f"{self.name}.left").write_text(json.dumps(self.before.left_behind(self.thoroughly)))
         if self.naturally:
             sys.exit(code)  # type: ignore[arg-type]
         threading._shutdown()  # type: ignore[attr-defined]
@@ -128,15 +131,17 @@ def prepared() -> Any:
     import torch.profiler
     import torch.utils.checkpoint
 
-    import gradscope.probes.scripts
-    import gradscope.shells.cli
-    import gradscope.shells.commands.diff
-    import gradscope.shells.commands.explain
-    import gradscope.shells.commands.show
-    import gradscope.shells.live
-    import gradscope.shells.ranks  # noqa: F401 - so that no fork needs to
+    import gradscope
     from tests.fuzz.surroundings import Before
 
+    for part in ("probes", "reports", "shells.commands"):
+        for module in pkgutil.iter_modules([os.path.join(gradscope.__path__[0], *part.split("."))]):
+            if module.name not in ("tensorboard", "torchviz", "plot", "layout"):
+                importlib.import_module(f"gradscope.{part}.{module.name}")
+    importlib.import_module("gradscope.shells.live")
+    importlib.import_module("gradscope.shells.ranks")
+    report_schema()
+    sarif_schema()
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
@@ -156,14 +161,11 @@ class Case:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.program.write_text(source, encoding="utf-8")
-        naturally = seed % 8 == 0 or "exit" in source.splitlines()[0]
-        bare = self._run(source, False, naturally)
-        seen = self._run(source, True, naturally)
+        bare = self._run(source, seed, False)
+        seen = self._run(source, seed, True)
         wrong = list(differences(bare, seen))
         if wrong:
-            again = list(
-                differences(bare, self._run(source, False, naturally))
-            )  # its files take the place of the first
+            again = list(differences(bare, self._run(source, seed, False)))  # its files take the place of the first
             if again:
                 return [f"the program itself is not the same twice: {again[0]}"]
         # Who leaves without Python's knowing leaves no report.
@@ -171,8 +173,11 @@ class Case:
             wrong += self._read_again(seed)
         return wrong
 
-    def _run(self, source: str, observed: bool, naturally: bool) -> Ended:
-        child = Child(self.folder, str(self.program), source, observed, naturally, self.before)
+    def _run(self, source: str, seed: int, observed: bool) -> Ended:
+        # Both take as long as most programs: so few do.
+        naturally = seed % 8 == 0 or "exits" in source.partition("\n")[0]
+        thoroughly = seed % 4 == 1
+        child = Child(self.folder, str(self.program), source, observed, naturally, thoroughly, self.before)
         pid = os.fork()
         if pid == 0:
             raise Begin(child)

@@ -68,8 +68,28 @@ class Before:
             if name.startswith("_global_") and isinstance(value, dict)
         }
 
-    def left_behind(self) -> dict[str, str]:
-        """What is otherwise now; the same program must leave the same, observed or not."""
+    def left_behind(self, thoroughly: bool) -> dict[str, str]:
+        """What is otherwise now, and with `thoroughly` which attributes; the same must be left, observed or not."""
+        found = self._attributes() if thoroughly else {}
+        found |= {name: str(len(hooks)) for name, hooks in self._hooks.items()}
+        for name in ("meta_path", "path_hooks", "path"):
+            found[f"sys.{name}"] = str(len(getattr(sys, name)))
+        found["function modes"] = str(len(torch.overrides._get_current_function_mode_stack()))
+        found["dispatch modes"] = str(torch._C._len_torch_dispatch_stack())
+        found["saved tensors hooks"] = str(torch._C._autograd._top_saved_tensors_default_hooks(True) is None)
+        found["grad mode"] = (
+            f"{torch.is_grad_enabled()} {torch.is_inference_mode_enabled()} {torch.is_anomaly_enabled()}"
+        )
+        found["tracing"] = f"{sys.gettrace()} {sys.getprofile()} {sys.getrecursionlimit()} {len(gc.callbacks)}"
+        found["signals"] = str([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
+        found["filters"] = str(warnings.filters)
+        found["environment"] = str(sorted(set(os.environ) - {"OMP_NUM_THREADS"}))
+        found["folder"] = os.getcwd()
+        found["threads"] = str(sorted(thread.name for thread in threading.enumerate()))
+        found["descriptors"] = str(len(os.listdir("/proc/self/fd")))
+        return found
+
+    def _attributes(self) -> dict[str, str]:
         found: dict[str, str] = {}
         for name, (owner, attributes) in self._owners.items():
             now = vars(owner)
@@ -88,22 +108,6 @@ class Before:
                         and f"{name}.{key}" not in _OF_ITSELF
                     ):
                         found[f"{name}.{key}"] = _said(now[key])
-        found |= {name: str(len(hooks)) for name, hooks in self._hooks.items()}
-        for name in ("meta_path", "path_hooks", "path"):
-            found[f"sys.{name}"] = str(len(getattr(sys, name)))
-        found["function modes"] = str(len(torch.overrides._get_current_function_mode_stack()))
-        found["dispatch modes"] = str(torch._C._len_torch_dispatch_stack())
-        found["saved tensors hooks"] = str(torch._C._autograd._top_saved_tensors_default_hooks(True) is None)
-        found["grad mode"] = (
-            f"{torch.is_grad_enabled()} {torch.is_inference_mode_enabled()} {torch.is_anomaly_enabled()}"
-        )
-        found["tracing"] = f"{sys.gettrace()} {sys.getprofile()} {sys.getrecursionlimit()} {len(gc.callbacks)}"
-        found["signals"] = str([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
-        found["filters"] = str(warnings.filters)
-        found["environment"] = str(sorted(set(os.environ) - {"OMP_NUM_THREADS"}))
-        found["folder"] = os.getcwd()
-        found["threads"] = str(sorted(thread.name for thread in threading.enumerate()))
-        found["descriptors"] = str(len(os.listdir("/proc/self/fd")))
         return found
 
 
