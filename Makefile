@@ -1,5 +1,5 @@
 # Each target makes the environment it needs. The same commands stand in the README.
-.PHONY: example test check benchmark docs
+.PHONY: example test check benchmark fuzz docs
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,13 @@ check: $(BIN)/pytest
 
 benchmark: $(BIN)/pytest
 	$(BIN)/python -m benchmarks
+
+# Random programs, bare and observed: N of them from SEED on; WITHOUT leaves ingredients out. What differs is made smaller.
+N := 1
+SEED := 0
+WITHOUT := none
+fuzz: $(BIN)/pytest
+	$(BIN)/python tests/fuzz/run.py $(N) --seed $(SEED) --without $(WITHOUT) --smaller
 
 docs: $(BIN)/sphinx-build
 	$(BIN)/sphinx-build -W --keep-going -n docs docs/_build/html

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from gradscope.rules import RULES, rule_name
+from tests.waiting import PATIENT
 from tests.workshop import Workshop
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +176,7 @@ def test_cells_run(page: Path, folder: Path) -> None:
     pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install '.[dev]'")
     given = GIVEN.replace("training_step()", "training_step(batch=None)") + "loader = range(3)\n"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (given, *cells)])
-    nbclient.NotebookClient(book, timeout=60, resources={"metadata": {"path": str(folder)}}).execute()
+    nbclient.NotebookClient(book, **PATIENT, resources={"metadata": {"path": str(folder)}}).execute()
     for cell in book.cells:
         if cell.source.startswith("%%gradscope"):
             assert any("gradscope: Cell In[" in str(output.get("data")) for output in cell.outputs)

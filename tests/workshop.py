@@ -17,6 +17,7 @@ import pytest
 from gradscope.graph.facts import Operation, Run, Tensor
 from gradscope.probes.scripts import Outcome, observe_program, program_of_script
 from gradscope.shells.cli import main
+from tests.waiting import communicated
 
 FORUM = Path(__file__).parents[1] / "examples" / "forum.py"
 
@@ -91,11 +92,7 @@ class Workshop:
 
 
 def _wait(process: subprocess.Popen[str]) -> Ended:
-    try:
-        out, err = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+    out, err = communicated(process)
     return Ended(process.returncode, out, err)
 
 

@@ -1,10 +1,11 @@
-"""A picture file from DOT text, laid out by Graphviz in a child process with a time limit."""
+"""A picture file from DOT text, laid out by Graphviz in a child process with a limit on the processor's time."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def write_page(page: str, path: Path) -> None:
 def draw(dot: str, path: Path, seconds: float = 20.0) -> None:
     """Write DOT text as `.dot`, `.gv`, `.svg`, `.png` or `.pdf`, by the ending of `path`.
 
-    Graphviz gets at most `seconds`. What stood at `path` before is replaced only by a whole picture.
+    Graphviz gets at most `seconds` of the processor. What stood at `path` before is replaced only by a whole picture.
     """
     path = Path(path)
     check_drawable(path)
@@ -150,7 +151,8 @@ def _finished(command: list[str], dot: str, environment: dict[str, str], seconds
     if not sys.executable:
         raise DrawingError(f"cannot draw {shown(str(path))}: no Python to start; write a .dot file instead")
     # -P keeps files of the user's directory from being imported in place of libraries.
-    line = [sys.executable, "-P", str(_HERE / "layout.py"), *command]
+    line = [sys.executable, "-P", str(_HERE / "layout.py"), str(seconds), *command]
+    limits_itself = hasattr(signal, "setitimer")
     try:
         done = subprocess.run(
             line,
@@ -159,9 +161,11 @@ def _finished(command: list[str], dot: str, environment: dict[str, str], seconds
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
-            timeout=seconds,
+            timeout=None if limits_itself else seconds,
         )
     except subprocess.TimeoutExpired:
+        return False
+    if limits_itself and done.returncode == -signal.SIGPROF:
         return False
     if done.returncode == 0:
         return True

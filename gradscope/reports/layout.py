@@ -1,6 +1,6 @@
 """The child process that runs Graphviz: DOT from standard input, a picture into a file.
 
-It is run by its path, as `python layout.py ENGINE FORMAT TARGET [NAME=VALUE ...]`, so that nothing else of
+It is run by its path, as `python layout.py SECONDS ENGINE FORMAT TARGET [NAME=VALUE ...]`, so that nothing else of
 the package is imported, and least of all torch.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import sys
 
 _FINEST_DPI = 144.0
@@ -16,8 +17,13 @@ _MOST_PIXELS = 25e6
 _POINTS_PER_INCH = 72.0
 
 
-def main(engine: str, form: str, target: str, *settings: str) -> None:
-    """Lay one graph out and write it; the settings become attributes of the graph."""
+def main(seconds: str, engine: str, form: str, target: str, *settings: str) -> None:
+    """Lay one graph out and write it; the settings become attributes of the graph.
+
+    After so many seconds of the processor the system ends this process: a busy machine takes nothing from a layout.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, float(seconds))
     import pygraphviz  # type: ignore[import-untyped]
 
     graph = pygraphviz.AGraph(string=_without_empty_lines(sys.stdin.buffer.read().decode("utf-8")))

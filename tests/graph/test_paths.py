@@ -318,7 +318,7 @@ def tensors_of(flow: StepFlow) -> Iterable[int]:
     return [tensor for tensor in flow.values_of if flow.tensors[tensor].name is not None]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps())
 def test_cuts_are_the_frontier(flow: StepFlow) -> None:
     """Cuts are exactly the operations at which what is alive ends on the way to a root."""
@@ -333,7 +333,7 @@ def test_cuts_are_the_frontier(flow: StepFlow) -> None:
         assert reach.alive == {value for value in reach.touched if reference.is_alive(value)}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps())
 def test_path_is_connected_and_goes_through_the_cut(flow: StepFlow) -> None:
     """A path starts with the tensor, hands a value from each operation to the next, and ends with a root."""

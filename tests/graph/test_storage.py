@@ -54,7 +54,7 @@ def facts(kind: Any) -> st.SearchStrategy[Any]:
     raise AssertionError(f"no strategy for {kind}")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(facts(Run))
 def test_any_run_comes_back_as_it_was(run: Run) -> None:
     """Run -> JSON -> Run gives an equal run, whatever its facts."""
@@ -76,7 +76,7 @@ def test_the_schema_is_written_and_checked() -> None:
         decode(data.replace(b"gradscope.run/1", b"gradscope.run/9"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damage_never_gives_anything_but_an_answer(data: st.DataObject) -> None:
     """However bytes of a kept run are changed, it is read or refused in one line."""

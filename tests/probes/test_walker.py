@@ -303,7 +303,7 @@ def reference(root: torch.Tensor) -> tuple[Counter[str], Counter[tuple[str, str,
     return names, links, leaves
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from(sorted(_OPERATIONS)), st.integers(0, 1_000), st.integers(0, 1_000)), max_size=40

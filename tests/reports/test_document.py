@@ -160,7 +160,7 @@ def test_movement_is_relative_to_the_start(start: float, change: float, moved: f
     assert (row.name, row.moved, row.from_zero) == ("w", moved, from_zero)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     names=st.lists(st.text(max_size=10), max_size=6),
     grads=st.lists(st.booleans(), min_size=6, max_size=6),

@@ -477,7 +477,7 @@ def dags(draw: st.DrawFn) -> Run:
     return book.run()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(dags())
 def test_any_graph_stays_within_the_limit(run: Run) -> None:
     """However a run looks, at most 300 boxes are drawn, and every arrow joins two of them."""
@@ -487,7 +487,7 @@ def test_any_graph_stays_within_the_limit(run: Run) -> None:
     assert set(drawn.nodes) <= declared
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(min_size=1, max_size=40) | st.from_regex(r"[\\NGLlrn<>\"&;{}|\s#x0-9]{1,20}", fullmatch=True))
 def test_any_name_is_drawn_letter_by_letter(name: str) -> None:
     """Whatever a tensor is called, the DOT parses and the box shows that name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-import time
 import zlib
 from pathlib import Path
 from xml.etree import ElementTree
@@ -103,10 +102,10 @@ def test_time_limit_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "graph.svg"
     path.write_text("before", encoding="utf-8")
     thick = "".join(f"n{a} -> n{b};" for a in range(150) for b in range(a))
-    before = time.monotonic()
+    before = os.times().children_user
     with pytest.raises(DrawingError, match="takes more than 1 seconds") as caught:
         draw(f"digraph {{ {thick} }}", path, seconds=1)
-    assert time.monotonic() - before < 10
+    assert os.times().children_user - before < 3
     assert "\n" not in str(caught.value)
     assert ".dot" in str(caught.value)
     assert path.read_text(encoding="utf-8") == "before"

@@ -205,7 +205,7 @@ def chromium() -> Iterator[Any]:
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync"]
     with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        browser = playwright.chromium.launch(executable_path=path, args=flags, timeout=600_000)
         yield browser
         browser.close()
 
@@ -218,7 +218,7 @@ class Shown:
         path = folder / "report.html"
         path.write_text(page, encoding="utf-8")
         self.page = chromium.new_page(viewport={"width": 1300, "height": 900}, **options)
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(600_000)  # what does not come at all, and not what is slow
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on(

@@ -75,7 +75,7 @@ def _arrows(graph: pygraphviz.AGraph) -> Counter[tuple[str, str]]:
     return Counter((label[a], label[b]) for a, b in graph.edges())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(max_size=40))
 def test_any_name_parses_in_the_style_of_torchviz(name: str) -> None:
     """Whatever a tensor is called, the DOT in torchviz's style has the same boxes and arrows."""

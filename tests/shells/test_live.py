@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import types
 
 import pytest
 
@@ -91,6 +93,7 @@ def test_ignored_rules_are_not_told(workshop: Workshop) -> None:
 
 def test_progress_is_for_terminals(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long run shows a line of progress on a terminal only, and takes it away at its end."""
+    monkeypatch.setattr(live, "time", types.SimpleNamespace(monotonic=itertools.count(0, 0.1).__next__))
     monkeypatch.setattr(live, "_SLOW", 0.0)
     monkeypatch.setattr(live, "_PAUSE", 0.0)
     assert watched(workshop, io.StringIO(), 3) == ""

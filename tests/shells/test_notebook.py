@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENT
+
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install '.[dev]'")
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install '.[dev]'")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install '.[dev]'")
@@ -36,7 +38,7 @@ def executed(*cells: str, folder: Path) -> list[Any]:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}})
+    client = nbclient.NotebookClient(notebook, **PATIENT, resources={"metadata": {"path": str(folder)}})
     with suppress(nbclient.exceptions.CellExecutionError):
         client.execute()
     return [cell.outputs for cell in notebook.cells]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tests.waiting import communicated
 from tests.workshop import Ended, Workshop
 
 TWO = """
@@ -67,7 +68,7 @@ def test_a_healthy_run_has_one_report(workshop: Workshop) -> None:
     workshop.write(TWO.format(cut=""))
     bare = workshop.start(*RUN, "script.py", "some", "allow")
     ended = launched(workshop, "some", "allow", options=("-o", "report.json", "--save", "run.json"))
-    out, _ = bare.communicate(timeout=120)
+    out, _ = communicated(bare)
     # torchrun leaves output unbuffered: the end of a line may come after the next line of another rank.
     assert ended.status == 0
     assert sorted(ended.out.replace("end", " end").split()) == sorted(out.replace("end", " end").split())

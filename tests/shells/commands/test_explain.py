@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from tests.waiting import communicated
 from tests.workshop import FORUM, Workshop
 
 UNUSED = """
@@ -329,7 +330,7 @@ def test_interrupts_end_with_the_report(workshop: Workshop) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = communicated(process)
     assert process.returncode == 130
     assert err == ""
     assert "(interrupted)" in out
