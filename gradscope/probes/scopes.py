@@ -57,7 +57,9 @@ def parts(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def registered(module: torch.nn.Module, register: str) -> Iterable[tuple[str, Any]]:
-    """What a module has registered in `_parameters`, `_buffers` or `_modules`."""
+    """What a module has registered in `_parameters`, `_buffers` or `_modules`; TorchScript keeps it out of Python."""
+    if is_a(module, torch.jit.ScriptModule):
+        return tuple(getattr(module, register).items()) if hasattr(module, register) else ()
     found: Mapping[str, Any] = object.__getattribute__(module, "__dict__").get(register) or {}
     return found.items()
 
