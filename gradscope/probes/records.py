@@ -220,6 +220,13 @@ class StepRecord:
     first_call: int = 0
 
     @property
+    def size(self) -> int:
+        """About how many operations and nodes of graphs are in it; most of what is jotted down takes one tensor or two."""
+        walks = (backward.walk for backward in self.backwards)
+        jotted = len(self.jottings.taken) if self.jottings is not None else 0
+        return len(self.operations) + jotted + sum(len(walk) for walk in walks if walk is not None)
+
+    @property
     def empty(self) -> bool:
         """Whether nothing has happened in it yet."""
         return not (self.operations or self.backwards or (self.jottings is not None and self.jottings.items))

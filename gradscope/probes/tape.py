@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
-SWEEP_AT = 100_000
+SWEEP_AT = 20_000  # operations of one step: few programs call as many for one update, and it takes some megabytes
+_DEAD = 100  # leaves that may be looked at in vain: programs that differentiate at ever new points leave them behind
 
 
 class Tape:
@@ -68,6 +69,7 @@ class Tape:
         self.labels: dict[int, str] = {}  # of root modules, as they were given
         self.hints: dict[int, str] = {}  # and what they were called when their optimizer was made
         self.optimizers: list[OptimizerMark] = []
+        self._optimizer_marks: dict[int, OptimizerMark] = {}
         self.customs: dict[CodeType, CustomRecord] = {}
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
@@ -269,10 +271,15 @@ class Tape:
 
     def watched(self) -> Iterator[tuple[Subject, torch.Tensor]]:
         """The live leaves that a gradient can arrive at."""
+        dead = 0
         for subject in list(self.leaves.values()):
             tensor = subject.ref()
-            if tensor is not None and tensor.requires_grad and is_leaf(tensor):
+            if tensor is None:
+                dead += 1
+            elif tensor.requires_grad and is_leaf(tensor):
                 yield subject, tensor
+        if dead > _DEAD and dead * 2 > len(self.leaves):
+            self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
 
     def let_go(self, tensor: Any) -> Subject | None:
         """Drop the weak reference to a tensor; `regain` takes it up again."""
@@ -353,7 +360,12 @@ class Tape:
         return mark
 
     def called(self) -> None:
-        """A call of a root module is over. Where many in one step hang together, that has to show soon."""
+        """A call of a root module is over. Where many in one step hang together, that has to show soon.
+
+        Without grad mode nothing hangs together, however often a policy or an evaluation calls.
+        """
+        if not torch.is_grad_enabled():
+            return
         self.growth.calls += 1
         if self.growth.calls - self.step.first_call >= CALLS:
             self.backlog.catch_up()
@@ -376,7 +388,12 @@ class Tape:
 
     def optimizer_mark(self, optimizer: torch.optim.Optimizer) -> OptimizerMark | None:
         """What is known of an optimizer; None at the first sight."""
-        return next((mark for mark in self.optimizers if mark.ref() is optimizer), None)
+        mark = self._optimizer_marks.get(id(optimizer))
+        if mark is None or mark.ref() is not optimizer:
+            mark = next((mark for mark in self.optimizers if mark.ref() is optimizer), None)
+            if mark is not None:
+                self._optimizer_marks[id(optimizer)] = mark
+        return mark
 
     def differentiated(self, root: torch.Tensor, kind: str) -> None:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
@@ -426,13 +443,16 @@ class Tape:
                 return
 
     def _sweep(self) -> None:
-        """Drop operations of this step that lead neither to a root of a backward nor to a live tensor."""
+        """Drop operations of this step that lead neither to a root of a backward nor to a live tensor.
+
+        What gives nothing is kept where it tells of gradients: switches of grad mode, exits of values with history.
+        """
         self.backlog.catch_up(rest=False)
         needed = {subject.value for subject in list(self.known.values()) if subject.ref() is not None}
         needed.update(root[0] for backward in self.step.backwards for root in backward.roots)
         kept = []
         for operation in reversed(self.step.operations):
-            if any(value[0] in needed for value in operation.outputs):
+            if any(value[0] in needed for value in operation.outputs) or _tells(operation):
                 kept.append(operation)
                 needed.update(value[0] for value in operation.inputs)
         self.step.operations = kept[::-1]
@@ -472,6 +492,10 @@ class Tape:
         """Whether the next step is one of those that are seldom read, and nothing needs its operations at once."""
         return not self._begins() and self._threads < 2 and self.check_calls is None
 
+    def records_kept(self) -> int:
+        """How many operations and nodes of graphs are kept: what it costs to look at the run grows with them."""
+        return sum(step.size for step in (*self.first, *self.latest, self.step))
+
     def written(self) -> list[OperationRecord]:
         """The operations of the running step, all of them written out."""
         self.backlog.catch_up()
@@ -492,6 +516,13 @@ class Tape:
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
+
+
+def _tells(operation: OperationRecord) -> bool:
+    """Whether an operation that gives nothing tells where gradients end: it switches grad mode, or takes a value out."""
+    if operation.outputs:
+        return False
+    return operation.failed or not operation.inputs or any(history for _, _, history in operation.inputs)
 
 
 def _nobody() -> None:
