@@ -25,7 +25,7 @@ from gradscope.probes.attributes import INFERENCE, is_leaf, shape_of, storage_ke
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
-from gradscope.probes.jottings import Backlog
+from gradscope.probes.jottings import Backlog, drop_idle
 from gradscope.probes.records import (
     BackwardRecord,
     Jottings,
@@ -297,9 +297,13 @@ class Tape:
             self.changed(tensor, subject)
 
     def purge(self) -> None:
-        """Forget tensors that are dead."""
-        self.backlog.catch_up(rest=False)
-        self.known = {key: subject for key, subject in list(self.known.items()) if subject.ref() is not None}
+        """Forget tensors that are dead and that nothing jotted down speaks of."""
+        spoken_of = self.backlog.spoken_of()
+        self.known = {
+            key: subject
+            for key, subject in list(self.known.items())
+            if subject.ref() is not None or id(subject.ref) in spoken_of
+        }
         self._sources = {key: link for key, link in list(self._sources.items()) if link[0]() is not None}
         self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
         self.marks = {key: mark for key, mark in list(self.marks.items()) if mark.ref() is not None}
@@ -443,22 +447,11 @@ class Tape:
                 return
 
     def _sweep(self) -> None:
-        """Drop operations of this step that lead neither to a root of a backward nor to a live tensor.
-
-        What gives nothing is kept where it tells of gradients: switches of grad mode, exits of values with history.
-        """
-        self.backlog.catch_up(rest=False)
-        needed = {subject.value for subject in list(self.known.values()) if subject.ref() is not None}
-        needed.update(root[0] for backward in self.step.backwards for root in backward.roots)
-        kept = []
-        for operation in reversed(self.step.operations):
-            if any(value[0] in needed for value in operation.outputs) or _tells(operation):
-                kept.append(operation)
-                needed.update(value[0] for value in operation.inputs)
-        self.step.operations = kept[::-1]
-        serials = {operation.serial for operation in kept}
-        self.step.writes = [write for write in self.step.writes if write[0] in serials]
-        self._sweep_at = max(SWEEP_AT, 2 * len(kept))
+        """Drop what leads nowhere in a step that has grown long, and jot it from here on."""
+        drop_idle(self, self.step)
+        self._sweep_at = max(SWEEP_AT, 2 * len(self.step.operations))
+        if self.step.jottings is None and self._threads < 2 and self.check_calls is None:
+            self.jotting = self.backlog.begin(self.step)
 
     def end_step(self, optimizer: int | None, site: Site | None = None) -> None:
         """Close the running step and begin the next."""
@@ -516,13 +509,6 @@ class Tape:
     def fail(self, part: str, error: BaseException) -> None:
         """Remember, once, that a part of ours failed; the program goes on."""
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
-
-
-def _tells(operation: OperationRecord) -> bool:
-    """Whether an operation that gives nothing tells where gradients end: it switches grad mode, or takes a value out."""
-    if operation.outputs:
-        return False
-    return operation.failed or not operation.inputs or any(history for _, _, history in operation.inputs)
 
 
 def _nobody() -> None:
