@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from gradscope.graph.facts import Backward, Operation, Run, Step, Tensor
 from gradscope.graph.naming import short_name
+from gradscope.graph.once import once
 
 # These set a flag of a tensor: worth no word where a path is told.
 _FLAGS = frozenset({"Tensor.requires_grad_", "Tensor.requires_grad ="})
@@ -114,6 +115,15 @@ class StepFlow:
             if root not in seen:
                 found.setdefault(self.holder[root], []).append(root)
         return found
+
+    @cached_property
+    def exits(self) -> tuple[Operation, ...]:
+        """The operations on lines of the user's that take a value out of torch."""
+        return tuple(
+            operation
+            for operation in self.operations
+            if not operation.outputs and operation.span is not None and short_name(operation.name) in EXIT_NAMES
+        )
 
     @cached_property
     def outer(self) -> frozenset[int]:
@@ -328,11 +338,13 @@ def _shortened(parts: list[str]) -> list[str]:
     return joined + tail
 
 
+@once
 def flows(run: Run) -> list[StepFlow]:
     """The data flow of each step that is kept."""
     return [StepFlow(run, step) for step in run.steps]
 
 
+@once
 def rounds(run: Run, optimizer: int | None) -> list[StepFlow]:
     """The data flow from one step of an optimizer to its next, over the steps of other optimizers in between.
 

@@ -15,6 +15,7 @@ took and gave, and what the result is like, for that may be dead by the time it 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
@@ -34,20 +35,21 @@ if TYPE_CHECKING:
 # one that it gave, and of that the shape, the dtype and `requires_grad`. These are items of one long list, for tuples
 # and lists of their own would set off full collections of garbage.
 ITEMS = 13
-_GIVEN = 9
+_COUNT, _GIVEN = 8, 9
 _LONGEST_REST = 64  # steps
 
 _NAMES = (
     "add", "sub", "mul", "neg", "abs", "square", "rsub", "matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "tanh",
     "relu", "sin", "cos", "sum", "mean", "cumsum", "clone", "t", "transpose", "permute", "view", "reshape", "flatten",
-    "squeeze", "unsqueeze", "expand", "repeat", "cat", "stack", "where", "maximum", "minimum", "select", "narrow",
-    "index_select", "gather", "flip", "roll", "einsum", "zeros", "ones", "rand", "randn", "arange", "eye",
+    "squeeze", "unsqueeze", "expand", "repeat", "cat", "stack", "where", "maximum", "minimum", "argmax", "argmin",
+    "clamp", "select", "narrow", "index_select", "gather", "flip", "roll", "einsum", "zeros", "ones", "rand", "randn",
+    "arange", "eye",
     "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__matmul__", "__rmatmul__", "__neg__",
     "__getitem__", "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__",
 )  # fmt: skip
 PLAIN = frozenset(
     {getattr(owner, name) for owner in (torch.Tensor, torch) for name in _NAMES if hasattr(owner, name)}
-    | {torch.nn.functional.linear, torch.nn.functional.conv2d, torch.nn.functional.gelu}
+    | {torch.nn.functional.relu, torch.nn.functional.linear, torch.nn.functional.conv2d, torch.nn.functional.gelu}
 )
 """Functions that compute one new tensor of what they are given, and whose derivative is finite everywhere."""
 
@@ -64,7 +66,7 @@ class Backlog:
         """A step begins; None where it had better do without jottings."""
         if step.index <= self._from:
             return None
-        step.jottings = Jottings()
+        step.jottings = Jottings(begun=self.tape.next_operation())
         self.waiting.append((step, step.jottings))
         return step.jottings
 
@@ -88,8 +90,22 @@ class Backlog:
         if step.jottings.leads_on or step.jottings.survivors:
             self.catch_up()
         else:
-            _note_uses(step.jottings, [subject for subject in self.tape.kept.values() if not subject.used])
+            _note_uses(step.jottings.taken, [subject for subject in self.tape.kept.values() if not subject.used])
             del self.waiting[0]
+
+    def spoken_of(self) -> set[int]:
+        """References by which jottings that wait tell tensors, by their ids."""
+        return {id(reference) for _, jottings in self.waiting for reference in jottings.taken}.union(
+            id(given) for _, jottings in self.waiting for given in jottings.items[_GIVEN::ITEMS]
+        )
+
+    def thin(self, most: int) -> None:
+        """Throw away what the running step has jotted that leads nowhere; write the rest out where that is much."""
+        step = self.tape.step
+        if step.jottings is not None:
+            drop_idle(self.tape, step)
+        if step.jottings is None or len(step.jottings.items) > most // 2 * ITEMS:
+            self.catch_up(rest=False)
 
     def catch_up(self, rest: bool = True) -> None:
         """Write out what is jotted, and jot no more in this step.
@@ -120,12 +136,57 @@ def _leads_into(step: StepRecord, jottings: Jottings, following: StepRecord) -> 
     )
 
 
-def _note_uses(jottings: Jottings, unused: Sequence[Subject]) -> None:
-    """A step is thrown away unread: what was used in it only has been used all the same."""
-    taken = set(map(id, jottings.taken)) if unused else ()
+def _note_uses(references: Sequence[Reference], unused: Sequence[Subject]) -> None:
+    """Jottings are thrown away unread: what was used in them only has been used all the same."""
+    taken = set(map(id, references)) if unused else ()
     for subject in unused:
         if id(subject.ref) in taken:
             subject.used = True
+
+
+def drop_idle(tape: Tape, step: StepRecord) -> None:
+    """Drop operations of the running step, written or jotted, that lead to nothing alive and to no root of a backward.
+
+    What gives nothing is kept where it tells of gradients: switches of grad mode, exits of values with history.
+    """
+    roots = [root for backward in step.backwards for root in backward.roots]
+    values = {subject.value for subject in list(tape.known.values()) if subject.ref() is not None}
+    values.update(root[0] for root in roots)
+    needed = {id(root[1].ref) for root in roots}
+    written, waiting = [], step.operations
+
+    def keep_after(serial: int) -> None:
+        while waiting and waiting[-1].serial > serial:
+            operation = waiting.pop()
+            if operation.tells_of_gradients or any(
+                value in values or id(subject.ref) in needed for value, subject, _ in operation.outputs
+            ):
+                written.append(operation)
+                values.update(value for value, _, _ in operation.inputs)
+                needed.update(id(subject.ref) for _, subject, _ in operation.inputs)
+
+    if step.jottings is not None:
+        jottings, dropped = step.jottings, list[Reference]()
+        kept: list[tuple[list[Any], list[Reference]]] = []
+        items, taken = jottings.items, jottings.taken
+        end = len(taken)
+        for place in range(len(items) - ITEMS, -1, -ITEMS):
+            keep_after(items[place])
+            given, begin = items[place + _GIVEN], end - items[place + _COUNT]
+            if given() is not None or id(given) in needed:
+                kept.append((items[place : place + ITEMS], taken[begin:end]))
+                needed.update(map(id, taken[begin:end]))
+            else:
+                dropped += taken[begin:end]
+            end = begin
+        _note_uses(dropped, [subject for subject in tape.kept.values() if not subject.used])
+        items[:] = [item for jotting, _ in reversed(kept) for item in jotting]
+        taken[:] = [reference for _, references in reversed(kept) for reference in references]
+        jottings.met = [subject for subject in jottings.met if subject.ref() is not None or id(subject.ref) in needed]
+    keep_after(-1)
+    step.operations = written[::-1]
+    serials = {operation.serial for operation in written}
+    step.writes = [write for write in step.writes if write[0] in serials]
 
 
 def _write_out(tape: Tape, waiting: Sequence[tuple[StepRecord, Jottings]]) -> None:
@@ -136,6 +197,7 @@ def _write_out(tape: Tape, waiting: Sequence[tuple[StepRecord, Jottings]]) -> No
         values: dict[int, int] = {}
         for _, later in reversed(waiting[place:]):
             values.update(later.renewed)
+        begun = jottings.begun
         calls, written, taken = jottings.callers, [], iter(jottings.taken)
         for jotting in zip(*[iter(jottings.items)] * ITEMS, strict=True):
             operation, call = _written(tape, step, jotting, taken, subjects, values)
@@ -146,7 +208,7 @@ def _write_out(tape: Tape, waiting: Sequence[tuple[StepRecord, Jottings]]) -> No
         # Those that were written at once did not wait, but the links of their values had to.
         step.operations = list(heapq.merge(step.operations, written, key=attrgetter("serial")))
         step.jottings = None
-        for operation in step.operations:
+        for operation in step.operations[bisect_right(step.operations, begun, key=attrgetter("serial")) :]:
             tape.link(operation, step.index, calls.get(operation.serial))
         # How far the graph behind a root leads back is known only now.
         tape.growth.differentiated(root[1] for backward in step.backwards for root in backward.roots)

@@ -82,7 +82,9 @@ _LOOKS = _SPEAKING | {_data_of, torch.Tensor.requires_grad_, torch.Tensor.regist
 # Their arguments are looked at before the call.
 _AS_SUBCLASS = torch.Tensor.as_subclass
 _PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, _set_grad_enabled, _AS_SUBCLASS}
-_LOOK, _MOST = 10_000, 25_000  # how often jottings are looked at, and how many may pile up before they are written out
+_LOOK, _MOST = 100, 20_000  # how often jottings are looked at, and how many may pile up before they are thinned out
+_TENSORS = (Tensor,)  # the classes that functions written in Python tell of: plain tensors have no say
+_AS_EVER = {"inplace": False}  # says what a plain function does without being told
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
@@ -138,9 +140,18 @@ class Recorder(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if type(func) not in OF_C:
             func = own(func, sys._getframe(1))
+        if types and types == _TENSORS:
+            types = ()
         tape = self.tape
         jottings = tape.jotting
-        if jottings is not None and func in PLAIN and not kwargs and not types and self.alone and not self.paused:
+        if (
+            jottings is not None
+            and func in PLAIN
+            and (not kwargs or kwargs == _AS_EVER)
+            and not types
+            and self.alone
+            and not self.paused
+        ):
             # All in one piece: most operations of a long run come by here.
             frame = sys._getframe(1)
             code, offset = frame.f_code, frame.f_lasti
@@ -192,7 +203,7 @@ class Recorder(TorchFunctionMode):
                     history,
                 )
                 if not number % _LOOK and len(items) > _MOST * ITEMS:
-                    tape.backlog.catch_up(rest=False)
+                    tape.backlog.thin(_MOST)
             except Exception as error:  # there are tensors without a shape
                 pass_on(error)
                 call = self._before(func, frame, args, None)

@@ -152,6 +152,13 @@ class OperationRecord(msgspec.Struct, eq=False, gc=False):
     failed: bool = False
     number: float | None = None
 
+    @property
+    def tells_of_gradients(self) -> bool:
+        """Whether it gives nothing, and tells where gradients end: at a switch of grad mode, or out of torch."""
+        if self.outputs:
+            return False
+        return self.failed or not self.inputs or any(history for _, _, history in self.inputs)
+
 
 @dataclass(slots=True)
 class BackwardRecord:
@@ -191,7 +198,7 @@ class Jottings:
     other. `met` are the tensors that were met meanwhile, `renewed` the numbers of the values that the step of an
     optimizer replaced, and `callers` the calls of root modules in which other operations ran. At the end of the step
     `survivors` are results that are alive, `uses` how often each was referred to, and `leads_on` says that one of them
-    was used in a later step.
+    was used in a later step. `begun` is the number after which it was jotted: what came before in the step is linked.
     """
 
     items: list[Any] = field(default_factory=list)
@@ -202,6 +209,7 @@ class Jottings:
     survivors: list[Reference] = field(default_factory=list)
     uses: list[int] = field(default_factory=list)
     leads_on: bool = False
+    begun: int = 0
 
 
 @dataclass(slots=True)
@@ -220,6 +228,13 @@ class StepRecord:
     writes: list[tuple[int, int]] = field(default_factory=list)
     jottings: Jottings | None = None
     first_call: int = 0
+
+    @property
+    def size(self) -> int:
+        """About how many operations and nodes of graphs are in it; what is jotted down takes a tensor or two each."""
+        walks = (backward.walk for backward in self.backwards)
+        jotted = len(self.jottings.taken) if self.jottings is not None else 0
+        return len(self.operations) + jotted + sum(len(walk) for walk in walks if walk is not None)
 
     @property
     def empty(self) -> bool:

@@ -25,7 +25,7 @@ from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, 
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
-from gradscope.probes.jottings import Backlog
+from gradscope.probes.jottings import Backlog, drop_idle
 from gradscope.probes.quiet import here
 from gradscope.probes.records import (
     BackwardRecord,
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
-SWEEP_AT = 100_000
+SWEEP_AT = 20_000  # operations of one step: few programs call as many for one update, and it takes some megabytes
+_DEAD = 100  # leaves that may be looked at in vain: programs that differentiate at ever new points leave them behind
 
 
 class Tape:
@@ -70,6 +71,7 @@ class Tape:
         self.labels: dict[int, str] = {}  # of root modules, as they were given
         self.hints: dict[int, str] = {}  # and what they were called when their optimizer was made
         self.optimizers: list[OptimizerMark] = []
+        self._optimizer_marks: dict[int, OptimizerMark] = {}
         self.customs: dict[CodeType, CustomRecord] = {}
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
@@ -279,10 +281,15 @@ class Tape:
 
     def watched(self) -> Iterator[tuple[Subject, torch.Tensor]]:
         """The live leaves that a gradient can arrive at."""
+        dead = 0
         for subject in list(self.leaves.values()):
             tensor = subject.ref()
-            if tensor is not None and tensor.requires_grad and is_leaf(tensor):
+            if tensor is None:
+                dead += 1
+            elif tensor.requires_grad and is_leaf(tensor):
                 yield subject, tensor
+        if dead > _DEAD and dead * 2 > len(self.leaves):
+            self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
 
     def let_go(self, tensor: Any) -> Subject | None:
         """Drop the weak reference to a tensor; `regain` takes it up again."""
@@ -300,9 +307,13 @@ class Tape:
             self.changed(tensor, subject)
 
     def purge(self) -> None:
-        """Forget tensors that are dead."""
-        self.backlog.catch_up(rest=False)
-        self.known = {key: subject for key, subject in list(self.known.items()) if subject.ref() is not None}
+        """Forget tensors that are dead and that nothing jotted down speaks of."""
+        spoken_of = self.backlog.spoken_of()
+        self.known = {
+            key: subject
+            for key, subject in list(self.known.items())
+            if subject.ref() is not None or id(subject.ref) in spoken_of
+        }
         self._sources = {key: link for key, link in list(self._sources.items()) if link[0].ref() is not None}
         self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
         self.marks = {key: mark for key, mark in list(self.marks.items()) if mark.ref() is not None}
@@ -363,7 +374,12 @@ class Tape:
         return mark
 
     def called(self) -> None:
-        """A call of a root module is over. Where many in one step hang together, that has to show soon."""
+        """A call of a root module is over. Where many in one step hang together, that has to show soon.
+
+        Without grad mode nothing hangs together, however often a policy or an evaluation calls.
+        """
+        if not torch.is_grad_enabled():
+            return
         self.growth.calls += 1
         if self.growth.calls - self.step.first_call >= CALLS:
             self.backlog.catch_up()
@@ -386,7 +402,12 @@ class Tape:
 
     def optimizer_mark(self, optimizer: torch.optim.Optimizer) -> OptimizerMark | None:
         """What is known of an optimizer; None at the first sight."""
-        return next((mark for mark in self.optimizers if mark.ref() is optimizer), None)
+        mark = self._optimizer_marks.get(id(optimizer))
+        if mark is None or mark.ref() is not optimizer:
+            mark = next((mark for mark in self.optimizers if mark.ref() is optimizer), None)
+            if mark is not None:
+                self._optimizer_marks[id(optimizer)] = mark
+        return mark
 
     def differentiated(self, root: torch.Tensor, kind: str) -> None:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
@@ -436,19 +457,11 @@ class Tape:
                 return
 
     def _sweep(self) -> None:
-        """Drop operations of this step that lead neither to a root of a backward nor to a live tensor."""
-        self.backlog.catch_up(rest=False)
-        needed = {subject.value for subject in list(self.known.values()) if subject.ref() is not None}
-        needed.update(root[0] for backward in self.step.backwards for root in backward.roots)
-        kept = []
-        for operation in reversed(self.step.operations):
-            if any(value[0] in needed for value in operation.outputs):
-                kept.append(operation)
-                needed.update(value[0] for value in operation.inputs)
-        self.step.operations = kept[::-1]
-        serials = {operation.serial for operation in kept}
-        self.step.writes = [write for write in self.step.writes if write[0] in serials]
-        self._sweep_at = max(SWEEP_AT, 2 * len(kept))
+        """Drop what leads nowhere in a step that has grown long, and jot it from here on."""
+        drop_idle(self, self.step)
+        self._sweep_at = max(SWEEP_AT, 2 * len(self.step.operations))
+        if self.step.jottings is None and self._threads < 2 and self.check_calls is None:
+            self.jotting = self.backlog.begin(self.step)
 
     def end_step(self, optimizer: int | None, site: Site | None = None) -> None:
         """Close the running step and begin the next."""
@@ -481,6 +494,10 @@ class Tape:
     def may_jot(self) -> bool:
         """Whether the next step is one of those that are seldom read, and nothing needs its operations at once."""
         return not self._begins() and self._threads < 2 and self.check_calls is None
+
+    def records_kept(self) -> int:
+        """How many operations and nodes of graphs are kept: what it costs to look at the run grows with them."""
+        return sum(step.size for step in (*self.first, *self.latest, self.step))
 
     def written(self) -> list[OperationRecord]:
         """The operations of the running step, all of them written out."""

@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 from gradscope.graph.facts import Operation, Run, Severity, Span, Tensor
 from gradscope.graph.naming import callee, short_name, within
-from gradscope.graph.paths import EXIT_NAMES, Reach, StepFlow, data_of, flows, rounds, trains_nothing
+from gradscope.graph.once import once
+from gradscope.graph.paths import Reach, StepFlow, data_of, flows, rounds, trains_nothing
 from gradscope.rules.numbers import returned, taker_of
 from gradscope.rules.replicas import waited_for
 from gradscope.rules.successors import held_copies, replaced
@@ -68,14 +69,10 @@ class Lost:
     further: tuple[Operation, ...] = ()
 
 
-_latest: list[tuple[Run, tuple[Lost, ...]]] = []
-
-
+@once
 def lost(run: Run) -> tuple[Lost, ...]:
-    """All places at which a gradient that someone relies on is lost; computed once for a run."""
-    if not _latest or _latest[0][0] is not run:
-        _latest[:] = [(run, tuple(_find(run)))]
-    return _latest[0][1]
+    """All places at which a gradient that someone relies on is lost."""
+    return tuple(_find(run))
 
 
 def _find(run: Run) -> list[Lost]:
@@ -92,6 +89,7 @@ def _find(run: Run) -> list[Lost]:
 # --- tensors that never get a gradient -------------------------------------------------------------------------
 
 
+@once
 def suffering(run: Run) -> list[Tensor]:
     """Tensors that someone relies on and that never got a gradient.
 
@@ -486,6 +484,7 @@ def _rebound(run: Run, steps: list[StepFlow]) -> list[Lost]:
     return []
 
 
+@once
 def frozen_out(run: Run) -> list[tuple[Tensor, StepFlow]]:
     """Parameters that an optimizer holds, frozen when a backward ran, or was refused, that was to train them."""
     found = []
@@ -639,13 +638,11 @@ def _terms_as_numbers(flow: StepFlow, root: int) -> list[Operation]:
         for operation in _summing(flow, root)
         if operation.span is not None and len(operation.inputs) == 1 and short_name(operation.name) in _SUMS
     ]
-    exits = [
-        op for op in flow.operations if short_name(op.name) in EXIT_NAMES and not op.outputs and op.span is not None
-    ]
+    spans = set(sums)
     return [
         exit_
-        for exit_ in exits
-        if any(exit_.span is not None and exit_.span != span and within(exit_.span, span) for span in sums)
+        for exit_ in flow.exits
+        if any(exit_.span is not None and exit_.span != span and within(exit_.span, span) for span in spans)
     ]
 
 

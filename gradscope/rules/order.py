@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from gradscope.graph.facts import Backward, Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
 from gradscope.graph.naming import expression, last_call
+from gradscope.graph.once import once
 from gradscope.graph.paths import StepFlow, rounds
 from gradscope.rules.lost import frozen_out, lost
 from gradscope.rules.successors import replaced
@@ -367,6 +368,7 @@ def _refused_by_a_scaler(run: Run) -> Iterator[Finding]:
     )
 
 
+@once
 def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]:
     """Optimizers that step though no backward ever reached what they hold, with the losses that were left alone.
 

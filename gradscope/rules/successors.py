@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from gradscope.graph.facts import Ledger, Run, Tensor
 from gradscope.graph.naming import short_name
+from gradscope.graph.once import once
 
 _NONE = Ledger()
 _COPYING = frozenset({"detach", "data", "clone", "copy_", "deepcopy", "Parameter"})
@@ -14,6 +15,7 @@ _ROW = 3
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
 
 
+@once
 def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
     """Pairs of a held tensor that gets no gradient any more and the latest that has taken its name and place since.
 
@@ -64,10 +66,11 @@ def _made_of(run: Run, held: Mapping[str, list[Tensor]]) -> Iterator[tuple[Tenso
             run.history[value] and holder[value] not in taken for value in operation.outputs
         )
         if operation.name != "nn.Parameter" and computing:
-            for number in taken.intersection(olds):
+            for number in [number for number in taken if number in olds]:
                 del olds[number]  # the model has it still, or a loss does
             continue
-        origins = taken.intersection(olds).union(source[v] for v in operation.inputs if v in source)
+        origins = {number for number in taken if number in olds}
+        origins.update(source[value] for value in operation.inputs if value in source)
         for value in operation.outputs if len(origins) == 1 else ():
             (origin,) = origins
             new = tensors[holder[value]]
@@ -78,6 +81,7 @@ def _made_of(run: Run, held: Mapping[str, list[Tensor]]) -> Iterator[tuple[Tenso
     yield from ((old, new) for old, new in made if old.id in olds and label_of(old) == label_of(new))
 
 
+@once
 def held_copies(run: Run) -> dict[int, Tensor]:
     """What tensors without gradients in an optimizer were copied from, by their ids, if that learns and is not held.
 
@@ -93,7 +97,8 @@ def held_copies(run: Run) -> dict[int, Tensor]:
     for operation in (operation for step in run.steps[:1] for operation in step.operations):
         if short_name(operation.name) not in _COPYING:
             continue
-        origins = {source.get(value, holder[value]) for value in operation.inputs}.intersection(learning)
+        origins = {source.get(value, holder[value]) for value in operation.inputs}
+        origins = {origin for origin in origins if origin in learning}
         for value in operation.outputs if len(origins) == 1 else ():
             (origin,) = origins
             if holder[value] != origin and tensors[holder[value]].shape == tensors[origin].shape:
@@ -103,6 +108,7 @@ def held_copies(run: Run) -> dict[int, Tensor]:
     return copies
 
 
+@once
 def loaded(run: Run) -> set[int]:
     """Parameters whose values were copied into them before the first backward: they come from elsewhere."""
     holder = run.holder

@@ -13,11 +13,14 @@ from gradscope.reports.report import Report
 _FIRST_LOOK = 8
 _SLOW = 2.0  # seconds after which a run is long enough for a line of progress
 _PAUSE = 0.5
+_RECORD = 1e-4  # seconds that freezing and judging take for each operation or node that is kept, measured
+_FREE, _SHARE = 0.5, 0.05  # looks may always take so many seconds, and so much of the time that the run has taken
 
 
 class Live:
     """Looks at a run after 8 steps, 16, 32 and so on. What two looks in a row have found is told.
 
+    A look goes through all that is kept of the run. Where that is much, it waits until it is a small share of the run.
     It is taken back where a later phase of the program proves it wrong: when what was to be trained gets its gradient.
 
     The line of progress ends where it began, so that what the script prints next overwrites it.
@@ -30,19 +33,27 @@ class Live:
         self._before: set[tuple[object, ...]] = set()
         self._look = _FIRST_LOOK
         self._began = self._shown = time.monotonic()
+        self._spent = 0.0  # seconds that looks have taken, as estimated
         self._drawn = False
         self._terminal = stream.isatty()
 
     def step(self, observation: Observation) -> None:
         """A step has ended."""
-        steps = observation.steps_so_far
-        if steps >= self._look:
+        steps, now = observation.steps_so_far, time.monotonic()
+        if steps >= self._look and self._may_look(observation, now - self._began):
             self._look = 2 * steps
             self._tell(steps, Report.of(observation.run(confirm=False), self.select, self.ignore).findings)
-        now = time.monotonic()
+            now = time.monotonic()
         if self._terminal and now - self._began >= _SLOW and now - self._shown >= _PAUSE:
             self._shown = now
             self._progress(steps, now - self._began)
+
+    def _may_look(self, observation: Observation, seconds: float) -> bool:
+        spent = self._spent + _RECORD * observation.tape.records_kept()
+        if spent > max(_FREE, _SHARE * seconds):
+            return False
+        self._spent = spent
+        return True
 
     def _tell(self, steps: int, findings: tuple[Finding, ...]) -> None:
         found = {_key(finding): finding for finding in findings if finding.severity != "info"}

@@ -310,6 +310,7 @@ def test_the_record_does_not_grow_with_the_steps() -> None:
 def test_a_long_step_without_optimizer_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operations that lead to nothing alive are dropped from a step that never ends; what leads to an output stays."""
     monkeypatch.setattr("gradscope.probes.tape.SWEEP_AT", 500)
+    monkeypatch.setattr("gradscope.probes.recorder._MOST", 500)
     w = torch.ones(2, requires_grad=True)
     with gradscope.observe() as seen:
         kept = torch.exp(w)
@@ -318,7 +319,7 @@ def test_a_long_step_without_optimizer_is_swept(monkeypatch: pytest.MonkeyPatch)
         kept = torch.tan(kept)
     run = seen.report().run
     found = operations(run)
-    assert len(found) <= 501
+    assert len(found) <= 701
     assert [operation.name for operation in found if operation.name != "sin"] == ["exp", "tan"]
 
 
