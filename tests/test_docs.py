@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gradscope.rules import RULES, rule_name
+from gradscope.rules import RULES
 from tests.waiting import PATIENT
 from tests.workshop import Workshop
 
@@ -200,7 +200,7 @@ def test_the_forum_script_is_shown_as_it_is(page: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     """Files that a page names exist; the pages of the rules are those of the rules that there are."""
     text = page.read_text(encoding="utf-8")
-    rules = {f"rules/{rule_name(rule)}.md" for rule in RULES} | {"rules/index.md"}
+    rules = {f"rules/{rule.name}.md" for rule in RULES} | {"rules/index.md"}
     for link in [*re.findall(r"\]\(([^)#:]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
         assert (page.parent / link).exists() or link in rules, link
 
@@ -215,5 +215,5 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert (built.returncode, built.stderr) == (0, "")
     assert (tmp_path / "site" / "_images" / "forum.png").exists()
     for rule in RULES:
-        page = (tmp_path / "site" / "rules" / f"{rule_name(rule)}.html").read_text(encoding="utf-8")
-        assert f"allow[{rule_name(rule)}]" in page
+        page = (tmp_path / "site" / "rules" / f"{rule.name}.html").read_text(encoding="utf-8")
+        assert f"allow[{rule.name}]" in page

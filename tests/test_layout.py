@@ -65,6 +65,20 @@ def test_arrows_point_one_way(part: str) -> None:
     assert seen > 5
 
 
+def test_no_rule_knows_another() -> None:
+    """A rule imports the facts, what a claim is and the words; only the list of rules knows them all."""
+    shared = {"claim", "words"}
+    makers = {"__init__", "engine", "pages"}
+    wrong = []
+    for file in sorted((PACKAGE / "rules").rglob("*.py")):
+        if file.stem not in makers | shared:
+            for line, module in imported(file):
+                inside = module.split(".")[2:3] if module.startswith("gradscope.rules") else ["claim"]
+                if not shared.issuperset(inside):
+                    wrong.append(f"{file.relative_to(PACKAGE)}:{line} imports {module}")
+    assert wrong == []
+
+
 def test_shared_modules_know_nothing_of_the_parts_when_imported() -> None:
     """`gradscope` and `gradscope.errors` import no part and no torch at the top level."""
     for file in (PACKAGE / "errors.py", PACKAGE / "__init__.py"):

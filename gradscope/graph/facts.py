@@ -32,6 +32,7 @@ Symptom = Literal[
     "unfinished reduction",
     "no scaled gradient",
 ]
+Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
 # What cannot be negative is refused where a kept run says so.
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -528,7 +529,7 @@ class Run:
 
     `sources` holds the text of the lines that the facts refer to, by file and line number, and `comments` the comments
     in these files that speak to gradscope; None where nobody looked for them. `failures` are one-line accounts of our
-    own parts that failed.
+    own parts that failed. `observed` says what was looked at besides counts.
     """
 
     gradscope: str
@@ -557,6 +558,7 @@ class Run:
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()
+    observed: tuple[Observed, ...] = ("operations", "values")
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"
 
     @cached_property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from gradscope.graph.facts import UNKNOWN, Span
+from gradscope.graph.facts import UNKNOWN, Span, Tensor
 
 # Methods by which lists, sets and dicts take something in.
 ADDING = frozenset({"add", "append", "appendleft", "extend", "insert", "setdefault", "update"})
@@ -96,6 +96,16 @@ def changed_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | 
     if node is None or not isinstance(inner, ast.Name) or is_library(inner):
         return None
     return ast.unparse(node).removeprefix("self.")
+
+
+def line_of(span: Span | None) -> tuple[str, int] | None:
+    """The file and the line at which a span begins."""
+    return (span.file, span.line) if span is not None else None
+
+
+def named(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Those tensors that have a name: of others nothing can be told."""
+    return (tensor for tensor in tensors if tensor.name is not None)
 
 
 def within(inner: Span, outer: Span) -> bool:

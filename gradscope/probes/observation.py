@@ -13,7 +13,6 @@ import torch
 
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Run
-from gradscope.graph.once import forget
 from gradscope.probes.backward import watch_backward
 from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
@@ -211,7 +210,6 @@ class Observation:
     ) -> Run:
         """The facts so far; with `confirm`, outputs of a program that called no backward are differentiated for it."""
         seconds = self.seconds or time.perf_counter() - self.began
-        forget()  # a look before this one, and all that it was made of
         with unobserved():
             try:
                 self.tape.backlog.catch_up(rest=False)
@@ -250,5 +248,6 @@ class Observation:
             probabilities=frozen.probabilities,
             sources=frozen.sources,
             comments=frozen.comments,
+            observed=("operations", "values") if self._operations else ("values",),
             failures=tuple(tape.failures),
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -150,6 +151,16 @@ class GraphSize(msgspec.Struct, frozen=True):
     parameters: int
 
 
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class NotAsked(msgspec.Struct, frozen=True):
+    """A rule that was not asked, and what it needs that was not observed."""
+
+    rule: str
+    needs: str
+
+
 class Document(msgspec.Struct, frozen=True):
     """A whole report. `ranks` has a row a process where there are several."""
 
@@ -163,12 +174,15 @@ class Document(msgspec.Struct, frozen=True):
     findings: tuple[FindingRow, ...]
     graph: GraphSize
     failures: tuple[str, ...]
+    not_asked: tuple[NotAsked, ...] = ()
     ranks: tuple[RankRow, ...] = ()
     schema: Literal["gradscope.report/1"] = SCHEMA
 
 
-def document(run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] = ()) -> Document:
-    """The report on a run with what the rules found."""
+def document(
+    run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] = (), not_asked: Mapping[str, str] = _NONE
+) -> Document:
+    """The report on a run with what the rules found; `not_asked` are rules with what they need that is not there."""
     crash = (run.crash.raised or run.crash) if run.crash is not None else None
     raised = None
     if crash is not None:
@@ -186,6 +200,7 @@ def document(run: Run, findings: tuple[Finding, ...], failures: tuple[str, ...] 
         findings=tuple(map(_finding, findings)),
         graph=_size(run),
         failures=run.failures + failures,
+        not_asked=tuple(NotAsked(rule, need) for rule, need in not_asked.items()),
     )
 
 

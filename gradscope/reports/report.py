@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,21 +44,24 @@ class Report:
     findings: tuple[Finding, ...]
     failures: tuple[str, ...] = ()
     others: Others | None = None
+    not_asked: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> Report:
         """Judge a run by all rules, or by those selected and not ignored. Raises UnknownRule."""
-        return cls(run, *judge(run, chosen(select, ignore)))
+        judgement = judge(run, chosen(select, ignore))
+        not_asked = {rule.name: need.value for rule, need in judgement.not_asked}
+        return cls(run, judgement.findings, judgement.failures, not_asked=not_asked)
 
     def with_ranks(self, others: Others) -> Report:
         """The report of rank 0 with what the other ranks found."""
         run = replace(self.run, sources=merged_sources(self.run.sources, others))
-        return Report(run, merged_findings(self.findings, others), self.failures, others)
+        return Report(run, merged_findings(self.findings, others), self.failures, others, self.not_asked)
 
     @cached_property
     def document(self) -> Document:
         """The report as data, in the shape of its JSON."""
-        own = document(self.run, self.findings, self.failures)
+        own = document(self.run, self.findings, self.failures, self.not_asked)
         return merged(own, self.others) if self.others is not None else own
 
     @property

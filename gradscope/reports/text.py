@@ -13,7 +13,7 @@ from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.escaping import plain, plain_files
 from gradscope.reports.frames import WIDTH, excerpt, frame, paint
 from gradscope.reports.merging import divided, ranks_text
-from gradscope.rules.wording import listed
+from gradscope.rules.words import listed
 
 ROWS = 20
 _NAME = 32

@@ -1,75 +1,79 @@
 """What may be wrong with a program, read from the facts of its run.
 
-One rule is one function from a `Run` to its findings; the function's docstring is the rule's page. The order of
-`RULES` is the precedence: what comes first is the better explanation of the same trouble.
+One rule is one function that claims what some subjects suffer from, and the words for it (`gradscope.rules.claim`);
+its docstring is the rule's page. One pass asks them in the order of `RULES` (`gradscope.rules.engine`).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
+from gradscope.rules import engine
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
+from gradscope.rules.engine import AnyRule, Judgement
 from gradscope.rules.freed import freed_graph
 from gradscope.rules.inplace import inplace_modified
 from gradscope.rules.memory import graph_growth
 from gradscope.rules.modes import eval_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.nonfinite import nonfinite_forward, nonfinite_gradient
-from gradscope.rules.not_reached import frozen_parameter, non_leaf, unregistered_parameter, unused_parameter
+from gradscope.rules.not_reached.frozen import frozen_parameter
+from gradscope.rules.not_reached.non_leaf import non_leaf
+from gradscope.rules.not_reached.unregistered import unregistered_parameter
+from gradscope.rules.not_reached.unused import unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 from gradscope.rules.semantics import double_softmax, loss_broadcast
-from gradscope.rules.values import exploding_gradient, vanishing_gradient, zero_gradient
+from gradscope.rules.values import exploding_gradient, vanishing_gradient
+from gradscope.rules.zero import zero_gradient
 
-Rule = Callable[[Run], Iterable[Finding]]
-
-RULES: tuple[Rule, ...] = (
+# What comes first is the better explanation of the same trouble.
+RULES: tuple[AnyRule, ...] = (
     inplace_modified,
     leaf_inplace,
+    non_leaf,
     freed_graph,
     non_scalar_backward,
     inference_tensor,
     integer_requires_grad,
     custom_function,
+    frozen_parameter,
+    stale_optimizer,
     detach,
     no_grad,
     rebuilt_tensor,
     left_torch,
     missing_create_graph,
     non_differentiable_op,
+    not_in_optimizer,
+    step_without_backward,
+    zero_grad_before_step,
     unused_parameter,
     unregistered_parameter,
-    frozen_parameter,
-    non_leaf,
-    stale_optimizer,
-    not_in_optimizer,
-    zero_grad_before_step,
-    step_without_backward,
     missing_zero_grad,
     never_stepped,
     frozen_but_updated,
+    exploding_gradient,
     no_update,
     graph_growth,
     nonfinite_forward,
     nonfinite_gradient,
     zero_gradient,
     vanishing_gradient,
-    exploding_gradient,
     double_softmax,
     loss_broadcast,
     eval_mode,
     batch_leak,
 )
 
-_WEIGHT = {"error": 0, "warning": 1, "info": 2}
 _ALLOW = re.compile(r"#\s*gradscope:\s*allow\[([\w\s,-]+)\]")
 
 
@@ -77,14 +81,9 @@ class UnknownRule(GradscopeError):
     """There is no rule of this name."""
 
 
-def rule_name(rule: Rule) -> str:
-    """The name by which users know a rule: `unused-parameter`."""
-    return rule.__name__.replace("_", "-")
-
-
-def rule_named(name: str) -> Rule:
+def rule_named(name: str) -> AnyRule:
     """The rule of a name. Raises UnknownRule, with names that are near."""
-    known = {rule_name(rule): rule for rule in RULES}
+    known = {rule.name: rule for rule in RULES}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "`gradscope rules` lists them"
@@ -92,27 +91,16 @@ def rule_named(name: str) -> Rule:
     return known[name]
 
 
-def chosen(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> tuple[Rule, ...]:
+def chosen(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> tuple[AnyRule, ...]:
     """The rules that are to run, in their order. Raises UnknownRule."""
     wanted = {rule_named(name) for name in select} or set(RULES)
     unwanted = {rule_named(name) for name in ignore}
     return tuple(rule for rule in RULES if rule in wanted and rule not in unwanted)
 
 
-def judge(run: Run, rules: Iterable[Rule] = RULES) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """All findings, most important first, and a line for each rule that failed.
-
-    A finding is left out where its line ends with `# gradscope: allow[RULE]`.
-    """
-    findings: list[Finding] = []
-    failures: list[str] = []
-    for rule in rules:
-        try:
-            findings += (finding for finding in rule(run) if not _is_allowed(run, finding))
-        except Exception as error:
-            failures.append(f"rule {rule_name(rule)} failed: {type(error).__name__}: {error}")
-    findings.sort(key=lambda finding: _WEIGHT[finding.severity])
-    return tuple(findings), tuple(failures)
+def judge(run: Run, rules: Iterable[AnyRule] = RULES) -> Judgement:
+    """What is to be told of a run. A finding is left out where its line ends with `# gradscope: allow[RULE]`."""
+    return engine.judge(run, rules, _is_allowed)
 
 
 def _is_allowed(run: Run, finding: Finding) -> bool:

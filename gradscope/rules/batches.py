@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from gradscope.graph.facts import Finding, Help, Run
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Operation, Run
 from gradscope.graph.naming import shape_text, short_name
+from gradscope.rules.claim import Claim, Story, rule
 
 
-def batch_leak(run: Run) -> Iterator[Finding]:
+@rule("warning")
+def batch_leak(ask: Ask) -> Iterator[Claim[_Mixed | _Normed]]:
     """The output of one sample depends on other samples of the batch.
 
     A `view` where a `transpose` is needed, a recurrent layer or an attention without `batch_first=True`, a softmax or a
@@ -43,39 +47,64 @@ def batch_leak(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    tensors = run.tensor_by_id
-    holders = run.holder
-    for check in run.batches:
-        operation = check.operation
-        if operation is not None:
-            name = short_name(operation.name)
-            involved = [tensors[holders[value]] for value in (*operation.inputs[:1], *operation.outputs[:1])]
-            taken, given = involved[0], involved[-1]
-            known = "batch_norm" in name
-            yield Finding(
-                "batch-leak",
-                "info" if known else "warning",
-                f"the output of one sample of `{check.module}` depends on others: `{name}` mixes them",
-                operation.span,
-                f"from {shape_text(taken.shape)} to {shape_text(given.shape)}: what belongs to one of {check.size} "
-                "samples gets into others",
-                tuple(dict.fromkeys(tensor.name for tensor in involved if tensor.name)),
-                (),
-                ("found by the gradient of one sample's output, which reaches the inputs of others",),
-                (Help(_MIXING_HELP.get(name, "keep the dimension of the samples apart in this operation")),),
+    for check in ask.run.batches:
+        if check.operation is not None:
+            known = "batch_norm" in short_name(check.operation.name)
+            yield Claim(
+                (check.module, check.operation.id),
+                _Mixed(check.module, check.size, check.operation),
+                severity="info" if known else None,
             )
         if check.normed:
-            yield Finding(
-                "batch-leak",
-                "info",
-                f"the outputs of `{check.module}` depend on the whole batch through batch norm in training mode",
-                None,
-                "",
-                (),
-                (),
-                (f"batch norm: {', '.join(check.normed[:6])}{' ...' if len(check.normed) > 6 else ''}",),
-                (Help("this is how batch norm works; where samples must be apart, use group norm or layer norm"),),
-            )
+            yield Claim((check.module, "batch norm"), _Normed(check.module, check.normed), severity="info")
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixed:
+    """An operation that mixes samples of a module's batch of this size."""
+
+    module: str
+    size: int
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class _Normed:
+    """Batch norms of a module that were in training mode."""
+
+    module: str
+    normed: tuple[str, ...]
+
+
+@batch_leak.words
+def _(told: Sequence[Claim[_Mixed | _Normed]], ask: Ask) -> Story:
+    evidence = told[0].evidence
+    return _mixed(evidence, ask.run) if isinstance(evidence, _Mixed) else _normed(evidence)
+
+
+def _mixed(mixed: _Mixed, run: Run) -> Story:
+    operation, name = mixed.operation, short_name(mixed.operation.name)
+    involved = [run.tensor_by_id[run.holder[value]] for value in (*operation.inputs[:1], *operation.outputs[:1])]
+    taken, given = involved[0], involved[-1]
+    return Story(
+        f"the output of one sample of `{mixed.module}` depends on others: `{name}` mixes them",
+        operation.span,
+        f"from {shape_text(taken.shape)} to {shape_text(given.shape)}: what belongs to one of {mixed.size} "
+        "samples gets into others",
+        tuple(dict.fromkeys(tensor.name for tensor in involved if tensor.name)),
+        facts=("found by the gradient of one sample's output, which reaches the inputs of others",),
+        help=(Help(_MIXING_HELP.get(name, "keep the dimension of the samples apart in this operation")),),
+    )
+
+
+def _normed(normed: _Normed) -> Story:
+    names = normed.normed
+    return Story(
+        f"the outputs of `{normed.module}` depend on the whole batch through batch norm in training mode",
+        None,
+        facts=(f"batch norm: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",),
+        help=(Help("this is how batch norm works; where samples must be apart, use group norm or layer norm"),),
+    )
 
 
 _RECURRENT_HELP = "give it (time, sample, feature), or make it with `batch_first=True`"

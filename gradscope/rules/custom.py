@@ -5,17 +5,22 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
-from gradscope.graph.facts import CustomBackward, Finding, Help, Label, Operation, Run, Span, Tensor
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Crash, CustomBackward, Help, Label, Operation, Run, Span, Tensor
+from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import source_of
-from gradscope.graph.paths import StepFlow, flows
-from gradscope.rules.lost import suffering
-from gradscope.rules.raised import raised_at, refused_backward
-from gradscope.rules.wording import listed, who
+from gradscope.graph.refusals import refused_backward
+from gradscope.graph.reliance import unmet
+from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.words import listed, raised_at, who
 
 
-def custom_function(run: Run) -> Iterator[Finding]:
+@rule("error")
+def custom_function(ask: Ask) -> Iterator[Claim[_Evidence]]:
     """The backward of a custom autograd Function does not return the gradient of each input that needs one.
 
     For every argument of `forward`, `backward` returns one value, in the same order: the gradient, of the argument's
@@ -71,16 +76,55 @@ def custom_function(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for function in run.functions:
-        if function.complained and refused_backward(run, "custom backward") is not None:
-            yield _refused(run, function)
+    refused = refused_backward(ask, "custom backward")
+    for function in ask.run.functions:
+        if function.complained and refused is not None:
+            yield Claim(function.name, _Refused(function, refused.crash), explains=((Trouble.REFUSED, None),))
         elif not function.reads_upstream and not function.upstream_is_one and not function.zero:
-            yield _ignores_upstream(run, function)
-    yield from _gives_none(run)
+            yield Claim(function.name, _IgnoresUpstream(function), explains=(), severity="warning")
+    yield from _gives_none(ask)
 
 
-def _refused(run: Run, function: CustomBackward) -> Finding:
-    assert run.crash is not None
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A backward that torch did not take."""
+
+    function: CustomBackward
+    crash: Crash
+
+
+@dataclass(frozen=True, slots=True)
+class _IgnoresUpstream:
+    """A backward whose result does not depend on what it is given."""
+
+    function: CustomBackward
+
+
+@dataclass(frozen=True, slots=True)
+class _GivesNone:
+    """A backward that gives None for these arguments, and a call of it."""
+
+    function: CustomBackward
+    places: frozenset[int]
+    call: Operation
+
+
+_Evidence: TypeAlias = _Refused | _IgnoresUpstream | _GivesNone
+
+
+@custom_function.words
+def _(told: Sequence[Claim[_Evidence]], ask: Ask) -> Story:
+    match told[0].evidence:
+        case _Refused(function, crash):
+            return _refused(ask, function, crash)
+        case _IgnoresUpstream(function):
+            return _ignores_upstream(ask, function)
+        case _GivesNone() as blocked:
+            return _none_for(blocked, [claim.tensor for claim in told if claim.tensor is not None], ask.run)
+
+
+def _refused(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
+    run = ask.run
     needed = [place for place, count in enumerate(function.needed) if count]
     expected, name = len(function.needed), f"`{function.name}.backward`"
     span, help_ = function.span, "return one gradient for each argument of `forward`, in their order"
@@ -97,23 +141,21 @@ def _refused(run: Run, function: CustomBackward) -> Finding:
         message = f"{name} returns {_values(function.returned)}, where {_count(expected)} expected"
         span, caret = _return(run, function, function.returned), "one value is expected for each argument of `forward`"
     else:
-        place = _refused_place(function, run.crash.message)
+        place = _refused_place(function, crash.message)
         needed = needed if place is None else [place]
         which = "an input" if place is None else f"argument {place + 1}"
         message = f"{name} returns what is no gradient of {which}"
         span, caret = _return(run, function, expected), "a gradient has the shape of the argument it belongs to"
-        help_ = _fitting(run.crash.message)
-    suffer = _arguments(run, function, needed)
+        help_ = _fitting(crash.message)
+    suffer = _arguments(ask, function, needed)
     names = tuple(tensor.name or "" for tensor in suffer)
-    return Finding(
-        "custom-function",
-        "error",
+    return Story(
         message,
         span,
         caret,
         names,
-        raised_at(run, span),
-        (f"torch says: {run.crash.message}",),
+        raised_at(ask, span),
+        (f"torch says: {crash.message}",),
         (Help(help_),),
         raised=True,
     )
@@ -180,15 +222,14 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _ignores_upstream(run: Run, function: CustomBackward) -> Finding:
+def _ignores_upstream(ask: Ask, function: CustomBackward) -> Story:
+    run = ask.run
     places = [place for place, count in enumerate(function.given) if count]
-    trained = [tensor for tensor in _behind(run, function) if tensor.optimizer is not None]
+    trained = [tensor for tensor in _behind(ask, function) if tensor.optimizer is not None]
     names = tuple(dict.fromkeys(tensor.name or "" for tensor in trained))
     span = _return(run, function, len(function.needed))
     those = f", so {who(names, run).subject} is not trained on the loss" if names else ""
-    return Finding(
-        "custom-function",
-        "warning",
+    return Story(
         f"`{function.name}.backward` ignores its upstream gradient{those}",
         span,
         "returned without the upstream gradient",
@@ -204,52 +245,51 @@ def _ignores_upstream(run: Run, function: CustomBackward) -> Finding:
     )
 
 
-def _gives_none(run: Run) -> Iterator[Finding]:
+def _gives_none(ask: Ask) -> Iterator[Claim[_Evidence]]:
     """A backward that raises nothing and gives None for an input whose gradient a tensor in training waits for."""
     never = {
-        function.name: (
-            function,
-            {place for place, needed in enumerate(function.needed) if needed and not function.given[place]},
-        )
-        for function in run.functions
-        if not function.complained
+        function.name: (function, places)
+        for function in ask.run.functions
+        if not function.complained and (places := _never_given(function))
     }
-    if not any(places for _, places in never.values()):
+    if not never:
         return
-    waiting = _relied_on(run)
-    for name, (function, places) in never.items():
-        blocked: dict[int, Tensor] = {}
-        calls: list[Operation] = []
-        for flow in flows(run):
-            for operation in flow.operations:
-                if operation.name != name or not places:
-                    continue
-                calls.append(operation)
-                for tensor in waiting:
-                    if tensor.id not in blocked and _only_way(flow, tensor, operation, places, function):
-                        blocked[tensor.id] = tensor
-        if not blocked:
-            continue
-        names = tuple(tensor.name or "" for tensor in blocked.values())
-        those = who(names, run)
-        place = min(places)
-        span = _return(run, function, len(function.needed), place) if function.returned is not None else function.span
-        labels = (Label(calls[-1].span, "called here"),) if calls and calls[-1].span is not None else ()
-        yield Finding(
-            "custom-function",
-            "error",
-            f"{those.subject} {those.learns}: `{name}.backward` returns None for an input that needs a gradient",
-            span,
-            "None here means that no gradient goes on",
-            names,
-            labels,
-            (f"in {function.needed[place]} passes a gradient was needed for argument {place + 1} and None was given",),
-            (Help("return the gradient of this argument"),),
-        )
+    waiting = _relied_on(ask)
+    calls = [(flow, call) for flow in ask(flows) for call in flow.operations if call.name in never]
+    latest = {call.name: call for _, call in calls}
+    blocked: set[tuple[str, int]] = set()
+    for flow, call in calls:
+        function, places = never[call.name]
+        for tensor in waiting:
+            if (call.name, tensor.id) not in blocked and _only_way(flow, tensor, call, places, function):
+                blocked.add((call.name, tensor.id))
+                evidence = _GivesNone(function, places, latest[call.name])
+                yield Claim(call.name, evidence, tensor, explains=((Trouble.NEVER_LEARNS, tensor.id),))
 
 
-def _relied_on(run: Run) -> list[Tensor]:
-    found = suffering(run)
+def _never_given(function: CustomBackward) -> frozenset[int]:
+    """The arguments whose gradient was needed and never given."""
+    return frozenset(place for place, needed in enumerate(function.needed) if needed and not function.given[place])
+
+
+def _none_for(blocked: _GivesNone, tensors: Sequence[Tensor], run: Run) -> Story:
+    function, place = blocked.function, min(blocked.places)
+    names = tuple(tensor.name or "" for tensor in tensors)
+    those = who(names, run)
+    span = _return(run, function, len(function.needed), place) if function.returned is not None else function.span
+    return Story(
+        f"{those.subject} {those.learns}: `{function.name}.backward` returns None for an input that needs a gradient",
+        span,
+        "None here means that no gradient goes on",
+        names,
+        (Label(blocked.call.span, "called here"),) if blocked.call.span is not None else (),
+        (f"in {function.needed[place]} passes a gradient was needed for argument {place + 1} and None was given",),
+        (Help("return the gradient of this argument"),),
+    )
+
+
+def _relied_on(ask: Ask) -> list[Tensor]:
+    run, found = ask.run, [*ask(unmet)]
     if run.crash is not None and run.crash.symptom == "gradient is None":
         known = {tensor.id for tensor in found}
         found += [
@@ -265,7 +305,9 @@ def _relied_on(run: Run) -> list[Tensor]:
     return found
 
 
-def _only_way(flow: StepFlow, tensor: Tensor, operation: Operation, places: set[int], function: CustomBackward) -> bool:
+def _only_way(
+    flow: StepFlow, tensor: Tensor, operation: Operation, places: frozenset[int], function: CustomBackward
+) -> bool:
     """Whether the gradient of a tensor would come through an argument of this call for which None is given."""
     starts = [value for value in flow.values_of.get(tensor.id, []) if flow.history[value]]
     if not starts or not flow.roots:
@@ -278,9 +320,9 @@ def _only_way(flow: StepFlow, tensor: Tensor, operation: Operation, places: set[
     return not reach.alive.isdisjoint(blocked)
 
 
-def _arguments(run: Run, function: CustomBackward, places: list[int]) -> list[Tensor]:
+def _arguments(ask: Ask, function: CustomBackward, places: list[int]) -> list[Tensor]:
     """The named tensors that the Function was given at these places, in the latest call that is on record."""
-    for flow in reversed(flows(run)):
+    for flow in reversed(ask(flows)):
         for operation in reversed(flow.operations):
             if operation.name == function.name:
                 positions = function.arguments or tuple(range(len(operation.inputs)))
@@ -291,10 +333,10 @@ def _arguments(run: Run, function: CustomBackward, places: list[int]) -> list[Te
     return []
 
 
-def _behind(run: Run, function: CustomBackward) -> list[Tensor]:
+def _behind(ask: Ask, function: CustomBackward) -> list[Tensor]:
     """The leaves that get their gradient through the Function."""
     found: dict[int, Tensor] = {}
-    for flow in flows(run):
+    for flow in ask(flows):
         for operation in flow.operations:
             if operation.name == function.name:
                 for value in flow.behind(value for value in operation.inputs if flow.history[value]):

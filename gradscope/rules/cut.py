@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Span
+from gradscope.graph.ask import Ask
+from gradscope.graph.causes import Cause, Cut, grad_mode_switch
+from gradscope.graph.cuts import cuts
+from gradscope.graph.facts import Edit, Help, Label, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name, source_of
-from gradscope.rules.lost import REFUSALS, Cause, Lost, grad_mode_switch, lost, only_returned
-from gradscope.rules.replicas import refusal_label
-from gradscope.rules.wording import listed, steps_text, times_text, who
+from gradscope.graph.reliance import REFUSALS, only_returned
+from gradscope.graph.replicas import refusal_label
+from gradscope.rules.claim import Claim, Story, Trouble, rule, subjects
+from gradscope.rules.words import listed, steps_text, times_text, who
 
 # Names of calls that say themselves what they do.
 _DETACHING = frozenset({"detach", "detach_", "set_data"})
 
 
-def detach(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NEVER_LEARNS])
+def detach(ask: Ask) -> Iterator[Claim[Cut]]:
     """The path from a parameter to the loss goes through `.detach()` or `.data`.
 
     `detach` gives the same values without their history: backward stops there. That is right for targets, metrics and
@@ -50,23 +56,29 @@ def detach(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for loss in _with_cause(run, "detach"):
-        span = loss.operation.span
-        place = last_call(span, run.sources) if span is not None else None
-        word = ".data" if loss.operation.name == "Tensor.data" else ".detach()"
-        help_ = Help(f"to let it learn, leave out `{word}`")
-        called = callee(span, run.sources) if span is not None else None
-        if loss.further:
-            again = short_name(loss.further[0].name)
-            help_ = Help(f"{help_.message}, and mend `{again}` behind it, which ends the history again")
-        elif place is not None and place != span and source_of(place, run.sources) == word:
-            help_ = Help(help_.message, Edit(place, ""))
-        elif called is not None and called not in _DETACHING:
-            help_ = Help(f"`{called}` leaves the history behind: compute the loss without it, or optimize its result")
-        yield _finding(run, loss, place, "the path to the loss is cut here", help_)
+    return _claims(ask, "detach")
 
 
-def no_grad(run: Run) -> Iterator[Finding]:
+@detach.words
+def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
+    cut = _told(told)
+    span = cut.operation.span
+    place = last_call(span, ask.run.sources) if span is not None else None
+    word = ".data" if cut.operation.name == "Tensor.data" else ".detach()"
+    help_ = Help(f"to let it learn, leave out `{word}`")
+    called = callee(span, ask.run.sources) if span is not None else None
+    if cut.further:
+        again = short_name(cut.further[0].name)
+        help_ = Help(f"{help_.message}, and mend `{again}` behind it, which ends the history again")
+    elif place is not None and place != span and source_of(place, ask.run.sources) == word:
+        help_ = Help(help_.message, Edit(place, ""))
+    elif called is not None and called not in _DETACHING:
+        help_ = Help(f"`{called}` leaves the history behind: compute the loss without it, or optimize its result")
+    return _story(ask, cut, place, "the path to the loss is cut here", help_)
+
+
+@rule("error", [Trouble.NEVER_LEARNS])
+def no_grad(ask: Ask) -> Iterator[Claim[Cut]]:
     """The path from a parameter to the loss runs through an operation with grad mode off.
 
     Inside `torch.no_grad()`, `torch.inference_mode()`, a function decorated with either, or after
@@ -101,29 +113,31 @@ def no_grad(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for loss in _with_cause(run, "no-grad"):
-        span = loss.operation.span
-        switch = grad_mode_switch(loss.flow, loss.operation)
-        otherwise = "leave this term out of the loss" if loss.term else "take these tensors out of the optimizer"
-        help_ = Help(f"run this line with grad mode on, or {otherwise}")
-        if short_name(loss.operation.name) == "CheckpointFunction":
-            help_ = Help(_REENTRANT)
-        off = switch.span if switch is not None else None
-        if off is not None and _is_a_call_alone(run, off):
-            help_ = Help("turn it on again after what is to run without, or use `with torch.no_grad():`, which does so")
-        if off is None or span is None:
-            yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_)
-        elif switch is not None and (
-            "decorator" in switch.name or (off.file, off.function) == (span.file, span.function)
-        ):
-            said = "this turns grad mode off"
-            if switch.name.startswith("set_grad_enabled") and "decorator" in switch.name:
-                said = "called from here, a function decorated to run with grad mode off"
-            label = Label(off, said)
-            yield _finding(run, loss, span, "computed with grad mode off: no history is kept", help_, (label,))
-        else:
-            label = Label(span, "so no history is kept here, where the gradient is lost")
-            yield _finding(run, loss, off, "this turns grad mode off", help_, (label,))
+    return _claims(ask, "no-grad")
+
+
+@no_grad.words
+def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
+    cut = _told(told)
+    span = cut.operation.span
+    switch = grad_mode_switch(cut.flow, cut.operation)
+    otherwise = "leave this term out of the loss" if cut.term else "take these tensors out of the optimizer"
+    help_ = Help(f"run this line with grad mode on, or {otherwise}")
+    if short_name(cut.operation.name) == "CheckpointFunction":
+        help_ = Help(_REENTRANT)
+    off = switch.span if switch is not None else None
+    if off is not None and _is_a_call_alone(ask.run, off):
+        help_ = Help("turn it on again after what is to run without, or use `with torch.no_grad():`, which does so")
+    if off is None or span is None:
+        return _story(ask, cut, span, "computed with grad mode off: no history is kept", help_)
+    if switch is not None and ("decorator" in switch.name or (off.file, off.function) == (span.file, span.function)):
+        said = "this turns grad mode off"
+        if switch.name.startswith("set_grad_enabled") and "decorator" in switch.name:
+            said = "called from here, a function decorated to run with grad mode off"
+        label = Label(off, said)
+        return _story(ask, cut, span, "computed with grad mode off: no history is kept", help_, (label,))
+    label = Label(span, "so no history is kept here, where the gradient is lost")
+    return _story(ask, cut, off, "this turns grad mode off", help_, (label,))
 
 
 _REENTRANT = (
@@ -131,7 +145,8 @@ _REENTRANT = (
 )
 
 
-def rebuilt_tensor(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NEVER_LEARNS])
+def rebuilt_tensor(ask: Ask) -> Iterator[Claim[Cut]]:
     """A new tensor is made of the old one's values, and the gradient ends at the copy.
 
     `torch.tensor(t)`, `torch.Tensor([a, b])`, `nn.Parameter(t)`, `Variable(t)` and `p.data.copy_(t)` take values and
@@ -167,11 +182,16 @@ def rebuilt_tensor(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for loss in _with_cause(run, "rebuilt-tensor"):
-        name = loss.operation.name
-        in_place = name.endswith("_") and not name.endswith("__")
-        help_ = Help(_WRITTEN if in_place else _REBUILT.get(name, _JOINED))
-        yield _finding(run, loss, loss.operation.span, "only the values are copied: the history ends here", help_)
+    return _claims(ask, "rebuilt-tensor")
+
+
+@rebuilt_tensor.words
+def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
+    cut = _told(told)
+    name = cut.operation.name
+    in_place = name.endswith("_") and not name.endswith("__")
+    help_ = Help(_WRITTEN if in_place else _REBUILT.get(name, _JOINED))
+    return _story(ask, cut, cut.operation.span, "only the values are copied: the history ends here", help_)
 
 
 _JOINED = "join tensors with `torch.stack` or `torch.cat`, convert one with `.to()`: these keep the history"
@@ -184,7 +204,8 @@ _REBUILT = {
 }
 
 
-def left_torch(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NEVER_LEARNS])
+def left_torch(ask: Ask) -> Iterator[Claim[Cut]]:
     """A value on the way to the loss leaves torch and comes back as a constant.
 
     `.item()`, `.tolist()`, `.numpy()` and `float(t)` give plain numbers. Whatever is computed from them is a constant
@@ -218,18 +239,24 @@ def left_torch(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for loss in _with_cause(run, "left-torch"):
-        span = loss.operation.span
-        labels: tuple[Label, ...] = ()
-        back = loss.came_back
-        if back is not None and back.span is not None and back.span != span:
-            labels = (Label(back.span, "it comes back here, as a constant"),)
-        help_ = Help("compute the loss with torch operations all the way, and call this for logs only")
-        place = last_call(span, run.sources) if span is not None else None
-        yield _finding(run, loss, place, "the value leaves torch here, without its history", help_, labels)
+    return _claims(ask, "left-torch")
 
 
-def missing_create_graph(run: Run) -> Iterator[Finding]:
+@left_torch.words
+def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
+    cut = _told(told)
+    span = cut.operation.span
+    labels: tuple[Label, ...] = ()
+    back = cut.came_back
+    if back is not None and back.span is not None and back.span != span:
+        labels = (Label(back.span, "it comes back here, as a constant"),)
+    help_ = Help("compute the loss with torch operations all the way, and call this for logs only")
+    place = last_call(span, ask.run.sources) if span is not None else None
+    return _story(ask, cut, place, "the value leaves torch here, without its history", help_, labels)
+
+
+@rule("error", [Trouble.NEVER_LEARNS])
+def missing_create_graph(ask: Ask) -> Iterator[Claim[Cut]]:
     """A gradient is used in a loss, and was computed without `create_graph=True`.
 
     Without it, `torch.autograd.grad` and `backward` give gradients that have no history: a penalty made of them is a
@@ -267,9 +294,14 @@ def missing_create_graph(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for loss in _with_cause(run, "missing-create-graph"):
-        help_ = Help("compute this gradient with `create_graph=True`")
-        yield _finding(run, loss, loss.operation.span, "this gradient has no history of its own", help_)
+    return _claims(ask, "missing-create-graph")
+
+
+@missing_create_graph.words
+def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
+    cut = _told(told)
+    help_ = Help("compute this gradient with `create_graph=True`")
+    return _story(ask, cut, cut.operation.span, "this gradient has no history of its own", help_)
 
 
 _WAYS = {
@@ -289,7 +321,8 @@ _CROP = "choose with a differentiable operation: weights from `softmax`, `grid_s
 _WAYS |= dict.fromkeys(("lt", "ge", "le", "eq", "ne"), _WAYS["gt"])
 
 
-def non_differentiable_op(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NEVER_LEARNS])
+def non_differentiable_op(ask: Ask) -> Iterator[Claim[Cut]]:
     """An operation without a derivative stands on the way to the loss.
 
     `argmax`, comparisons, casts to integers, histograms and `sample()` give results that have no history.
@@ -324,26 +357,30 @@ def non_differentiable_op(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for loss in _with_cause(run, "non-differentiable-op"):
-        span = loss.operation.span
-        called = callee(span, run.sources) if span is not None else None
-        name = short_name(loss.operation.name)
-        if name in ("int", "index"):
-            yield _finding(run, loss, span, "a whole number is made of it here: that has no derivative", Help(_CROP))
-            continue
-        said = called if called is not None and not loss.operation.grad_enabled else name
-        way = _WAYS.get(said) or _WAYS.get(name) or "use a differentiable operation in its place"
-        caret = f"`{said}` has no derivative: its result has no history"
-        if _gives_places(loss):
-            caret = f"the indices that `{said}` gives have no derivative and no history"
-            way = "compute with the values that it gives as well: they keep the history, as do weights from `softmax`"
-        place = last_call(span, run.sources) if span is not None else None
-        yield _finding(run, loss, place, caret, Help(way))
+    return _claims(ask, "non-differentiable-op")
 
 
-def _gives_places(loss: Lost) -> bool:
+@non_differentiable_op.words
+def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
+    cut = _told(told)
+    span = cut.operation.span
+    called = callee(span, ask.run.sources) if span is not None else None
+    name = short_name(cut.operation.name)
+    if name in ("int", "index"):
+        return _story(ask, cut, span, "a whole number is made of it here: that has no derivative", Help(_CROP))
+    said = called if called is not None and not cut.operation.grad_enabled else name
+    way = _WAYS.get(said) or _WAYS.get(name) or "use a differentiable operation in its place"
+    caret = f"`{said}` has no derivative: its result has no history"
+    if _gives_places(cut):
+        caret = f"the indices that `{said}` gives have no derivative and no history"
+        way = "compute with the values that it gives as well: they keep the history, as do weights from `softmax`"
+    place = last_call(span, ask.run.sources) if span is not None else None
+    return _story(ask, cut, place, caret, Help(way))
+
+
+def _gives_places(cut: Cut) -> bool:
     """Whether an operation gives values and their places together: `topk`, `sort`, `max` along a dimension."""
-    results = [(loss.flow.history[value], loss.flow.tensor(value)) for value in loss.operation.outputs]
+    results = [(cut.flow.history[value], cut.flow.tensor(value)) for value in cut.operation.outputs]
     kept = any(history for history, _ in results)
     return kept and all(history or (made is not None and made.dtype == "int64") for history, made in results)
 
@@ -354,80 +391,97 @@ def _is_a_call_alone(run: Run, switch: Span) -> bool:
     return callee(switch, run.sources) == "set_grad_enabled" and not before.strip()
 
 
-def _with_cause(run: Run, cause: Cause) -> Iterator[Lost]:
-    return (loss for loss in lost(run) if loss.cause == cause)
+def _claims(ask: Ask, cause: Cause) -> Iterator[Claim[Cut]]:
+    for place, cut in enumerate(ask(cuts)):
+        if cut.cause != cause:
+            continue
+        wasted = [backward.span for backward in cut.flow.step.backwards] if cut.severity == "error" else []
+        for tensor in cut.tensors:
+            learns = (Trouble.NEVER_LEARNS, tensor.id)
+            yield Claim(
+                place,
+                cut,
+                tensor,
+                explains=() if cut.term else (learns,),
+                besides=tuple((Trouble.WASTED, span) for span in wasted),
+                severity=cut.severity,
+            )
 
 
-def _finding(
-    run: Run, loss: Lost, span: Span | None, caret: str, help_: Help, labels: tuple[Label, ...] = ()
-) -> Finding:
-    names = tuple(tensor.name or "" for tensor in loss.tensors)
-    those = who(names, run)
-    crash = run.crash
-    refused = crash is not None and crash.symptom in REFUSALS
-    if loss.term:
-        message = f"a term of the loss trains nothing: no gradient flows through it to {those.subject}"
-    elif refused and crash is not None:
-        message = f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}"
-        if crash.span is not None:
-            labels = (*labels, Label(crash.span, f"so torch raises {crash.type} here"))
-    elif refusal_label(run):
-        message = f"no gradient came to {those.subject}, and DDP waits for {those.them}"
-        labels = (*labels, *refusal_label(run))
-    elif all(map(only_returned, loss.tensors)):
-        message = (
-            f"{those.subject} {those.learns}: `autograd.grad` returned gradients of {those.them}, and none came to "
-            f"`.grad` in {steps_text(run, _steps(loss))}"
-        )
-    else:
-        message = f"{those.subject} {those.learns}: {those.counted} got no gradient in {steps_text(run, _steps(loss))}"
-    labels += tuple(
-        Label(other.span, "also cut here") for other in loss.others if other.span is not None and other.span != span
+def _told(told: Sequence[Claim[Cut]]) -> Cut:
+    """The place at which the gradients are lost of those tensors that are still to be explained."""
+    return replace(told[0].evidence, tensors=tuple(subjects(told)))
+
+
+def _story(ask: Ask, cut: Cut, span: Span | None, caret: str, help_: Help, labels: tuple[Label, ...] = ()) -> Story:
+    run = ask.run
+    names = tuple(tensor.name or "" for tensor in cut.tensors)
+    message, further = _message(run, cut)
+    labels += further + tuple(
+        Label(other.span, "also cut here") for other in cut.others if other.span is not None and other.span != span
     )
-    facts = []
-    if len(names) > 1:
-        facts.append(f"cut off: {listed(names)}")
-    facts.append(f"path: {_path(loss)}")
-    facts += _holders(run, loss)
-    return Finding(
-        loss.cause,
-        loss.severity,
+    facts = [f"cut off: {listed(names)}"] if len(names) > 1 else []
+    return Story(
         message,
         span,
         caret,
         names,
         labels,
-        tuple(facts),
+        (*facts, f"path: {_path(cut)}", *_holders(run, cut)),
         (help_,),
-        tuple(operation.id for operation in (loss.operation, *loss.others)),
-        raised=not loss.term and (refused or bool(refusal_label(run))),
+        tuple(operation.id for operation in (cut.operation, *cut.others)),
+        raised=not cut.term and (_is_refused(run) or bool(refusal_label(run))),
     )
 
 
-def _steps(loss: Lost) -> int | None:
-    received = loss.tensors[0].received
+def _is_refused(run: Run) -> bool:
+    return run.crash is not None and run.crash.symptom in REFUSALS
+
+
+def _message(run: Run, cut: Cut) -> tuple[str, tuple[Label, ...]]:
+    """Who suffers, and the place at which torch raises for it."""
+    those = who(tuple(tensor.name or "" for tensor in cut.tensors), run)
+    crash = run.crash
+    if cut.term:
+        return f"a term of the loss trains nothing: no gradient flows through it to {those.subject}", ()
+    if crash is not None and _is_refused(run):
+        labels = (Label(crash.span, f"so torch raises {crash.type} here"),) if crash.span is not None else ()
+        return f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}", labels
+    if refusal_label(run):
+        return f"no gradient came to {those.subject}, and DDP waits for {those.them}", refusal_label(run)
+    steps = steps_text(run, _steps(cut))
+    if all(map(only_returned, cut.tensors)):
+        return (
+            f"{those.subject} {those.learns}: `autograd.grad` returned gradients of {those.them}, and none came to "
+            f"`.grad` in {steps}"
+        ), ()
+    return f"{those.subject} {those.learns}: {those.counted} got no gradient in {steps}", ()
+
+
+def _steps(cut: Cut) -> int | None:
+    received = cut.tensors[0].received
     return received.of if received is not None else None
 
 
-def _path(loss: Lost) -> str:
+def _path(cut: Cut) -> str:
     """The way of the data from the first tensor to the loss, with the place at which the gradient stops."""
-    flow, tensor = loss.flow, loss.tensors[0]
+    flow, tensor = cut.flow, cut.tensors[0]
     starts = flow.values_of.get(tensor.id, [])
     ends = frozenset(flow.roots)
     root = flow.tensor(flow.roots[-1]) if flow.roots else None
     end = (root.name if root is not None else None) or "loss"
-    if not loss.operation.outputs:
-        way = [*flow.path(starts, loss.operation, ends)]
+    if not cut.operation.outputs:
+        way = [*flow.path(starts, cut.operation, ends)]
         return flow.told(tensor.name or "", way, "a plain number")
-    return flow.told(tensor.name or "", flow.path(starts, loss.operation, ends), end)
+    return flow.told(tensor.name or "", flow.path(starts, cut.operation, ends), end)
 
 
-def _holders(run: Run, loss: Lost) -> list[str]:
+def _holders(run: Run, cut: Cut) -> list[str]:
     """Who holds these tensors, and whether they moved all the same."""
     facts = []
     for optimizer in run.optimizers:
-        held = [tensor for tensor in loss.tensors if tensor.optimizer == optimizer.id]
-        if held and optimizer.steps and not loss.term:
+        held = [tensor for tensor in cut.tensors if tensor.optimizer == optimizer.id]
+        if held and optimizer.steps and not cut.term:
             moved = sum(bool(tensor.change) for tensor in held)
             fed = max(tensor.received.steps for tensor in held if tensor.received is not None)
             what = "this tensor" if len(held) == 1 else f"these {len(held)} tensors"

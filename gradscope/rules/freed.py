@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from gradscope.graph.facts import Backward, Finding, Help, Label, Operation, Run, Span, Tensor
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Backward, Crash, Help, Label, Operation, Run, Span, Tensor
 from gradscope.graph.naming import expression, within
-from gradscope.rules.not_reached import kept_as_attribute
-from gradscope.rules.raised import refused_backward
+from gradscope.graph.refusals import refused_backward
+from gradscope.rules.claim import Claim, Story, Trouble, rule
 
 
-def freed_graph(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.REFUSED])
+def freed_graph(ask: Ask) -> Iterator[Claim[_Freed]]:
     """Backward runs into a graph that an earlier backward has freed.
 
     Backward frees what the operations saved as it goes. A tensor that was computed before it, and that a later loss
@@ -50,13 +53,16 @@ def freed_graph(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    backward = refused_backward(run, "freed graph")
-    if backward is None or run.crash is None:
-        return
-    tie = _tie(run, backward)
-    # A parameter that was converted once, where it was made: that it is no leaf any more is the cause.
-    if set(tie.carried) & {tensor for tensor, _ in kept_as_attribute(run)}:
-        return
+    refused = refused_backward(ask, "freed graph")
+    if refused is not None:
+        tie = _tie(ask.run, refused.backward)
+        yield Claim(refused.backward.span, _Freed(*refused, tie))
+
+
+@freed_graph.words
+def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
+    run = ask.run
+    backward, crash, tie = told[0].evidence
     carried = tie.carried[0] if tie.carried else None
     name = next((tensor.name for tensor in tie.carried if tensor.name), None)
     said = f"`{name}`" if name is not None else "a tensor"
@@ -71,14 +77,12 @@ def freed_graph(run: Run) -> Iterator[Finding]:
     if tie.user is not None and tie.user.span is not None and tie.user.span.line not in _lines(span, labels):
         labels.append(Label(tie.user.span, f"{said} is used again here"))
     if backward.span is not None and backward.span not in [span, *(label.span for label in labels)]:
-        labels.append(Label(backward.span, f"this backward comes to the freed graph: torch raises {run.crash.type}"))
+        labels.append(Label(backward.span, f"this backward comes to the freed graph: torch raises {crash.type}"))
     if carried is not None and carried.id in {_holder(run, root) for root in backward.roots}:
         message = f"backward runs twice through the graph of {said}, which the first pass has freed"
     else:
         message = f"{said} leads this backward into a graph that an earlier backward has freed"
-    yield Finding(
-        "freed-graph",
-        "error",
+    return Story(
         message,
         span,
         caret,
@@ -95,6 +99,14 @@ def freed_graph(run: Run) -> Iterator[Finding]:
 
 def _lines(span: Span | None, labels: list[Label]) -> set[int]:
     return {place.line for place in (span, *(label.span for label in labels)) if place is not None}
+
+
+class _Freed(NamedTuple):
+    """A backward that came to a freed graph, the exception, and what led it there."""
+
+    backward: Backward
+    crash: Crash
+    tie: _Tie
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from gradscope.graph.facts import Finding, Help, Label, Operation, Refused, Run, Step, Tensor
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Label, Operation, Refused, Run, Step, Tensor
 from gradscope.graph.naming import changed_name, short_name
-from gradscope.rules.raised import refused_backward
+from gradscope.graph.refusals import RefusedBackward, refused_backward
+from gradscope.rules.claim import Claim, Story, Trouble, rule
 
 
-def inplace_modified(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.REFUSED])
+def inplace_modified(ask: Ask) -> Iterator[Claim[RefusedBackward]]:
     """A tensor that an operation saved for backward was changed in place before backward needed it.
 
     Many gradients are computed from values of the forward: that of `tanh` from its result, that of a product from its
@@ -48,9 +51,15 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    backward = refused_backward(run, "changed in place")
-    if backward is None or run.crash is None:
-        return
+    refused = refused_backward(ask, "changed in place")
+    if refused is not None:
+        yield Claim(refused.backward.span, refused)
+
+
+@inplace_modified.words
+def _(told: Sequence[Claim[RefusedBackward]], ask: Ask) -> Story:
+    run = ask.run
+    backward, crash = told[0].evidence
     refused = backward.refused or Refused()
     operations = {operation.id: operation for step in run.steps for operation in step.operations}
     saver = operations.get(refused.operation) if refused.operation is not None else None
@@ -90,15 +99,13 @@ def inplace_modified(run: Run) -> Iterator[Finding]:
         what = "its result" if refused.result else said
         labels.append(Label(saver.span, f"{by} saves {what} for backward here" + _at(refused.expected)))
     if backward.span is not None and backward.span != span:
-        labels.append(Label(backward.span, f"needs it{_at(refused.expected)}, so torch raises {run.crash.type}"))
+        labels.append(Label(backward.span, f"needs it{_at(refused.expected)}, so torch raises {crash.type}"))
     facts = []
     if refused.node is not None and refused.version is not None:
         facts.append(
             f"{refused.node} saved it at version {refused.expected}; at backward it was at version {refused.version}"
         )
-    yield Finding(
-        "inplace-modified",
-        "error",
+    return Story(
         f"{said} was changed after {by} saved it for backward",
         span,
         caret,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gradscope.graph.facts import Finding, Growth, Help, Label, Operation, Run, Span
-from gradscope.graph.naming import changed_name, short_name
+from gradscope.graph import limits
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Growth, Help, Label, Operation, Run, Span
+from gradscope.graph.naming import changed_name, line_of, short_name
+from gradscope.rules.claim import Claim, Story, rule
 
-_CALLS = 12
-_TIMES = 3
 
-
-def graph_growth(run: Run) -> Iterator[Finding]:
+@rule("warning")
+def graph_growth(ask: Ask) -> Iterator[Claim[Growth]]:
     """The graph behind a kept tensor grows from step to step.
 
     A tensor with history keeps the whole graph that it was computed from. A loss that is summed up without `.item()`,
@@ -46,8 +47,9 @@ def graph_growth(run: Run) -> Iterator[Finding]:
             optimizer.step()
             total += loss.item()
     """
+    run = ask.run
     told: set[tuple[str, int]] = set()
-    lines = {_line(tensor.made) for tensor in run.tensors if tensor.differentiated}
+    lines = {line_of(tensor.made) for tensor in run.tensors if tensor.differentiated}
     carried: set[str | None] = set()
     # Whoever merely reads a state that is carried on has one link more than the call that carries it.
     for growth in sorted(run.growths, key=_precedence):
@@ -63,28 +65,18 @@ def graph_growth(run: Run) -> Iterator[Finding]:
             continue
         carried.add(name)
         told.add(place)
-        yield _growing(run, growth)
+        yield Claim(place, growth)
 
 
-_ORDER = ("cycle", "steps", "calls", "kept")
-
-
-def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
-    """Whether nobody can mean it: a graph as deep as one that a backward has led through is wanted as it is."""
-    if growth.kind == "steps":
-        return stepping or growth.count > _TIMES * growth.trained + _CALLS
-    if growth.kind == "calls":
-        return growth.count >= max(_CALLS, _TIMES * growth.trained)
-    if growth.kind == "kept" and not stepping and growth.count <= growth.trained:
-        return False
-    return growth.kind == "cycle" or not differentiated
-
-
-def _growing(run: Run, growth: Growth) -> Finding:
+@graph_growth.words
+def _(told: Sequence[Claim[Growth]], ask: Ask) -> Story:
+    run, growth = ask.run, told[0].evidence
     tensor = run.tensor_by_id[growth.tensor]
     same = [other.name for other in run.tensors if other.made == tensor.made and other.name is not None]
     # `average = 0.9 * average + 0.1 * h`: the product has no name, the sum on its line has.
-    same += [other.name for other in run.tensors if _line(other.made) == _line(growth.span) and other.name is not None]
+    same += [
+        other.name for other in run.tensors if line_of(other.made) == line_of(growth.span) and other.name is not None
+    ]
     keeper = changed_name(growth.keeper, run.sources) if growth.keeper is not None else None
     name = tensor.name or keeper or next(iter(same), None)
     quoted = f"`{name}`" if name is not None else "a tensor"
@@ -110,9 +102,7 @@ def _growing(run: Run, growth: Growth) -> Finding:
             labels = (Label(maker.span, f"`{short_name(maker.name)}` takes it here"),)
         mend = "carry `.detach()` of it on, or sum up `.item()`, or compute it under `torch.no_grad()`"
     until = min(growth.until, max(run.step_count, growth.since))  # what comes after the last step is no step
-    return Finding(
-        "graph-growth",
-        "warning",
+    return Story(
         message,
         span,
         caret,
@@ -123,15 +113,25 @@ def _growing(run: Run, growth: Growth) -> Finding:
     )
 
 
+_ORDER = ("cycle", "steps", "calls", "kept")
+
+
+def _is_telling(growth: Growth, differentiated: bool, stepping: bool) -> bool:
+    """Whether nobody can mean it: a graph as deep as one that a backward has led through is wanted as it is."""
+    if growth.kind == "steps":
+        return stepping or growth.count > limits.DEEPER * growth.trained + limits.CALLS_IN_A_CHAIN
+    if growth.kind == "calls":
+        return growth.count >= max(limits.CALLS_IN_A_CHAIN, limits.DEEPER * growth.trained)
+    if growth.kind == "kept" and not stepping and growth.count <= growth.trained:
+        return False
+    return growth.kind == "cycle" or not differentiated
+
+
 def _maker(run: Run, growth: Growth) -> Operation | None:
     """The operation that took the carried value last."""
     values = {value.id for value in run.values if value.tensor == growth.tensor}
     operations = [operation for step in run.steps for operation in step.operations]
     return next((found for found in reversed(operations) if values.intersection(found.inputs)), None)
-
-
-def _line(span: Span | None) -> tuple[str, int] | None:
-    return (span.file, span.line) if span is not None else None
 
 
 def _precedence(growth: Growth) -> tuple[int, int]:

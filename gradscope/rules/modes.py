@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gradscope.graph.facts import Finding, Help, Modes, Run, Span, Tensor
+from gradscope.graph import limits
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Modes, Run, Tensor
 from gradscope.graph.naming import short_name
-from gradscope.rules.wording import steps_text
+from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.words import steps_text
 
 
-def eval_mode(run: Run) -> Iterator[Finding]:
+@rule("warning")
+def eval_mode(ask: Ask) -> Iterator[Claim[Modes]]:
     """A module is trained while its dropout or batch norm is in evaluation mode.
 
     `eval()` stays in force until `train()` is called. Called for a validation or for sampling and never taken back, the
@@ -50,30 +54,30 @@ def eval_mode(run: Run) -> Iterator[Finding]:
             with torch.no_grad():
                 print(net(torch.rand(8, 4)).mean())
     """
-    groups: dict[Span, list[Modes]] = {}
-    for modes in run.modes:
-        if modes.switched is not None and modes.evaluation >= 2 and _is_training(run, modes):
-            groups.setdefault(modes.switched, []).append(modes)
-    for span, group in groups.items():
-        worst = max(group, key=lambda modes: modes.evaluation)
-        names = tuple(dict.fromkeys(modes.module for modes in group))
-        kinds = sorted({short_name(modes.operation).replace("_", " ") for modes in group})
-        optimizer = next(optimizer for optimizer in run.optimizers if optimizer.id == worst.optimizer)
-        steps = worst.evaluation + worst.training
-        yield Finding(
-            "eval-mode",
-            "warning",
-            f"`{worst.by}` was in evaluation mode in {worst.evaluation:,} of {steps_text(run, steps)} that train it",
-            span,
-            "this puts it into evaluation mode, and no `train()` follows",
-            (worst.by or "", *names),
-            (),
-            (
-                f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
-                f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
-            ),
-            (Help(f"call `{(worst.by or 'model').partition('#')[0]}.train()` before the training goes on"),),
-        )
+    for modes in ask.run.modes:
+        if modes.switched is not None and modes.evaluation >= limits.EVALUATION_STEPS and _is_training(ask.run, modes):
+            yield Claim(modes.switched, modes)
+
+
+@eval_mode.words
+def _(told: Sequence[Claim[Modes]], ask: Ask) -> Story:
+    run, group = ask.run, [claim.evidence for claim in told]
+    worst = max(group, key=lambda modes: modes.evaluation)
+    names = tuple(dict.fromkeys(modes.module for modes in group))
+    kinds = sorted({short_name(modes.operation).replace("_", " ") for modes in group})
+    optimizer = next(optimizer for optimizer in run.optimizers if optimizer.id == worst.optimizer)
+    steps = worst.evaluation + worst.training
+    return Story(
+        f"`{worst.by}` was in evaluation mode in {worst.evaluation:,} of {steps_text(run, steps)} that train it",
+        worst.switched,
+        "this puts it into evaluation mode, and no `train()` follows",
+        (worst.by or "", *names),
+        facts=(
+            f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
+            f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
+        ),
+        help=(Help(f"call `{(worst.by or 'model').partition('#')[0]}.train()` before the training goes on"),),
+    )
 
 
 def _is_training(run: Run, modes: Modes) -> bool:

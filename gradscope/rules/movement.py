@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from gradscope.graph.facts import Finding, Help, Label, Ledger, Optimizer, Run, Span, Tensor
-from gradscope.rules.values import exploding_gradient
-from gradscope.rules.wording import listed, who
+from gradscope.graph import limits
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Label, Ledger, Optimizer, Tensor
+from gradscope.graph.naming import named
+from gradscope.rules.claim import Claim, Need, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.words import listed, who
 
 _NONE = Ledger()
-_NO_RATE = 1e-12
-_SQUARABLE = 1e18  # the square root of the range of float32, and of bfloat16
-_EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
-_LATE = 8  # gradients in a row that are zero, after which a tensor counts as frozen
-_SAMPLE = 4_096  # elements of a larger tensor at which its value is measured
-_MARGIN = 64  # how many times too small an update may be estimated
-_NOISE = 1e-4  # of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm
 
 
-def frozen_but_updated(run: Run) -> Iterator[Finding]:
+@rule("warning", needs=[Need.VALUES])
+def frozen_but_updated(ask: Ask) -> Iterator[Claim[_Moving]]:
     """A tensor that was frozen goes on moving with every step.
 
     An optimizer moves whatever has a `.grad`. A tensor whose `requires_grad` was switched off but whose last gradient
@@ -57,32 +55,53 @@ def frozen_but_updated(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for optimizer in run.optimizers:
-        held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
-        frozen = [tensor for tensor in held if not tensor.requires_grad and (tensor.ledger or _NONE).moved_frozen >= 2]
-        masked = [tensor for tensor in held if _is_masked(tensor, optimizer)]
-        if frozen:
-            ledger = frozen[0].ledger or _NONE
-            yield _moving(
-                run,
-                optimizer,
-                frozen,
-                ledger.frozen or optimizer.stepped,
-                "frozen here, with its last gradient left in `.grad`" if ledger.frozen else "moves what is frozen",
-                "`requires_grad` is off, and `.grad` still holds a gradient",
-                "set `.grad = None` when you freeze it, or give it to no optimizer",
-            )
-        if masked:
-            ledger = masked[0].ledger or _NONE
-            yield _moving(
-                run,
-                optimizer,
-                masked,
-                ledger.masked_at or ledger.cleared or optimizer.stepped,
-                "the gradient is set to zero here" if ledger.masked_at or ledger.cleared else "moves what is frozen",
-                "weight decay, momentum or averages move elements whose gradient is zero",
-                "freeze it with `requires_grad_(False)`, or keep it out of the optimizer, or put its values back",
-            )
+    for optimizer in ask.run.optimizers:
+        for tensor in named(ask.run.tensors):
+            ledger = tensor.ledger or _NONE
+            if tensor.optimizer != optimizer.id:
+                continue
+            if not tensor.requires_grad and ledger.moved_frozen >= limits.SLIPS:
+                yield Claim((optimizer.id, "frozen"), _Moving(optimizer, ledger, masked=False), tensor)
+            if _is_masked(tensor, optimizer):
+                yield Claim((optimizer.id, "masked"), _Moving(optimizer, ledger, masked=True), tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moving:
+    """A tensor moves though it is frozen, or though its gradient was set to zero."""
+
+    optimizer: Optimizer
+    ledger: Ledger
+    masked: bool
+
+
+@frozen_but_updated.words
+def _(told: Sequence[Claim[_Moving]], ask: Ask) -> Story:
+    names, moving = names_of(told), told[0].evidence
+    optimizer, ledger = moving.optimizer, moving.ledger
+    if moving.masked:
+        span = ledger.masked_at or ledger.cleared
+        caret = "the gradient is set to zero here"
+        why = "weight decay, momentum or averages move elements whose gradient is zero"
+        mend = "freeze it with `requires_grad_(False)`, or keep it out of the optimizer, or put its values back"
+    else:
+        span = ledger.frozen
+        caret = "frozen here, with its last gradient left in `.grad`"
+        why = "`requires_grad` is off, and `.grad` still holds a gradient"
+        mend = "set `.grad = None` when you freeze it, or give it to no optimizer"
+    those = who(names, ask.run)
+    labels: tuple[Label, ...] = ()
+    if optimizer.stepped is not None and span is not None and optimizer.stepped != span:
+        labels = (Label(optimizer.stepped, "and this goes on moving it"),)
+    return Story(
+        f"{those.subject} {'is' if those.one else 'are'} frozen, yet {optimizer.name} goes on moving {those.them}",
+        span or optimizer.stepped,
+        caret if span is not None else "moves what is frozen",
+        names,
+        labels,
+        (f"moved: {listed(names)}", f"why: {why}"),
+        (Help(mend),),
+    )
 
 
 def _is_masked(tensor: Tensor, optimizer: Optimizer) -> bool:
@@ -93,33 +112,14 @@ def _is_masked(tensor: Tensor, optimizer: Optimizer) -> bool:
     """
     ledger = tensor.ledger or _NONE
     looks = max(len(ledger.updates), 1)
-    for_good = len(tensor.gradient_norms) >= _LATE and all(norm == 0 for norm in tensor.gradient_norms[-_LATE:])
+    latest = tensor.gradient_norms[-limits.ZEROS_FOR_GOOD :]
+    for_good = len(latest) == limits.ZEROS_FOR_GOOD and all(norm == 0 for norm in latest)
     lost = ledger.cleared_first * 2 >= max(optimizer.uses, 1) and (ledger.swept or optimizer.fed * 2 <= optimizer.uses)
-    return ledger.masked >= 3 and (ledger.masked * 2 >= looks or for_good) and not lost
+    return ledger.masked >= limits.MASKED_STEPS and (ledger.masked * 2 >= looks or for_good) and not lost
 
 
-def _moving(
-    run: Run, optimizer: Optimizer, tensors: list[Tensor], span: Span | None, caret: str, why: str, mend: str
-) -> Finding:
-    names = tuple(dict.fromkeys(tensor.name or "" for tensor in tensors))
-    those = who(names, run)
-    labels: tuple[Label, ...] = ()
-    if optimizer.stepped is not None and optimizer.stepped != span:
-        labels = (Label(optimizer.stepped, "and this goes on moving it"),)
-    return Finding(
-        "frozen-but-updated",
-        "warning",
-        f"{those.subject} {'is' if those.one else 'are'} frozen, yet {optimizer.name} goes on moving {those.them}",
-        span,
-        caret,
-        names,
-        labels,
-        (f"moved: {listed(names)}", f"why: {why}"),
-        (Help(mend),),
-    )
-
-
-def no_update(run: Run) -> Iterator[Finding]:
+@rule("warning", needs=[Need.VALUES])
+def no_update(ask: Ask) -> Iterator[Claim[_Unmoved]]:
     """Steps with a gradient other than zero leave the value as it is, to the last bit.
 
     Either the learning rate is 0, or the update is smaller than the distance to the next number that the tensor's
@@ -154,8 +154,8 @@ def no_update(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    for optimizer in run.optimizers:
-        held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
+    for optimizer in ask.run.optimizers:
+        held = [tensor for tensor in named(ask.run.tensors) if tensor.optimizer == optimizer.id]
         stuck = [tensor for tensor in held if _is_still(tensor.ledger or _NONE)]
         at_zero = [tensor for tensor in stuck if _rate_is_zero(tensor.ledger or _NONE)]
         learning = [tensor for tensor in held if (tensor.ledger or _NONE).stirred or tensor in stuck]
@@ -164,28 +164,36 @@ def no_update(run: Run) -> Iterator[Finding]:
             stuck = [tensor for tensor in stuck if tensor not in at_zero]
             at_zero = []
         loudest = max((_size(tensor) for tensor in held), default=0.0)
-        stuck = [tensor for tensor in stuck if _size(tensor) > _NOISE * loudest and not _has_arrived(tensor)]
-        groups: dict[str, list[Tensor]] = defaultdict(list)
         for tensor in stuck:
-            why = "rate" if tensor in at_zero else "range" if _size(tensor) > _SQUARABLE else "precision"
+            if _size(tensor) <= limits.NOISE * loudest or _has_arrived(tensor):
+                continue
+            why: _Why = "rate" if tensor in at_zero else "range" if _size(tensor) > limits.SQUARABLE else "precision"
             if why == "precision" and _is_far_above_precision(tensor):
                 why = "unchanged"
-            groups[why].append(tensor)
-        for why, tensors in groups.items():
-            if why == "range" and any(exploding_gradient(run)):
-                continue  # they grew: that is the story
-            yield _unmoved(run, optimizer, tensors, why)
+            explains = ((Trouble.OUT_OF_RANGE, None),) if why == "range" else ()
+            yield Claim((optimizer.id, why), _Unmoved(optimizer, why), tensor, explains=explains)
+
+
+_Why: TypeAlias = Literal["rate", "range", "precision", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unmoved:
+    """A tensor that steps of an optimizer leave as it is, and what keeps it there."""
+
+    optimizer: Optimizer
+    why: _Why
 
 
 def _is_still(ledger: Ledger) -> bool:
-    return ledger.still >= 4 and ledger.still >= ledger.stirred
+    return ledger.still >= limits.STILL_STEPS and ledger.still >= ledger.stirred
 
 
 def _has_arrived(tensor: Tensor) -> bool:
     """Whether it moved until its gradient was next to nothing: there is no way left to go."""
     norms = [norm for norm in tensor.gradient_norms if norm is not None]
     stirred = (tensor.ledger or _NONE).stirred > 0
-    return stirred and bool(norms) and statistics.median(norms) <= _NOISE * max(norms)
+    return stirred and bool(norms) and statistics.median(norms) <= limits.NOISE * max(norms)
 
 
 def _rate_is_zero(ledger: Ledger) -> bool:
@@ -194,11 +202,11 @@ def _rate_is_zero(ledger: Ledger) -> bool:
 
 def _is_far_above_precision(tensor: Tensor) -> bool:
     """Whether its type would hold the sum of the value and an update, were that rate * gradient or rate alone."""
-    rate, epsilon = (tensor.ledger or _NONE).rate, _EPSILON.get(tensor.dtype)
-    if rate is None or rate < _NO_RATE or epsilon is None or tensor.start is None:
+    rate, epsilon = (tensor.ledger or _NONE).rate, limits.EPSILON.get(tensor.dtype)
+    if rate is None or rate < limits.NO_RATE or epsilon is None or tensor.start is None:
         return False
-    value = tensor.start / math.sqrt(max(min(math.prod(tensor.shape), _SAMPLE), 1))
-    return rate * min(_size(tensor), 1.0) > _MARGIN * epsilon * value
+    value = tensor.start / math.sqrt(max(min(math.prod(tensor.shape), limits.SAMPLE), 1))
+    return rate * min(_size(tensor), 1.0) > limits.MARGIN * epsilon * value
 
 
 def _size(tensor: Tensor) -> float:
@@ -207,14 +215,16 @@ def _size(tensor: Tensor) -> float:
     return statistics.median(norms) / math.sqrt(max(math.prod(tensor.shape), 1)) if norms else 0.0
 
 
-def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) -> Finding:
-    names = tuple(dict.fromkeys(tensor.name or "" for tensor in tensors))
-    those = who(names, run)
+@no_update.words
+def _(told: Sequence[Claim[_Unmoved]], ask: Ask) -> Story:
+    tensors, names = subjects(told), names_of(told)
+    optimizer, why = told[0].evidence.optimizer, told[0].evidence.why
+    those = who(names, ask.run)
     ledger = tensors[0].ledger or _NONE
     looks = ledger.still + ledger.stirred
     types = sorted({tensor.dtype for tensor in tensors})
     rate = ledger.rate if ledger.rate is not None else 1.0
-    no_rate = why == "rate" or rate < _NO_RATE
+    no_rate = why == "rate" or rate < limits.NO_RATE
     if no_rate:
         cause = f"the learning rate is {rate:.2g}"
         mend = (
@@ -235,9 +245,7 @@ def _unmoved(run: Run, optimizer: Optimizer, tensors: list[Tensor], why: str) ->
     labels: tuple[Label, ...] = ()
     if optimizer.made is not None and optimizer.stepped is not None:
         labels = (Label(optimizer.made, f"this {optimizer.name}"),)
-    return Finding(
-        "no-update",
-        "warning",
+    return Story(
         f"{those.subject} {'does' if those.one else 'do'} not move: {cause}",
         optimizer.stepped or optimizer.made,
         "gradients are there, and the values stay as they are",

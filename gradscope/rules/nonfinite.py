@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gradscope.graph.facts import Finding, Help, Label, Nonfinite, Operation, Run, Tensor
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Label, Nonfinite, Operation, Run, Tensor
 from gradscope.graph.naming import operand_names, short_name
-from gradscope.rules.values import exploding_gradient
-from gradscope.rules.wording import listed, who
+from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.words import listed, who
 
 
-def nonfinite_forward(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NOT_FINITE])
+def nonfinite_forward(ask: Ask) -> Iterator[Claim[Nonfinite]]:
     """An operation made NaN or infinity out of finite numbers on the way to the loss.
 
     The gradients of such a loss are NaN, and after one step of the optimizer so is everything that it trains. What
@@ -43,22 +45,29 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    event = run.nonfinite
-    if event is None or event.kind != "forward" or event.operation is None or _has_exploded(run, event):
-        return
-    if event.taken:
-        yield _spoilt_before(run, event)
-        return
-    name = short_name(event.operation.name)
+    event = ask.run.nonfinite
+    if event is not None and event.kind == "forward" and event.operation is not None:
+        # Of such a loss no gradient is a number: that they are zero as well is no trouble of its own.
+        besides = ((Trouble.ZERO_GRADIENT, None),) if event.step <= 1 else ()
+        yield Claim(event.operation.id, event, besides=besides)
+
+
+@nonfinite_forward.words
+def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
+    run, event = ask.run, told[0].evidence
+    operation = event.operation
+    if event.taken or operation is None:
+        return _spoilt_before(run, event)
+    name = short_name(operation.name)
     values = run.holder
     tensors = run.tensor_by_id
     root = (event.root,) if event.root is not None else ()
     made_names, root_names = (
         tuple(said for value in of if value in values and (said := tensors[values[value]].name))
-        for of in (event.operation.outputs, root)
+        for of in (operation.outputs, root)
     )
-    names = tuple(dict.fromkeys((*made_names, *_taken(run, event.operation)))) or root_names
-    made = {tensors[values[value]].dtype for value in event.operation.outputs if value in values}
+    names = tuple(dict.fromkeys((*made_names, *_taken(run, operation)))) or root_names
+    made = {tensors[values[value]].dtype for value in operation.outputs if value in values}
     half = made == {"float16"} and not event.given and _kind(event) not in _FORWARD_HELP
     if event.given:
         message = f"`{name}` took what is not finite in step {event.step}: so the loss is not finite"
@@ -66,11 +75,9 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
     else:
         message = f"`{name}` made NaN or infinity of finite numbers in step {event.step}"
         caret = "finite numbers go in, and what comes out is not finite"
-    yield Finding(
-        "nonfinite-forward",
-        "error",
+    return Story(
         message,
-        event.operation.span,
+        operation.span,
         caret,
         names,
         _labels(event, "so the loss is not finite here"),
@@ -79,7 +86,7 @@ def nonfinite_forward(run: Run) -> Iterator[Finding]:
     )
 
 
-def _spoilt_before(run: Run, event: Nonfinite) -> Finding:
+def _spoilt_before(run: Run, event: Nonfinite) -> Story:
     """A parameter was not finite when the loss was computed: where it had been before, a step made it so."""
     tensors = run.tensor_by_id
     spoilt = [tensors[number] for number in event.taken]
@@ -100,9 +107,7 @@ def _spoilt_before(run: Run, event: Nonfinite) -> Finding:
     labels = _labels(event, "so the loss is not finite here")
     if event.operation is not None and event.operation.span not in (None, span):
         labels = (Label(event.operation.span, "taken here"), *labels)
-    return Finding(
-        "nonfinite-forward",
-        "error",
+    return Story(
         message,
         span,
         caret,
@@ -113,7 +118,8 @@ def _spoilt_before(run: Run, event: Nonfinite) -> Finding:
     )
 
 
-def nonfinite_gradient(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NOT_FINITE])
+def nonfinite_gradient(ask: Ask) -> Iterator[Claim[Nonfinite]]:
     """The backward of an operation made NaN or infinity out of finite gradients.
 
     The loss is finite and its gradients are not: the derivative is infinite somewhere (`sqrt` at 0), and 0 times
@@ -148,9 +154,14 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    event = run.nonfinite
-    if event is None or event.kind != "gradient" or _has_exploded(run, event):
-        return
+    event = ask.run.nonfinite
+    if event is not None and event.kind == "gradient":
+        yield Claim(event.step, event)
+
+
+@nonfinite_gradient.words
+def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
+    run, event = ask.run, told[0].evidence
     tensors = run.tensor_by_id
     names = tuple(name for number in event.tensors if (name := tensors[number].name))
     spoilt = tuple(tensor.name for tensor in run.tensors if tensor.name and _is_spoilt(tensor, event))
@@ -176,9 +187,7 @@ def nonfinite_gradient(run: Run) -> Iterator[Finding]:
         message = f"`{name}` made NaN or infinity in step {event.step}, and gradients met it: {subject} {got} NaN"
     elif not sure:
         message = f"{subject} got NaN or infinity for a gradient in step {event.step}, of a loss that is finite"
-    yield Finding(
-        "nonfinite-gradient",
-        "error",
+    return Story(
         message,
         event.custom or span,
         caret,
@@ -210,11 +219,6 @@ def _taken(run: Run, operation: Operation | None) -> Iterator[str]:
     if len(written) != len(found):
         written = [None] * len(found)
     yield from filter(None, (name or spelled for name, spelled in zip(found, written, strict=True)))
-
-
-def _has_exploded(run: Run, event: Nonfinite) -> bool:
-    """Whether the gradients had exploded before: then this is what came of it."""
-    return any(profile.step < event.step for profile in run.profiles) and any(exploding_gradient(run))
 
 
 def _kind(event: Nonfinite) -> str:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from gradscope.graph.facts import Backward, Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
-from gradscope.graph.naming import expression, last_call
-from gradscope.graph.once import once
-from gradscope.graph.paths import StepFlow, rounds
-from gradscope.rules.lost import frozen_out, lost
-from gradscope.rules.successors import replaced
-from gradscope.rules.wording import listed, steps_text, times_text, who
+from gradscope.graph import limits
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import (
+    Backward,
+    Crash,
+    Discard,
+    Help,
+    Label,
+    Ledger,
+    Operation,
+    Optimizer,
+    Run,
+    Span,
+    Tensor,
+)
+from gradscope.graph.flow import StepFlow, rounds
+from gradscope.graph.naming import expression, last_call, line_of, named
+from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.words import listed, steps_text, times_text, who
 
 _NONE = Ledger()
 
 
-def missing_zero_grad(run: Run) -> Iterator[Finding]:
+@rule("warning", needs=[])
+def missing_zero_grad(ask: Ask) -> Iterator[Claim[_Piled | _LeftOver]]:
     """A step uses gradients of earlier steps again: nobody clears `.grad` between a step and the next backward.
 
     Backward adds to what `.grad` holds. Over several backwards before one step that is gradient accumulation; but what
@@ -48,68 +62,74 @@ def missing_zero_grad(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
-    groups: dict[tuple[object, int | None], list[tuple[Tensor, Ledger]]] = defaultdict(list)
-    for tensor in run.tensors:
+    for tensor in named(ask.run.tensors):
         ledger = tensor.ledger or _NONE
-        if tensor.name is not None and ledger.piled >= 2 and ledger.piled * 2 >= ledger.applied:
-            groups[_line(ledger.backward), tensor.optimizer].append((tensor, ledger))
-    for (_, number), found in groups.items():
-        names = tuple(dict.fromkeys(tensor.name or "" for tensor, _ in found))
-        ledger = max((ledger for _, ledger in found), key=lambda ledger: ledger.piled)
-        optimizer = optimizers.get(number or 0)
-        stepped = optimizer.stepped if optimizer is not None else None
-        those = who(names, run)
-        uses = "updates" if optimizer is None else "steps" if optimizer.uses == optimizer.steps else "closure calls"
-        labels = []
-        if stepped is not None:
-            labels.append(Label(stepped, "uses the sum of all gradients since the last clear"))
-        yield Finding(
-            "missing-zero-grad",
-            "warning",
-            f"{those.subject} {'piles' if those.one else 'pile'} up gradients: {ledger.piled} of "
-            f"{ledger.applied} {uses} used those of earlier ones again",
-            ledger.backward,
-            "adds to the gradients that were used already",
-            names,
-            tuple(labels),
-            (f"never cleared between a step and the next backward: {listed(names)}",),
-            (Help(_clear_by(optimizer, uses, run)),),
-        )
-    yield from _left_over(run)
+        if ledger.piled >= limits.SLIPS and ledger.piled * 2 >= ledger.applied:
+            yield Claim(("piled", line_of(ledger.backward), tensor.optimizer), _Piled(ledger), tensor)
+        if tensor.optimizer is not None and ledger.leftover >= limits.SLIPS and ledger.leftover * 2 >= ledger.applied:
+            yield Claim(("left over", tensor.optimizer), _LeftOver(ledger), tensor)
 
 
-def _left_over(run: Run) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Piled:
+    """Uses that applied the gradients of earlier ones again."""
+
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _LeftOver:
+    """Uses that applied gradients of another loss as well."""
+
+    ledger: Ledger
+
+
+@missing_zero_grad.words
+def _(told: Sequence[Claim[_Piled | _LeftOver]], ask: Ask) -> Story:
+    optimizer = next((held for held in ask.run.optimizers if held.id == subjects(told)[0].optimizer), None)
+    piled = [claim.evidence.ledger for claim in told if isinstance(claim.evidence, _Piled)]
+    if not piled and optimizer is not None:
+        ledgers = [claim.evidence.ledger for claim in told]
+        return _left_over(told, optimizer, max(ledgers, key=lambda ledger: ledger.leftover), ask.run)
+    return _piled(told, optimizer, max(piled, key=lambda ledger: ledger.piled), ask.run)
+
+
+def _piled(told: Sequence[Claim[Any]], optimizer: Optimizer | None, ledger: Ledger, run: Run) -> Story:
+    names = names_of(told)
+    stepped = optimizer.stepped if optimizer is not None else None
+    those = who(names, run)
+    uses = "updates" if optimizer is None else "steps" if optimizer.uses == optimizer.steps else "closure calls"
+    labels = (Label(stepped, "uses the sum of all gradients since the last clear"),) if stepped is not None else ()
+    return Story(
+        f"{those.subject} {'piles' if those.one else 'pile'} up gradients: {ledger.piled} of "
+        f"{ledger.applied} {uses} used those of earlier ones again",
+        ledger.backward,
+        "adds to the gradients that were used already",
+        names,
+        labels,
+        (f"never cleared between a step and the next backward: {listed(names)}",),
+        (Help(_clear_by(optimizer, uses, run)),),
+    )
+
+
+def _left_over(told: Sequence[Claim[Any]], optimizer: Optimizer, ledger: Ledger, run: Run) -> Story:
     """A loss that one optimizer follows reaches tensors of another, whose next step takes those gradients along.
 
     In a GAN, the discriminator has gradients of the generator's loss, against which it is to learn.
     """
-    for optimizer in run.optimizers:
-        found = [
-            (tensor, ledger)
-            for tensor in run.tensors
-            if tensor.optimizer == optimizer.id and tensor.name is not None and (ledger := tensor.ledger) is not None
-            if ledger.leftover >= 2 and ledger.leftover * 2 >= ledger.applied
-        ]
-        if not found:
-            continue
-        names = tuple(dict.fromkeys(tensor.name or "" for tensor, _ in found))
-        ledger = max((ledger for _, ledger in found), key=lambda ledger: ledger.leftover)
-        those = who(names, run)
-        stepped = optimizer.stepped
-        labels = (Label(stepped, "uses them together with those of its own loss"),) if stepped is not None else ()
-        yield Finding(
-            "missing-zero-grad",
-            "warning",
-            f"{those.subject} {'takes' if those.one else 'take'} gradients of another loss along: {ledger.leftover} of "
-            f"{ledger.applied} steps used what was left of it",
-            ledger.leftover_at,
-            f"adds to the gradients of {those.subject} as well, after {'its' if those.one else 'their'} step",
-            names,
-            labels,
-            (f"not cleared between the two backwards: {listed(names)}",),
-            (Help(f"call `{_called(optimizer, run)}.zero_grad()` right before the backward that its step follows"),),
-        )
+    names = names_of(told)
+    those = who(names, run)
+    stepped = optimizer.stepped
+    return Story(
+        f"{those.subject} {'takes' if those.one else 'take'} gradients of another loss along: {ledger.leftover} of "
+        f"{ledger.applied} steps used what was left of it",
+        ledger.leftover_at,
+        f"adds to the gradients of {those.subject} as well, after {'its' if those.one else 'their'} step",
+        names,
+        (Label(stepped, "uses them together with those of its own loss"),) if stepped is not None else (),
+        (f"not cleared between the two backwards: {listed(names)}",),
+        (Help(f"call `{_called(optimizer, run)}.zero_grad()` right before the backward that its step follows"),),
+    )
 
 
 def _clear_by(optimizer: Optimizer | None, uses: str, run: Run) -> str:
@@ -129,7 +149,8 @@ def _called(optimizer: Optimizer, run: Run) -> str:
     return ast.unparse(owner) if not node.args and isinstance(owner, ast.Name | ast.Attribute) else "optimizer"
 
 
-def zero_grad_before_step(run: Run) -> Iterator[Finding]:
+@rule("error", needs=[])
+def zero_grad_before_step(ask: Ask) -> Iterator[Claim[_Starved | Discard]]:
     """Gradients are cleared before the step that was to use them.
 
     `zero_grad()` between `backward()` and `step()` leaves the step without gradients. The same happens in part where
@@ -160,37 +181,56 @@ def zero_grad_before_step(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    told: set[int] = set()
+    run = ask.run
+    starved: set[int] = set()
     for optimizer in run.optimizers:
-        for part, found in (("", _cleared_first(run, optimizer)), ("part of ", _robbed(run, optimizer))):
-            found = [tensor for tensor in found if tensor.id not in told]
-            if found:
-                told.update(tensor.id for tensor in found)
-                yield _starved(run, optimizer, found, part)
-    tensors = run.tensor_by_id
+        for part, found in ((False, _cleared_first(run, optimizer)), (True, _robbed(run, optimizer))):
+            for tensor in found:
+                if tensor.id not in starved:
+                    starved.add(tensor.id)
+                    yield Claim(
+                        (optimizer.id, part),
+                        _Starved(optimizer, part, tensor.ledger or _NONE),
+                        tensor,
+                        explains=((Trouble.NEVER_LEARNS, tensor.id),),
+                    )
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
-    # A backward whose way to what it was to train is cut is in vain for that reason.
-    cut = {backward.span for loss in lost(run) for backward in loss.flow.step.backwards}
     for discard in run.discards:
-        reached = [tensors[number] for number in discard.tensors]
-        held = [tensor for tensor in reached if tensor.optimizer in stepped and tensor.name is not None]
-        if discard.vain < 2 or discard.vain * 2 < discard.passes or not held or discard.backward in cut:
-            continue
-        if told.intersection(discard.tensors):
-            continue
-        names = tuple(dict.fromkeys(tensor.name or "" for tensor in held))
-        yield Finding(
-            "zero-grad-before-step",
-            "error",
-            f"{discard.vain} of {discard.passes} backwards are in vain: their gradients are cleared before any step "
-            "uses them",
-            discard.cleared or discard.backward,
-            "the gradients are thrown away here",
-            names,
-            (Label(discard.backward, "they arrive here"),) if discard.backward and discard.cleared else (),
-            (f"thrown away: gradients of {listed(names)}",),
-            (Help("clear once in every step, before its first backward, and step after its last"),),
-        )
+        reached = [run.tensor_by_id[number] for number in discard.tensors]
+        held = [tensor for tensor in named(reached) if tensor.optimizer in stepped]
+        mostly = discard.vain >= limits.SLIPS and discard.vain * 2 >= discard.passes
+        if mostly and starved.isdisjoint(discard.tensors):
+            for tensor in held:
+                yield Claim(discard, discard, tensor, explains=((Trouble.WASTED, discard.backward),))
+
+
+@dataclass(frozen=True, slots=True)
+class _Starved:
+    """Gradients that were cleared before a step of this optimizer, all of them or a part."""
+
+    optimizer: Optimizer
+    part: bool
+    ledger: Ledger
+
+
+@zero_grad_before_step.words
+def _(told: Sequence[Claim[_Starved | Discard]], ask: Ask) -> Story:
+    evidence = told[0].evidence
+    if isinstance(evidence, _Starved):
+        ledgers = [claim.evidence.ledger for claim in told if isinstance(claim.evidence, _Starved)]
+        worst = max(ledgers, key=lambda ledger: ledger.cleared_first)
+        return _starved(ask.run, evidence.optimizer, subjects(told), worst, part=evidence.part)
+    discard, names = evidence, names_of(told)
+    return Story(
+        f"{discard.vain} of {discard.passes} backwards are in vain: their gradients are cleared before any step "
+        "uses them",
+        discard.cleared or discard.backward,
+        "the gradients are thrown away here",
+        names,
+        (Label(discard.backward, "they arrive here"),) if discard.backward and discard.cleared else (),
+        (f"thrown away: gradients of {listed(names)}",),
+        (Help("clear once in every step, before its first backward, and step after its last"),),
+    )
 
 
 def _cleared_first(run: Run, optimizer: Optimizer) -> list[Tensor]:
@@ -205,7 +245,7 @@ def _cleared_first(run: Run, optimizer: Optimizer) -> list[Tensor]:
         ledger = tensor.ledger or _NONE
         if tensor.optimizer != optimizer.id or tensor.name is None or not (ledger.swept or starving):
             continue
-        if ledger.cleared_first >= 2 and ledger.cleared_first * 2 >= optimizer.uses:
+        if ledger.cleared_first >= limits.SLIPS and ledger.cleared_first * 2 >= optimizer.uses:
             found.append(tensor)
     return found
 
@@ -220,7 +260,7 @@ def _robbed(run: Run, optimizer: Optimizer) -> list[Tensor]:
         and tensor.name is not None
         and tensor.ledger is not None
         and tensor.ledger.swept
-        and tensor.ledger.robbed >= 2
+        and tensor.ledger.robbed >= limits.SLIPS
         and tensor.ledger.robbed * 2 >= optimizer.uses
     ]
 
@@ -236,9 +276,8 @@ def _cleared_away(run: Run, found: list[Tensor], ledger: Ledger) -> Span | None:
     return ledger.backward
 
 
-def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> Finding:
+def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], ledger: Ledger, *, part: bool) -> Story:
     names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
-    ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.cleared_first)
     those = who(names, run)
     count = ledger.robbed if part else ledger.cleared_first
     theirs = "its" if those.one else "their"
@@ -256,9 +295,7 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> 
         labels.append(Label(arrive, "they arrive here"))
     if optimizer.stepped is not None:
         labels.append(Label(optimizer.stepped, f"and this finds {'the rest' if part else 'none'}"))
-    return Finding(
-        "zero-grad-before-step",
-        "error",
+    return Story(
         message,
         ledger.cleared or optimizer.stepped,
         "the gradients are thrown away here",
@@ -269,7 +306,8 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], part: str) -> 
     )
 
 
-def step_without_backward(run: Run) -> Iterator[Finding]:
+@rule("warning", [Trouble.NEVER_LEARNS])
+def step_without_backward(ask: Ask) -> Iterator[Claim[_Idle]]:
     """An optimizer steps, and no backward has brought its tensors a gradient since its last step.
 
     A step only applies what is in `.grad`. Without a backward before it there is nothing to apply, or the gradient of
@@ -298,65 +336,110 @@ def step_without_backward(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    tensors = run.tensor_by_id
+    run = ask.run
     yield from _refused_by_a_scaler(run)
-    for optimizer, losses in undifferentiated(run):
-        held = [tensors[number] for number in optimizer.tensors]
-        names = tuple(tensor.name for tensor in held if tensor.name is not None and tensor.used)
-        those = who(names, run)
-        arrived = any(tensor.ledger is not None and tensor.ledger.passes for tensor in held)
-        yield Finding(
-            "step-without-backward",
-            "warning",
-            f"{those.subject} {those.learns}: {optimizer.name} stepped {times_text(optimizer.steps)}, and no backward "
-            f"ever {'brought a gradient for it' if arrived else f'reached {those.them}'}",
-            optimizer.stepped or optimizer.made,
-            "steps with no gradient",
-            names,
-            tuple(Label(span, f"`{name}` is computed here, and no backward starts from it") for name, span in losses),
-            (f"{'cleared before every step' if arrived else 'no gradient ever arrived'}: {listed(names)}",),
-            (Help(f"call `{losses[0][0] if losses else 'loss'}.backward()` before the step"),),
-        )
+    for optimizer, losses in ask(undifferentiated):
+        held = [run.tensor_by_id[number] for number in optimizer.tensors]
+        for tensor in named(held):
+            if tensor.used:
+                besides = tuple((Trouble.NEVER_LEARNS, other.id) for other in held)
+                idle = _NoBackward(optimizer, tuple(losses))
+                yield Claim(("no backward", optimizer.id), idle, tensor, besides=besides)
     for optimizer in run.optimizers:
         again = [
-            tensors[number]
-            for number in optimizer.tensors
-            if (ledger := tensors[number].ledger) is not None
-            and ledger.reapplied >= 2
+            tensor
+            for tensor in (run.tensor_by_id[number] for number in optimizer.tensors)
+            if (ledger := tensor.ledger) is not None
+            and ledger.reapplied >= limits.SLIPS
             and ledger.reapplied * 2 >= optimizer.uses
         ]
-        names = tuple(tensor.name for tensor in again if tensor.name is not None)
-        if not names or optimizer.fed * 2 > optimizer.uses:
-            continue
-        ledger = again[0].ledger or _NONE
-        yield Finding(
-            "step-without-backward",
-            "warning",
-            f"{who(names, run).subject}: {ledger.reapplied} of {optimizer.uses} steps applied the gradient of the "
-            "step before again",
-            optimizer.stepped or optimizer.made,
-            "no gradient has arrived since the last step",
-            names,
-            (Label(ledger.backward, "they came from here"),) if ledger.backward is not None else (),
-            (f"applied again: gradients of {listed(names)}",),
-            (Help("call backward before every step"),),
-        )
+        if optimizer.fed * 2 <= optimizer.uses:
+            for tensor in named(again):
+                yield Claim(("again", optimizer.id), _Again(optimizer, again[0].ledger or _NONE), tensor)
 
 
-def _refused_by_a_scaler(run: Run) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class _NoBackward:
+    """Steps without any backward; `losses` are results that one could have started from."""
+
+    optimizer: Optimizer
+    losses: tuple[tuple[str, Span], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Steps that applied the gradient of the step before."""
+
+    optimizer: Optimizer
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _Unscaled:
+    """A GradScaler that found no gradient."""
+
+    optimizer: Optimizer
+    crash: Crash
+
+
+_Idle: TypeAlias = _NoBackward | _Again | _Unscaled
+
+
+@step_without_backward.words
+def _(told: Sequence[Claim[_Idle]], ask: Ask) -> Story:
+    names, run = names_of(told), ask.run
+    match told[0].evidence:
+        case _NoBackward(optimizer, losses):
+            return _no_backward(names, optimizer, losses, run)
+        case _Again(optimizer, ledger):
+            return _again(names, optimizer, ledger, run)
+        case _Unscaled(optimizer, crash):
+            return _unscaled(names, optimizer, crash, run)
+
+
+def _no_backward(names: tuple[str, ...], optimizer: Optimizer, losses: Sequence[tuple[str, Span]], run: Run) -> Story:
+    those = who(names, run)
+    held = (run.tensor_by_id[number].ledger for number in optimizer.tensors)
+    arrived = any(ledger is not None and ledger.passes for ledger in held)
+    return Story(
+        f"{those.subject} {those.learns}: {optimizer.name} stepped {times_text(optimizer.steps)}, and no backward "
+        f"ever {'brought a gradient for it' if arrived else f'reached {those.them}'}",
+        optimizer.stepped or optimizer.made,
+        "steps with no gradient",
+        names,
+        tuple(Label(span, f"`{name}` is computed here, and no backward starts from it") for name, span in losses),
+        (f"{'cleared before every step' if arrived else 'no gradient ever arrived'}: {listed(names)}",),
+        (Help(f"call `{losses[0][0] if losses else 'loss'}.backward()` before the step"),),
+    )
+
+
+def _again(names: tuple[str, ...], optimizer: Optimizer, ledger: Ledger, run: Run) -> Story:
+    return Story(
+        f"{who(names, run).subject}: {ledger.reapplied} of {optimizer.uses} steps applied the gradient of the "
+        "step before again",
+        optimizer.stepped or optimizer.made,
+        "no gradient has arrived since the last step",
+        names,
+        (Label(ledger.backward, "they came from here"),) if ledger.backward is not None else (),
+        (f"applied again: gradients of {listed(names)}",),
+        (Help("call backward before every step"),),
+    )
+
+
+def _refused_by_a_scaler(run: Run) -> Iterator[Claim[_Idle]]:
     """A GradScaler finds no gradient to look at: a step through it raises where one without it does nothing."""
     crash = run.crash
     if crash is None or crash.symptom != "no scaled gradient" or run.backward_count or len(run.optimizers) != 1:
         return
     (optimizer,) = run.optimizers
-    held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
-    names = tuple(tensor.name or "" for tensor in held if tensor.used and tensor.requires_grad)
-    if not names:
-        return
+    for tensor in named(run.tensors):
+        if tensor.optimizer == optimizer.id and tensor.used and tensor.requires_grad:
+            yield Claim("refused by a scaler", _Unscaled(optimizer, crash), tensor, severity="error")
+
+
+def _unscaled(names: tuple[str, ...], optimizer: Optimizer, crash: Crash, run: Run) -> Story:
     those = who(names, run)
-    yield Finding(
-        "step-without-backward",
-        "error",
+    return Story(
         f"{those.subject} {those.learns}: no backward ran before this step",
         crash.span,
         f"{crash.type}: there is no gradient to apply",
@@ -368,38 +451,34 @@ def _refused_by_a_scaler(run: Run) -> Iterator[Finding]:
     )
 
 
-@once
-def undifferentiated(run: Run) -> list[tuple[Optimizer, list[tuple[str, Span]]]]:
+def undifferentiated(ask: Ask) -> list[tuple[Optimizer, list[tuple[str, Span]]]]:
     """Optimizers that step though no backward ever reached what they hold, with the losses that were left alone.
 
-    Their tensors are computed with, to a result that requires grad; where they are not used at all, or cut off on the
-    way to a loss that was differentiated, other rules tell why.
+    Their tensors are computed with, to a result that requires grad.
     """
-    told = {tensor.id for loss in lost(run) for tensor in loss.tensors}
-    told |= {tensor.id for tensor, _ in frozen_out(run)}
-    told |= {old.id for old, _ in replaced(run)}
+    run = ask.run
     found = []
     for optimizer in run.optimizers:
         held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id]
         ledgers = [tensor.ledger or _NONE for tensor in held]
         reached = any(ledger.passes or ledger.applied for ledger in ledgers)
-        if optimizer.uses < 2 or optimizer.fed or told.intersection(tensor.id for tensor in held):
+        if optimizer.uses < limits.SLIPS or optimizer.fed:
             continue
         # Gradients of a loss that trains others may arrive, and be cleared before they meet a step.
         if reached and any(ledger.starved < optimizer.uses or ledger.cleared_first for ledger in ledgers):
             continue
-        losses = _left_alone(run, optimizer, held, reached)
+        losses = _left_alone(ask, optimizer, held, reached)
         if losses and any(tensor.name is not None and tensor.used for tensor in held):
             found.append((optimizer, losses))
     return found
 
 
-def _left_alone(run: Run, optimizer: Optimizer, held: list[Tensor], reached: bool) -> list[tuple[str, Span]]:
+def _left_alone(ask: Ask, optimizer: Optimizer, held: list[Tensor], reached: bool) -> list[tuple[str, Span]]:
     """The last results computed from these tensors that no backward started from.
 
     Where backwards of other losses have `reached` the tensors, only a scalar will do.
     """
-    for flow in reversed(rounds(run, optimizer.id)):
+    for flow in reversed(ask(rounds, optimizer.id)):
         starts = [value for tensor in held for value in flow.values_of.get(tensor.id, ())]
         reach = flow.reach(starts, frozenset())
         # A pass of `autograd.grad` with respect to inputs fills no `.grad`.
@@ -415,7 +494,7 @@ def _left_alone(run: Run, optimizer: Optimizer, held: list[Tensor], reached: boo
             and not (reached and (behind.intersection(operation.outputs) or not flow.is_scalar(operation.outputs[0])))
         ]
         if ends:
-            return [_told(flow, ends[-1], run)]
+            return [_told(flow, ends[-1], ask.run)]
     return []
 
 
@@ -430,7 +509,8 @@ def _told(flow: StepFlow, operation: Operation, run: Run) -> tuple[str, Span]:
     return name, last_call(operation.span, run.sources)
 
 
-def never_stepped(run: Run) -> Iterator[Finding]:
+@rule("warning", needs=[])
+def never_stepped(ask: Ask) -> Iterator[Claim[Optimizer]]:
     """Gradients arrive at what an optimizer holds, and the optimizer never steps.
 
     Backward fills `.grad`; only `optimizer.step()` changes values. `scheduler.step()` changes the learning rate and
@@ -459,36 +539,38 @@ def never_stepped(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
+    run = ask.run
     if run.ended in ("exception", "interrupt"):
         return
     for optimizer in run.optimizers:
         if optimizer.steps or optimizer.refused:
             continue
-        held = [tensor for tensor in run.tensors if tensor.optimizer == optimizer.id and tensor.name is not None]
-        waiting = [
-            tensor
-            for tensor in held
-            if (tensor.ledger or _NONE).passes >= 3 and not tensor.change and _is_applicable(tensor)
-        ]
-        used = any((tensor.ledger or _NONE).by_hand or tensor.change for tensor in held)
-        if not waiting or used:
+        held = [tensor for tensor in named(run.tensors) if tensor.optimizer == optimizer.id]
+        if any((tensor.ledger or _NONE).by_hand or tensor.change for tensor in held):
             continue
-        names = tuple(dict.fromkeys(tensor.name or "" for tensor in waiting))
-        ledger = max((tensor.ledger or _NONE for tensor in waiting), key=lambda ledger: ledger.passes)
-        those = who(names, run)
-        backward = _latest_to(run, waiting)
-        yield Finding(
-            "never-stepped",
-            "warning",
-            f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and {optimizer.name} "
-            "never stepped",
-            backward.span if backward is not None else ledger.backward,
-            "gradients arrive here, and nothing applies them",
-            names,
-            (Label(optimizer.made, f"this {optimizer.name} holds {those.them}"),) if optimizer.made else (),
-            (f"never moved: {listed(names)}",),
-            (Help("call `optimizer.step()` after backward"),),
-        )
+        for tensor in held:
+            passes = (tensor.ledger or _NONE).passes
+            if passes >= limits.BACKWARDS_WITHOUT_STEP and not tensor.change and _is_applicable(tensor):
+                yield Claim(optimizer.id, optimizer, tensor)
+
+
+@never_stepped.words
+def _(told: Sequence[Claim[Optimizer]], ask: Ask) -> Story:
+    run, optimizer, waiting = ask.run, told[0].evidence, subjects(told)
+    names = names_of(told)
+    ledger = max((tensor.ledger or _NONE for tensor in waiting), key=lambda ledger: ledger.passes)
+    those = who(names, run)
+    backward = _latest_to(run, waiting)
+    return Story(
+        f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and {optimizer.name} "
+        "never stepped",
+        backward.span if backward is not None else ledger.backward,
+        "gradients arrive here, and nothing applies them",
+        names,
+        (Label(optimizer.made, f"this {optimizer.name} holds {those.them}"),) if optimizer.made else (),
+        (f"never moved: {listed(names)}",),
+        (Help("call `optimizer.step()` after backward"),),
+    )
 
 
 def _is_applicable(tensor: Tensor) -> bool:
@@ -500,7 +582,3 @@ def _latest_to(run: Run, tensors: list[Tensor]) -> Backward | None:
     wanted = {tensor.id for tensor in tensors}
     backwards = [backward for step in run.steps for backward in step.backwards]
     return next((found for found in reversed(backwards) if wanted.intersection(found.arrivals)), None)
-
-
-def _line(span: Span | None) -> tuple[str, int] | None:
-    return (span.file, span.line) if span is not None else None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from gradscope.graph.facts import Finding, Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
-from gradscope.graph.naming import short_name
-from gradscope.rules.lost import DETACHING, lost
-from gradscope.rules.successors import gets_gradients, held_copies, label_of, loaded, path_of, replaced
-from gradscope.rules.wording import listed, times_text, who
+from gradscope.graph import ops
+from gradscope.graph.ask import Ask
+from gradscope.graph.cuts import cuts
+from gradscope.graph.facts import Help, Label, Ledger, Operation, Optimizer, Run, Span, Tensor
+from gradscope.graph.naming import line_of, short_name
+from gradscope.graph.successors import gets_gradients, held_copies, label_of, loaded, path_of, replaced
+from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.words import listed, times_text, who
 
 _NONE = Ledger()
 
 
-def stale_optimizer(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.NEVER_LEARNS])
+def stale_optimizer(ask: Ask) -> Iterator[Claim[_Replaced]]:
     """An optimizer holds tensors that its model has replaced since it was made.
 
     An optimizer holds tensor objects, not names. Who gives the model a new head, converts its layers or loads a copy
@@ -48,34 +53,46 @@ def stale_optimizer(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
+    run = ask.run
     optimizers = {optimizer.id: optimizer for optimizer in run.optimizers}
-    groups: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for old, new in replaced(run):
-        assert old.optimizer is not None
-        span, made = _replacing(old, new), optimizers[old.optimizer].made
+    pairs = ask(replaced)
+    places = {path_of(new) for _, new in pairs}
+    inherited = tuple((Trouble.NEVER_LEARNS, tensor.id) for tensor in run.tensors if path_of(tensor) in places)
+    for old, new in pairs:
+        optimizer = optimizers[old.optimizer or 0]
         # Where one line makes the optimizers of several models, they are one story.
-        groups[made or old.optimizer, (span.file, span.line) if span is not None else None].append((old, new))
-    for pairs in groups.values():
-        optimizer = optimizers[pairs[0][0].optimizer or 0]
-        names = tuple(dict.fromkeys(new.name or "" for _, new in pairs))
-        those = who(names, run)
-        span = _replacing(*pairs[0])
-        labels = (Label(optimizer.made, "made before, it holds the old ones"),) if optimizer.made is not None else ()
-        yield Finding(
-            "stale-optimizer",
-            "error",
-            f"{those.subject} {those.learns}: {optimizer.name} still holds the tensors that "
-            f"{'it' if those.one else 'they'} replaced",
-            span or optimizer.made,
-            "replaced here, after the optimizer was made",
-            names,
-            labels if span is not None else (),
-            (
-                f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
-                f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what was replaced {_last(pairs)}",
-            ),
-            (Help(_KEEP if all(old.shape == new.shape for old, new in pairs) else _LATER),),
-        )
+        cause = optimizer.made or optimizer.id, line_of(_replacing(old, new))
+        learns = (Trouble.NEVER_LEARNS, old.id)
+        yield Claim(cause, _Replaced(optimizer, old, new), new, explains=(learns,), besides=inherited)
+
+
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    """A tensor that an optimizer holds, and the one that has taken its place in the model."""
+
+    optimizer: Optimizer
+    old: Tensor
+    new: Tensor
+
+
+@stale_optimizer.words
+def _(told: Sequence[Claim[_Replaced]], ask: Ask) -> Story:
+    optimizer, pairs = told[0].evidence.optimizer, [(claim.evidence.old, claim.evidence.new) for claim in told]
+    those = who(names_of(told), ask.run)
+    span = _replacing(*pairs[0])
+    labels = (Label(optimizer.made, "made before, it holds the old ones"),) if optimizer.made is not None else ()
+    return Story(
+        f"{those.subject} {those.learns}: {optimizer.name} still holds the tensors that "
+        f"{'it' if those.one else 'they'} replaced",
+        span or optimizer.made,
+        "replaced here, after the optimizer was made",
+        labels=labels if span is not None else (),
+        facts=(
+            f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
+            f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what was replaced {_last(pairs)}",
+        ),
+        help=(Help(_KEEP if all(old.shape == new.shape for old, new in pairs) else _LATER),),
+    )
 
 
 _KEEP = (
@@ -102,7 +119,8 @@ def _last(pairs: list[tuple[Tensor, Tensor]]) -> str:
     return f"got its last gradient in step {last}" if last else "never got a gradient"
 
 
-def not_in_optimizer(run: Run) -> Iterator[Finding]:
+@rule("warning", [Trouble.NEVER_LEARNS])
+def not_in_optimizer(ask: Ask) -> Iterator[Claim[_Missing]]:
     """A parameter gets gradients in the steps that update others, and no optimizer holds it.
 
     An optimizer updates what it was given when it was made, and what `add_param_group` gave it. Parameters of a
@@ -134,19 +152,17 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
+    run = ask.run
     stepped = [optimizer for optimizer in run.optimizers if optimizer.fed]
     stepped = stepped or [optimizer for optimizer in run.optimizers if optimizer.steps]
-    tensors = run.tensor_by_id
-    trained = [tensors[number] for optimizer in stepped for number in optimizer.tensors]
-    told = {path_of(new) for _, new in replaced(run)}
-    taken = loaded(run)
-    copies = {loss.operation.span for loss in lost(run) if loss.cause == "rebuilt-tensor"}
+    trained = [run.tensor_by_id[number] for optimizer in stepped for number in optimizer.tensors]
+    taken = ask(loaded)
     in_training = {module.path: module.training for module in run.modules}
     modules_held = Counter(label_of(tensor) for tensor in trained if tensor.module is not None)
-    stand_ins, sources = _stand_ins(run), held_copies(run)
-    groups: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    stand_ins = _stand_ins(run)
+    copies = {cut.operation.span for cut in ask(cuts) if cut.cause == "rebuilt-tensor"}
     for tensor in run.tensors:
-        if path_of(tensor) in told or tensor.id in taken or not gets_gradients(tensor) or tensor.change:
+        if tensor.id in taken or not gets_gradients(tensor) or tensor.change:
             continue
         if tensor.made in copies or tensor.registered == "attribute":
             continue
@@ -157,37 +173,44 @@ def not_in_optimizer(run: Run) -> Iterator[Finding]:
             continue  # a whole network in eval mode that nobody trains: it only measures
         optimizer = _nearest(run, stepped, tensor)
         if optimizer is not None:
-            groups[label_of(tensor), optimizer.id].append(tensor)
-    for (_, number), found in groups.items():
-        optimizer = next(held for held in run.optimizers if held.id == number)
-        names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
-        those = who(names, run)
-        ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.passes)
-        place = found[0].built or found[0].made
-        span = optimizer.made or place
-        labels: tuple[Label, ...] = (Label(place, "made here"),) if place is not None and place != span else ()
-        help_ = "give them to the optimizer, or set `requires_grad_(False)` if they are to stay as they are"
-        stand_in = next((stand_ins[tensor.id] for tensor in found if tensor.id in stand_ins), None)
-        if stand_in is not None and stand_in.span is not None:
-            said = f"`{short_name(stand_in.name)}`"
-            labels += (
-                Label(
-                    stand_in.span, f"{said} gives another tensor, which requires no grad; {optimizer.name} holds that"
-                ),
-            )
-            help_ = f"give the tensors themselves to the optimizer, without {said}"
-        yield Finding(
-            "not-in-optimizer",
-            "warning",
-            f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and no optimizer holds "
-            f"{those.them}",
-            span,
-            f"{optimizer.name} is given other parameters only",
-            names,
-            labels,
-            (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, sources, optimizer)),
-            (Help(help_),),
-        )
+            missing = _Missing(optimizer, stand_ins.get(tensor.id))
+            yield Claim((label_of(tensor), optimizer.id), missing, tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """What an optimizer lacks; `stand_in` made another tensor of it, which it was given instead."""
+
+    optimizer: Optimizer
+    stand_in: Operation | None
+
+
+@not_in_optimizer.words
+def _(told: Sequence[Claim[_Missing]], ask: Ask) -> Story:
+    run, found, optimizer = ask.run, subjects(told), told[0].evidence.optimizer
+    names = names_of(told)
+    those = who(names, run)
+    ledger = max((tensor.ledger or _NONE for tensor in found), key=lambda ledger: ledger.passes)
+    place = found[0].built or found[0].made
+    span = optimizer.made or place
+    labels: tuple[Label, ...] = (Label(place, "made here"),) if place is not None and place != span else ()
+    help_ = "give them to the optimizer, or set `requires_grad_(False)` if they are to stay as they are"
+    stand_in = next((claim.evidence.stand_in for claim in told if claim.evidence.stand_in is not None), None)
+    if stand_in is not None and stand_in.span is not None:
+        said = f"`{short_name(stand_in.name)}`"
+        gives = f"{said} gives another tensor, which requires no grad; {optimizer.name} holds that"
+        labels += (Label(stand_in.span, gives),)
+        help_ = f"give the tensors themselves to the optimizer, without {said}"
+    return Story(
+        f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and no optimizer holds "
+        f"{those.them}",
+        span,
+        f"{optimizer.name} is given other parameters only",
+        names,
+        labels,
+        (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, ask(held_copies), optimizer)),
+        (Help(help_),),
+    )
 
 
 def _held_instead(run: Run, found: list[Tensor], sources: Mapping[int, Tensor], optimizer: Optimizer) -> Iterator[str]:
@@ -206,7 +229,7 @@ def _stand_ins(run: Run) -> dict[int, Operation]:
     held = {number for optimizer in run.optimizers for number in optimizer.tensors if not tensors[number].requires_grad}
     found: dict[int, Operation] = {}
     for operation in (operation for step in run.steps for operation in step.operations):
-        if operation.name in DETACHING and any(holder[value] in held for value in operation.outputs):
+        if ops.is_a(operation, ops.DETACHES) and any(holder[value] in held for value in operation.outputs):
             found.update((holder[value], operation) for value in operation.inputs)
     return found
 

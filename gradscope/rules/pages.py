@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from gradscope.rules import Rule, rule_name
+from gradscope.rules.engine import AnyRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class Page:
     good: str
 
 
-def page_of(rule: Rule) -> Page:
+def page_of(rule: AnyRule) -> Page:
     """The page of a rule."""
-    text = inspect.getdoc(rule) or ""
+    text = rule.page
     words, _, examples = text.partition("\nBad:\n")
     bad, _, good = examples.partition("\nGood:\n")
     what, _, why = words.partition("\n\n")
-    return Page(rule_name(rule), what.strip(), why.strip(), _program(bad), _program(good))
+    return Page(rule.name, what.strip(), why.strip(), _program(bad), _program(good))
 
 
 def _program(text: str) -> str:

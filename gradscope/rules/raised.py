@@ -6,41 +6,19 @@ the user's own words, or one that the program has caught, draws nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gradscope.graph.facts import Backward, Finding, Help, Label, Operation, Run, Span, Symptom, Tensor
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Crash, Help, Label, Operation, Span, Tensor
+from gradscope.graph.flow import StepFlow
 from gradscope.graph.naming import argument_name, shape_text, short_name
-from gradscope.graph.paths import StepFlow, flows
+from gradscope.graph.refusals import Refusal, refused_call
+from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.words import raised_at
 
 
-def refused_call(run: Run, *symptoms: Symptom) -> tuple[StepFlow, Operation] | None:
-    """The call with which the script crashed, if the crash is one of these: the latest operation, and it failed."""
-    if run.crash is None or run.crash.symptom not in symptoms:
-        return None
-    for flow in reversed(flows(run)):
-        if flow.operations:
-            last = flow.operations[-1]
-            return (flow, last) if last.failed else None
-    return None
-
-
-def refused_backward(run: Run, *symptoms: Symptom) -> Backward | None:
-    """The backward with which the script crashed, if the crash is one of these."""
-    if run.crash is None or run.crash.symptom not in symptoms:
-        return None
-    backwards = [backward for step in run.steps for backward in step.backwards]
-    return backwards[-1] if backwards and backwards[-1].failed else None
-
-
-def raised_at(run: Run, place: Span | None, what: str = "so torch raises") -> tuple[Label, ...]:
-    """The label at the line that raised, where that is another place."""
-    crash = run.crash
-    if crash is None or crash.span is None or crash.span == place:
-        return ()
-    return (Label(crash.span, f"{what} {crash.type} here"),)
-
-
-def leaf_inplace(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.REFUSED])
+def leaf_inplace(ask: Ask) -> Iterator[Claim[Refusal]]:
     """A leaf that requires grad, or a view of one, is changed in place while grad mode is on.
 
     A leaf is where gradients arrive. Were it overwritten by the result of an operation, it would be a leaf no more, so
@@ -69,10 +47,14 @@ def leaf_inplace(run: Run) -> Iterator[Finding]:
                 w -= 0.1 * w.grad
             w.grad = None
     """
-    refused = refused_call(run, "leaf changed in place")
-    if refused is None:
-        return
-    flow, operation = refused
+    refused = refused_call(ask, "leaf changed in place")
+    if refused is not None:
+        yield Claim(refused.operation.id, refused)
+
+
+@leaf_inplace.words
+def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
+    flow, operation, _ = told[0].evidence
     leaf, view = _leaf_behind(flow, operation)
     span = operation.span
     name = leaf.name if leaf is not None and leaf.name else None
@@ -87,12 +69,10 @@ def leaf_inplace(run: Run) -> Iterator[Finding]:
     else:
         message = f"{said} is a non-leaf: what `{short_name(operation.name)}` writes here cannot be followed"
         help_ = Help("write to a new tensor instead")
-    labels = raised_at(run, span)
+    labels = raised_at(ask, span)
     if leaf is not None and leaf.made is not None and leaf.made != span:
         labels += (Label(leaf.made, "the leaf is made here" if leaf.leaf else "made here"),)
-    yield Finding(
-        "leaf-inplace",
-        "error",
+    return Story(
         message,
         span,
         "changed in place, so torch raises here",
@@ -129,7 +109,8 @@ def _leaf_behind(flow: StepFlow, operation: Operation) -> tuple[Tensor | None, b
     return (flow.tensor(targets[0]), False) if targets else (None, False)
 
 
-def non_scalar_backward(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.REFUSED])
+def non_scalar_backward(ask: Ask) -> Iterator[Claim[Refusal]]:
     """Backward starts from a tensor of several elements, and no gradient for them is given.
 
     `backward()` begins with the gradient 1, which is defined for a single number only. Most often a reduction is
@@ -161,10 +142,14 @@ def non_scalar_backward(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    refused = refused_call(run, "no scalar", "gradient of another shape")
-    if refused is None or run.crash is None:
-        return
-    flow, operation = refused
+    refused = refused_call(ask, "no scalar", "gradient of another shape")
+    if refused is not None:
+        yield Claim(refused.operation.id, refused)
+
+
+@non_scalar_backward.words
+def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
+    flow, operation, crash = told[0].evidence
     roots = [tensor for value in operation.inputs if (tensor := flow.tensor(value)) is not None]
     elements = [tensor for tensor in roots if any(size != 1 for size in tensor.shape)]
     root = next(iter(elements or roots), None)
@@ -172,7 +157,7 @@ def non_scalar_backward(run: Run) -> Iterator[Finding]:
     labels: tuple[Label, ...] = ()
     if root is not None and root.made is not None and root.made != operation.span:
         labels = (Label(root.made, f"{said} of shape {shape_text(root.shape)} is made here"),)
-    if run.crash.symptom == "gradient of another shape":
+    if crash.symptom == "gradient of another shape":
         shapes = [shape_text(tensor.shape) for tensor in roots]
         message = f"backward of {said} is given a gradient of another shape than {shapes[0] if shapes else 'its own'}"
         help_ = Help("give a gradient of the very shape of the tensor, such as `torch.ones_like(...)`")
@@ -183,9 +168,7 @@ def non_scalar_backward(run: Run) -> Iterator[Finding]:
         shape = f", of shape {shape_text(root.shape)}" if root is not None else ""
         message = f"backward starts from {said}{shape}: only a scalar has a gradient of its own"
         help_ = Help("reduce the loss to one number first, with `.mean()` or `.sum()`")
-    yield Finding(
-        "non-scalar-backward",
-        "error",
+    return Story(
         message,
         operation.span,
         "torch raises here",
@@ -197,7 +180,8 @@ def non_scalar_backward(run: Run) -> Iterator[Finding]:
     )
 
 
-def inference_tensor(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.REFUSED])
+def inference_tensor(ask: Ask) -> Iterator[Claim[Refusal]]:
     """A tensor made in inference mode enters a computation that autograd records.
 
     Inference mode drops all that autograd needs to keep track of a tensor, so that it can never be saved for backward.
@@ -233,34 +217,36 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    crash = run.crash
-    if crash is None or crash.symptom != "inference tensor":
-        return
-    met = refused_call(run, "inference tensor")
+    refused = refused_call(ask, "inference tensor")
+    if refused is not None and _inference_tensors(refused):
+        yield Claim(refused.operation.id, refused)
+
+
+@inference_tensor.words
+def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
+    run = ask.run
+    refused = told[0].evidence
+    _, met, crash = refused
     operations = [operation for step in run.steps for operation in step.operations]
     made_in = _made_in_inference_mode(operations)
     holder = run.holder
     tensors = run.tensor_by_id
-    taken = [value for value in met[1].inputs if tensors[holder[value]].inference] if met is not None else []
-    if met is None or not taken:
-        return
+    taken = _inference_tensors(refused)
     maker, switch = _origin(taken[0], operations, made_in)
     tensor = tensors[holder[taken[0]]]
     names = tuple(dict.fromkeys(name for value in taken if (name := tensors[holder[value]].name)))
-    if not names and len(taken) == 1 and met[1].span is not None:
-        names = tuple(filter(None, [argument_name(met[1].span, run.sources)]))
+    if not names and len(taken) == 1 and met.span is not None:
+        names = tuple(filter(None, [argument_name(met.span, run.sources)]))
     said = f"`{names[0]}`" if names else "a tensor"
     labels: tuple[Label, ...] = ()
-    span = _switch_span(run, switch) if switch is not None else None
+    span = _switch_span(ask, switch) if switch is not None else None
     made = (maker.span if maker is not None else None) or tensor.made
     if span is not None and made is not None and made.line != span.line:
         labels = (Label(made, "so an inference tensor is made here"),)
     span = span or made or crash.span
-    where = "what is to require grad" if met[1].name == "nn.Parameter" else "a computation that autograd records"
-    labels += raised_at(run, span, "autograd meets it: torch raises")
-    yield Finding(
-        "inference-tensor",
-        "error",
+    where = "what is to require grad" if met.name == "nn.Parameter" else "a computation that autograd records"
+    labels += raised_at(ask, span, "autograd meets it: torch raises")
+    return Story(
         f"{said} was made in inference mode and enters {where}",
         span,
         "inference mode begins here" if switch is not None else "made here, in inference mode",
@@ -270,6 +256,12 @@ def inference_tensor(run: Run) -> Iterator[Finding]:
         (Help("use `torch.no_grad()` here: it keeps no history either, and its results may be trained on"),),
         raised=True,
     )
+
+
+def _inference_tensors(refused: Refusal) -> list[int]:
+    """The values that a refused call took and that were made in inference mode."""
+    held = ((value, refused.flow.tensor(value)) for value in refused.operation.inputs)
+    return [value for value, tensor in held if tensor is not None and tensor.inference]
 
 
 def _made_in_inference_mode(operations: list[Operation]) -> dict[int, Operation]:
@@ -303,12 +295,12 @@ def _origin(
     return maker, None
 
 
-def _switch_span(run: Run, switch: Operation) -> Span | None:
+def _switch_span(ask: Ask, switch: Operation) -> Span | None:
     """Where inference mode begins: of a decorated function, the decorator rather than all of its head."""
     span = switch.span
     if span is None or "decorator" not in switch.name:
         return span
-    lines = run.sources.get(span.file, {})
+    lines = ask.run.sources.get(span.file, {})
     number = span.line
     while lines.get(number, "").lstrip().startswith("@"):
         text = lines[number]
@@ -319,7 +311,8 @@ def _switch_span(run: Run, switch: Operation) -> Span | None:
     return Span(span.file, span.line, function=span.function)
 
 
-def integer_requires_grad(run: Run) -> Iterator[Finding]:
+@rule("error", [Trouble.REFUSED])
+def integer_requires_grad(ask: Ask) -> Iterator[Claim[Crash]]:
     """A tensor of integers or booleans is asked to require grad.
 
     A gradient is a limit of ever smaller changes, which whole numbers do not have. `torch.arange(n)`,
@@ -351,14 +344,18 @@ def integer_requires_grad(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    crash = run.crash
-    if crash is None or crash.symptom != "integer requires grad":
-        return
-    refused = refused_call(run, "integer requires grad")
-    flow, operation = refused if refused is not None else (None, None)
+    crash = ask.run.crash
+    if crash is not None and crash.symptom == "integer requires grad":
+        yield Claim(crash.span, crash)
+
+
+@integer_requires_grad.words
+def _(told: Sequence[Claim[Crash]], ask: Ask) -> Story:
+    crash = told[0].evidence
+    refused = refused_call(ask, "integer requires grad")
     tensor = None
-    if flow is not None and operation is not None and operation.inputs:
-        tensor = flow.tensor(operation.inputs[0])
+    if refused is not None and refused.operation.inputs:
+        tensor = refused.flow.tensor(refused.operation.inputs[0])
     name = tensor.name if tensor is not None else None
     said = f"`{name}`, of {tensor.dtype}," if tensor is not None and name else "a tensor of whole numbers"
     labels: tuple[Label, ...] = ()
@@ -369,9 +366,7 @@ def integer_requires_grad(run: Run) -> Iterator[Finding]:
         and tensor.made.line != crash.span.line
     ):
         labels = (Label(tensor.made, f"made here, of {tensor.dtype}"),)
-    yield Finding(
-        "integer-requires-grad",
-        "error",
+    return Story(
         f"{said} cannot require grad: only floating point and complex tensors can",
         crash.span,
         "torch raises here",

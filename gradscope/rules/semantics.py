@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
-from gradscope.graph.facts import Finding, Help, Label, Operation, Run, Span, Tensor
+from gradscope.graph import ops
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Label, Operation, Span, Tensor
+from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import expression, shape_text, short_name
-from gradscope.graph.paths import StepFlow, flows
+from gradscope.rules.claim import Claim, Story, rule
 
 
-def double_softmax(run: Run) -> Iterator[Finding]:
+@rule("warning")
+def double_softmax(ask: Ask) -> Iterator[Claim[_Twice]]:
     """A loss that takes logits or log-probabilities gets what are probabilities already.
 
     `cross_entropy` and `binary_cross_entropy_with_logits` take logits. Of probabilities, which lie between 0 and 1,
@@ -45,58 +49,74 @@ def double_softmax(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    found = {reading.value: reading.summed for reading in run.probabilities}
+    summed = {reading.value: reading.summed for reading in ask.run.probabilities}
     told: set[Span | None] = set()
-    twice: dict[Span | None, list[Finding]] = defaultdict(list)
-    for flow in flows(run):
+    for flow in ask(flows):
         for operation in flow.operations:
-            name = short_name(operation.name)
-            if name in _LOGARITHMS and operation.inputs and operation.span not in told:
-                unlogged = _squashed_before(flow, operation.inputs[0], summed=False)
-                if unlogged is not None and not flow.behind_roots.isdisjoint(operation.outputs):
-                    told.add(operation.span)
-                    yield _unlogged(flow, operation, unlogged)
-            value = next((value for value in operation.inputs if value in found), None)
-            if value is None or name not in _SQUASHING or operation.span in told or not flow.history[value]:
+            if operation.span in told:
                 continue
-            first = _squashed_before(flow, value, found[value])
-            if first is None or not _is_loss(flow, operation):
-                continue
-            told.add(operation.span)
-            twice[first.span].append(_twice(flow, operation, first, value))
-    for finding, *others in twice.values():
-        again = tuple(Label(other.span, "and here") for other in others[:3] if other.span is not None)
-        yield replace(finding, labels=finding.labels + again)
+            twice = _twice_squashed(flow, operation, summed) or _unlogged(flow, operation)
+            if twice is not None:
+                told.add(operation.span)
+                yield Claim(operation.span if twice.unlogged else ("twice", twice.first.span), twice)
 
 
-_SOFTMAX = frozenset({"softmax", "log_softmax", "gumbel_softmax"})
-_SQUASHING = {
-    "cross_entropy": "softmax",
-    "softmax": "softmax",
-    "log_softmax": "softmax",
-    "binary_cross_entropy_with_logits": "sigmoid",
-    "multilabel_soft_margin_loss": "sigmoid",
-    "sigmoid": "sigmoid",
-    "logsigmoid": "sigmoid",
-}
-_LOSSES = frozenset({"cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"})
+@dataclass(frozen=True, slots=True)
+class _Twice:
+    """An operation is given a value that `first` has made probabilities: logits, or their logarithm, are expected."""
+
+    flow: StepFlow
+    operation: Operation
+    first: Operation
+    value: int
+    unlogged: bool
+
+    @property
+    def name(self) -> str | None:
+        """What the value is called."""
+        tensor = self.flow.tensor(self.value)
+        return tensor.name if tensor is not None else None
+
+
+def _twice_squashed(flow: StepFlow, operation: Operation, summed: Mapping[int, bool]) -> _Twice | None:
+    value = next((value for value in operation.inputs if value in summed), None)
+    if value is None or not ops.is_a(operation, ops.SQUASHING) or not flow.history[value]:
+        return None
+    first = _squashed_before(flow, value, summed[value])
+    if first is None or not _is_loss(flow, operation):
+        return None
+    return _Twice(flow, operation, first, value, unlogged=False)
+
+
+def _unlogged(flow: StepFlow, operation: Operation) -> _Twice | None:
+    if not ops.is_a(operation, ops.LOSSES_OF_LOGARITHMS) or not operation.inputs:
+        return None
+    first = _squashed_before(flow, operation.inputs[0], summed=False)
+    if first is None or flow.behind_roots.isdisjoint(operation.outputs):
+        return None
+    return _Twice(flow, operation, first, operation.inputs[0], unlogged=True)
+
+
+@double_softmax.words
+def _(told: Sequence[Claim[_Twice]], ask: Ask) -> Story:
+    twice, *others = (claim.evidence for claim in told)
+    operation, first = twice.operation, twice.first
+    labels: tuple[Label, ...] = ()
+    if first.span is not None and first.span != operation.span:
+        labels = (Label(first.span, f"`{short_name(first.name)}` makes them probabilities here"),)
+    if twice.unlogged:
+        return _unlogged_story(twice, labels)
+    again = (other.operation.span for other in others[:3])
+    labels += tuple(Label(span, "and here") for span in again if span is not None)
+    return _twice_story(twice, labels)
+
+
 # Losses of log-probabilities, and what they make of probabilities.
 _LOGARITHMS = {
     "nll_loss": "note: so the loss is a mean of probabilities times -1, whose gradient fades where they are wrong",
     "ctc_loss": "note: so no step of a path counts less than 1, which is certain, and the loss sinks below 0",
     "kl_div": "note: so the loss is least where all of the probability lies on one class, not at the target",
 }
-_LIKELIHOODS = frozenset({"nll_loss", "binary_cross_entropy", "kl_div", "log", "log2", "log10"})
-# These leave each element what it is, or nearly so.
-_KEEPING = frozenset(
-    {
-        "view", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "T", "mT", "contiguous",
-        "getitem", "select", "index_select", "gather", "masked_select", "narrow", "chunk", "split", "unbind", "cat",
-        "stack", "to", "float", "double", "half", "bfloat16", "type", "clone", "clamp", "clip", "clamp_min",
-        "clamp_max", "expand", "expand_as", "view_as", "reshape_as", "type_as", "movedim", "swapaxes", "unflatten",
-        "dropout", "identity", "requires_grad_", "add", "sub", "where", "masked_fill", "nan_to_num",
-    }
-)  # fmt: skip
 
 
 def _squashed_before(flow: StepFlow, value: int, summed: bool) -> Operation | None:
@@ -105,7 +125,7 @@ def _squashed_before(flow: StepFlow, value: int, summed: bool) -> Operation | No
     What sums to 1 comes from a softmax wherever it lies behind (a mixture, a vote, a product with a one-hot table);
     what only lies in [0, 1], from one whose results were kept as they were.
     """
-    firsts = _SOFTMAX if summed else _SOFTMAX | {"sigmoid"}
+    firsts = ops.SOFTMAXES if summed else ops.SOFTMAXES | {"sigmoid"}
     waiting, seen = [value], {value}
     while waiting:
         operation = flow.maker.get(waiting.pop(0))
@@ -114,7 +134,7 @@ def _squashed_before(flow: StepFlow, value: int, summed: bool) -> Operation | No
         made = short_name(operation.name)
         if made in firsts and made != "log_softmax":
             return operation
-        if not summed and made not in _KEEPING:
+        if not summed and made not in ops.KEEPS_ELEMENTS:
             continue
         fresh = [source for source in operation.inputs if flow.history[source] and source not in seen]
         seen.update(fresh)
@@ -125,39 +145,32 @@ def _squashed_before(flow: StepFlow, value: int, summed: bool) -> Operation | No
 def _is_loss(flow: StepFlow, operation: Operation) -> bool:
     """Whether what an operation squashes is the prediction of a loss, rather than a gate or weights of attention."""
     name = short_name(operation.name)
-    if name in _LOSSES:
+    if name in ops.LOSSES_OF_LOGITS:
         return not flow.behind_roots.isdisjoint(operation.outputs)
     if name in ("log_softmax", "logsigmoid"):
         return not flow.behind_roots.isdisjoint(operation.outputs)
     values = set(operation.outputs)
     for later in flow.operations:
         if later.id > operation.id and not values.isdisjoint(later.inputs):
-            if short_name(later.name) in _LIKELIHOODS:
+            if ops.is_a(later, ops.LIKELIHOODS):
                 return not flow.behind_roots.isdisjoint(later.outputs)
-            if short_name(later.name) in _KEEPING:
+            if ops.is_a(later, ops.KEEPS_ELEMENTS):
                 values.update(later.outputs)
     return False
 
 
-def _twice(flow: StepFlow, operation: Operation, first: Operation, value: int) -> Finding:
-    again, before = short_name(operation.name), short_name(first.name)
-    tensor = flow.tensor(value)
-    name = tensor.name if tensor is not None else None
-    squash = _SQUASHING[again]
+def _twice_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
+    again, before = short_name(twice.operation.name), short_name(twice.first.name)
+    squash, name = ops.SQUASHES[again], twice.name
     what = f"`{name}` are" if name else "these are"
-    labels: tuple[Label, ...] = ()
-    if first.span is not None and first.span != operation.span:
-        labels = (Label(first.span, f"`{before}` makes them probabilities here"),)
     applies = f"`{again}` applies {squash} to" if again != squash else f"`{again}` is applied again to"
     instead = {
         "softmax": "give the loss logits: leave out the first softmax, or take `nll_loss` of the logarithm",
         "sigmoid": "give the loss logits: leave out the first sigmoid, or take `binary_cross_entropy`",
     }[squash]
-    return Finding(
-        "double-softmax",
-        "warning",
+    return Story(
         f"{applies} what `{before}` has made probabilities",
-        operation.span,
+        twice.operation.span,
         f"{what} probabilities already, and logits are expected",
         (name,) if name else (),
         labels,
@@ -166,19 +179,12 @@ def _twice(flow: StepFlow, operation: Operation, first: Operation, value: int) -
     )
 
 
-def _unlogged(flow: StepFlow, operation: Operation, first: Operation) -> Finding:
-    loss, before = short_name(operation.name), short_name(first.name)
-    tensor = flow.tensor(operation.inputs[0])
-    name = tensor.name if tensor is not None else None
-    labels: tuple[Label, ...] = ()
-    if first.span is not None and first.span != operation.span:
-        labels = (Label(first.span, f"`{before}` makes them probabilities here"),)
-    instead = "logsigmoid" if before == "sigmoid" else "log_softmax"
-    return Finding(
-        "double-softmax",
-        "warning",
+def _unlogged_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
+    loss, before = short_name(twice.operation.name), short_name(twice.first.name)
+    name, instead = twice.name, "logsigmoid" if before == "sigmoid" else "log_softmax"
+    return Story(
         f"`{loss}` takes log-probabilities, and gets the probabilities that `{before}` has made",
-        operation.span,
+        twice.operation.span,
         f"{f'`{name}`' if name else 'these'} are probabilities, and their logarithm is expected",
         (name,) if name else (),
         labels,
@@ -187,7 +193,8 @@ def _unlogged(flow: StepFlow, operation: Operation, first: Operation) -> Finding
     )
 
 
-def loss_broadcast(run: Run) -> Iterator[Finding]:
+@rule("warning")
+def loss_broadcast(ask: Ask) -> Iterator[Claim[_Pair]]:
     """Prediction and target of different shapes are broadcast against each other in a loss.
 
     Of shapes (n, 1) and (n,) torch makes (n, n): every prediction is compared with every target. The loss still falls,
@@ -223,40 +230,13 @@ def loss_broadcast(run: Run) -> Iterator[Finding]:
             loss.backward()
             optimizer.step()
     """
-    told: set[Span | None] = set()
-    for flow in flows(run):
+    for flow in ask(flows):
         for operation in flow.operations:
-            name = short_name(operation.name)
-            if name not in _DIFFERENCES | _PRODUCTS | _COMPARING or operation.span in told:
+            if not ops.is_a(operation, ops.DIFFERENCES, ops.PRODUCTS, ops.COMPARES):
                 continue
             pair = _broadcast_pair(flow, operation)
             if pair is not None and _ends_in_loss(flow, operation):
-                told.add(operation.span)
-                yield _broadcast(operation, *pair)
-
-
-_DIFFERENCES = frozenset({"sub", "rsub", "add", "radd", "subtract"})
-_PRODUCTS = frozenset({"mul", "rmul", "multiply", "div", "truediv"})
-_COMPARING = frozenset(
-    {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "poisson_nll_loss", "soft_margin_loss"}
-)
-# Element by element, or a reduction: no layer lies between such operations and the loss.
-_ELEMENTWISE = frozenset(
-    {
-        "sub", "rsub", "add", "radd", "iadd", "isub", "mul", "rmul", "imul", "div", "truediv", "itruediv", "neg", "pow",
-        "square", "abs", "sqrt", "log", "log1p", "exp", "expm1", "cosh", "clamp", "clip", "clamp_min", "clamp_max",
-        "relu", "softplus", "logsigmoid", "where", "maximum", "minimum", "max", "min", "mean", "sum", "nanmean",
-        "nansum", "logsumexp", "norm", "vector_norm", "subtract", "multiply", "masked_select", "getitem", "rpow",
-        "flatten", "view", "reshape", "squeeze", "stack", "cat", "to", "float", "masked_fill", "logcosh",
-    }
-)  # fmt: skip
-_RESHAPING = frozenset(
-    {
-        "unsqueeze", "getitem", "view", "reshape", "expand", "expand_as", "unflatten", "mean", "sum", "max", "min",
-        "amax", "amin", "logsumexp", "gather", "select", "norm", "std", "var", "median", "quantile", "unsqueeze_",
-    }
-)  # fmt: skip
-_CASTS = frozenset({"to", "float", "double", "half", "type", "detach", "clone", "neg", "contiguous"})
+                yield Claim(operation.span, (operation, *pair))
 
 
 def _broadcast_pair(flow: StepFlow, operation: Operation) -> tuple[Tensor, Tensor] | None:
@@ -268,7 +248,7 @@ def _broadcast_pair(flow: StepFlow, operation: Operation) -> tuple[Tensor, Tenso
     name = short_name(operation.name)
     if a is None or b is None or a.shape == b.shape or _size(a.shape) < 2 or _size(b.shape) < 2:
         return None
-    if flow.history[values[0]] == flow.history[values[1]] or not (a.dtype.startswith("float") or name in _COMPARING):
+    if flow.history[values[0]] == flow.history[values[1]] or not (a.dtype.startswith("float") or name in ops.COMPARES):
         return None
     wide_a, wide_b = _is_widened(a.shape, b.shape), _is_widened(b.shape, a.shape)
     crossed = wide_a and wide_b and len(a.shape) != len(b.shape) and _size(a.shape) == _size(b.shape)
@@ -276,11 +256,11 @@ def _broadcast_pair(flow: StepFlow, operation: Operation) -> tuple[Tensor, Tenso
         return None
     if crossed:
         return a, b
-    if name in _PRODUCTS:
+    if name in ops.PRODUCTS:
         return None
     widened = [value for value, wide in zip(values, (wide_a, wide_b), strict=True) if wide]
     on_purpose = [value for value in widened if _is_reshaped(flow, value)]
-    if name in _COMPARING:
+    if name in ops.COMPARES:
         made = next((flow.tensor(value) for value in operation.outputs), None)
         whole = made is not None and made.shape == ()
         return (a, b) if len(on_purpose) < len(widened) or (whole and len(widened) == 1) else None
@@ -309,9 +289,9 @@ def _is_widened(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
 def _is_reshaped(flow: StepFlow, value: int) -> bool:
     """Whether the shape of a value was made on purpose just before, rather than by a layer or the data."""
     operation = flow.maker.get(value)
-    while operation is not None and short_name(operation.name) in _CASTS and operation.inputs:
+    while operation is not None and ops.is_a(operation, ops.CASTS) and operation.inputs:
         operation = flow.maker.get(operation.inputs[0])
-    return operation is not None and short_name(operation.name) in _RESHAPING
+    return operation is not None and ops.is_a(operation, ops.RESHAPES)
 
 
 def _is_reshaped_within(flow: StepFlow, operation: Operation) -> bool:
@@ -333,12 +313,17 @@ def _ends_in_loss(flow: StepFlow, operation: Operation) -> bool:
     reached = set(operation.outputs)
     for later in flow.operations:
         follows = later.id > operation.id and not reached.isdisjoint(later.inputs)
-        if follows and short_name(later.name) in _ELEMENTWISE:
+        if follows and ops.is_a(later, ops.ELEMENTWISE):
             reached.update(later.outputs)
     return not roots.isdisjoint(reached)
 
 
-def _broadcast(operation: Operation, a: Tensor, b: Tensor) -> Finding:
+_Pair: TypeAlias = tuple[Operation, Tensor, Tensor]
+
+
+@loss_broadcast.words
+def _(told: Sequence[Claim[_Pair]], ask: Ask) -> Story:
+    operation, a, b = told[0].evidence
     rank = max(len(a.shape), len(b.shape))
     whole = tuple(
         max(one, other)
@@ -354,9 +339,7 @@ def _broadcast(operation: Operation, a: Tensor, b: Tensor) -> Finding:
         for tensor in (a, b)
         if tensor.made is not None and tensor.made != operation.span and not tensor.leaf
     )
-    return Finding(
-        "loss-broadcast",
-        "warning",
+    return Story(
         f"the loss compares shapes {shape_text(a.shape)} and {shape_text(b.shape)}: they become {shape_text(whole)}",
         operation.span,
         f"{first} meets {second}",

@@ -27,7 +27,7 @@ from gradscope.reports.frames import WIDTH
 from gradscope.reports.report import Report
 from gradscope.reports.text import finding_text
 from gradscope.rules import chosen, judge
-from gradscope.rules.wording import listed
+from gradscope.rules.words import listed
 from gradscope.shells.library import NothingToExplain
 
 Tensors: TypeAlias = (
@@ -211,7 +211,7 @@ def _explanation(
     observation, run = _seen(what, outputs)
     with unobserved():
         serials = {observation.tape.subject(tensor).serial for tensor in missing}
-    findings, _ = judge(_relied_on(run, serials), chosen(_CAUSES))
+    findings = judge(_relied_on(run, serials), chosen(_CAUSES)).findings
     if findings:
         return "\n\n".join(finding_text(finding, run.sources) for finding in findings)
     report = Report.of(run)

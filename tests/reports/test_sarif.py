@@ -13,7 +13,7 @@ import pytest
 
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Severity, Span
 from gradscope.reports.report import Report
-from gradscope.rules import RULES, rule_name
+from gradscope.rules import RULES
 from tests.workshop import Workshop
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "sarif-2.1.0-rtm.4.json"
@@ -78,7 +78,7 @@ def test_levels(severity: Severity, level: str) -> None:
 
 def test_every_rule_has_a_description() -> None:
     """Each rule that has a finding is described once, and the results point at it."""
-    names = [rule_name(rule) for rule in RULES]
+    names = [rule.name for rule in RULES]
     log = log_of(*(Finding(name, "warning", "m", Span("a.py", 1)) for name in [*names, *names]))
     rules = log["tool"]["driver"]["rules"]
     assert [rule["id"] for rule in rules] == names

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradscope.graph.facts import Finding, Run
+from gradscope.graph.ask import Ask
 from gradscope.reports.report import Report
-from gradscope.rules import RULES, UnknownRule, chosen, judge, rule_name
+from gradscope.rules import RULES, UnknownRule, chosen, judge
+from gradscope.rules.claim import Claim, rule
 from gradscope.rules.pages import page_of
 from tests.workshop import Workshop
 
@@ -26,7 +27,7 @@ CUT = """
 """
 
 
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_bad_draws_its_rule_and_good_draws_nothing(rule: object, workshop: Workshop) -> None:
     """The Bad program of a page draws that rule first, with all rules on; the Good one draws nothing."""
     page = page_of(rule)  # type: ignore[arg-type]
@@ -62,18 +63,19 @@ def test_select_and_ignore(workshop: Workshop) -> None:
 def test_failing_rule_costs_one_line(workshop: Workshop) -> None:
     """A rule that raises is told in one line, and the other rules are heard."""
 
-    def broken(run: Run) -> Iterator[Finding]:
+    @rule("error")
+    def broken(ask: Ask) -> Iterator[Claim[None]]:
         raise ZeroDivisionError("no")
 
-    findings, failures = judge(workshop.run(CUT.format(comment="")), [broken, *RULES])
-    assert [finding.rule for finding in findings] == ["detach"]
-    assert failures == ("rule broken failed: ZeroDivisionError: no",)
+    told = judge(workshop.run(CUT.format(comment="")), [broken, *RULES])
+    assert [finding.rule for finding in told.findings] == ["detach"]
+    assert told.failures == ("rule broken failed: ZeroDivisionError: no",)
 
 
 def test_rules_and_pages_on_the_command_line(workshop: Workshop) -> None:
     """`rules` gives every rule a line, `rule NAME` its page, and an unknown name one line and exit code 2."""
     listed = workshop.gradscope("rules")
-    assert [line.split()[0] for line in listed.out.splitlines()] == [rule_name(rule) for rule in RULES]
+    assert [line.split()[0] for line in listed.out.splitlines()] == [rule.name for rule in RULES]
     page = workshop.gradscope("rule", "no-grad")
     assert page.status == 0
     assert "Bad:" in page.out

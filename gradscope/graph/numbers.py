@@ -7,11 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from gradscope.graph import limits, ops
 from gradscope.graph.facts import Operation, Span
-from gradscope.graph.naming import short_name
-from gradscope.graph.paths import EXIT_NAMES, StepFlow
-
-_EXACT, _OTHER = 1e-9, 1e-4  # relative differences: between equal multiples, and between values that have changed
+from gradscope.graph.flow import StepFlow
 
 
 class Returned(NamedTuple):
@@ -66,7 +64,7 @@ def returned(takers: Iterable[tuple[StepFlow, Operation]]) -> Iterator[Returned]
 
 
 def _is_exit(operation: Operation) -> bool:
-    return operation.number is not None and not operation.outputs and short_name(operation.name) in EXIT_NAMES
+    return operation.number is not None and not operation.outputs and ops.is_a(operation, ops.EXITS)
 
 
 def _by_line(exits: Iterable[Operation]) -> dict[Span, list[Operation]]:
@@ -88,11 +86,13 @@ def _last(exits: Sequence[Operation]) -> tuple[Operation, ...]:
 def _is_multiple(numbers: Sequence[float], totals: Sequence[float]) -> bool:
     if not all(math.isfinite(value) and value for value in (*numbers, *totals)):
         return False
-    if all(math.isclose(total, totals[0], rel_tol=_OTHER) for total in totals):
+    if all(math.isclose(total, totals[0], rel_tol=limits.OTHER) for total in totals):
         pairs = zip(numbers, totals, strict=True)
-        return all(_is_particular(number) and math.isclose(number, total, rel_tol=_EXACT) for number, total in pairs)
+        return all(
+            _is_particular(number) and math.isclose(number, total, rel_tol=limits.EXACT) for number, total in pairs
+        )
     factors = [number / total for number, total in zip(numbers, totals, strict=True)]
-    return all(math.isclose(factor, factors[0], rel_tol=_EXACT) for factor in factors)
+    return all(math.isclose(factor, factors[0], rel_tol=limits.EXACT) for factor in factors)
 
 
 def _is_particular(number: float) -> bool:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
+from gradscope.graph import limits, ops
+from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Ledger, Run, Tensor
-from gradscope.graph.naming import short_name
-from gradscope.graph.once import once
 
 _NONE = Ledger()
-_COPYING = frozenset({"detach", "data", "clone", "copy_", "deepcopy", "Parameter"})
-_ROW = 3
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
 
 
-@once
-def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
+def replaced(ask: Ask) -> list[tuple[Tensor, Tensor]]:
     """Pairs of a held tensor that gets no gradient any more and the latest that has taken its name and place since.
 
     One that is replaced again in every step gets a single gradient: it counts if there are several in a row.
     """
+    run = ask.run
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     types = {module.path: module.type for module in run.modules}
     held: dict[str, list[Tensor]] = defaultdict(list)
@@ -32,7 +30,7 @@ def replaced(run: Run) -> list[tuple[Tensor, Tensor]]:
     row = Counter((path_of(new), new.module) for new in left)
     for new in left:
         ledger = new.ledger or _NONE
-        if ledger.passes < 2 and row[path_of(new), new.module] < _ROW:
+        if ledger.passes < 2 and row[path_of(new), new.module] < limits.REPLACED_IN_A_ROW:
             continue
         # Of several in whose place it may be, as with clients of one server, that which was not replaced for longest.
         olds = held.get(path_of(new), [])
@@ -81,13 +79,13 @@ def _made_of(run: Run, held: Mapping[str, list[Tensor]]) -> Iterator[tuple[Tenso
     yield from ((old, new) for old, new in made if old.id in olds and label_of(old) == label_of(new))
 
 
-@once
-def held_copies(run: Run) -> dict[int, Tensor]:
+def held_copies(ask: Ask) -> dict[int, Tensor]:
     """What tensors without gradients in an optimizer were copied from, by their ids, if that learns and is not held.
 
     An optimizer that was given a target network, or an average, in place of the network that is trained holds these.
     """
-    foreign = loaded(run)
+    run = ask.run
+    foreign = ask(loaded)
     learning = {tensor.id: tensor for tensor in run.tensors if gets_gradients(tensor) and tensor.id not in foreign}
     idle = {tensor for optimizer in run.optimizers if not optimizer.fed for tensor in optimizer.tensors}
     holder = run.holder
@@ -95,7 +93,7 @@ def held_copies(run: Run) -> dict[int, Tensor]:
     copies: dict[int, Tensor] = {}
     source: dict[int, int] = {}  # the learning tensor whose values a value is
     for operation in (operation for step in run.steps[:1] for operation in step.operations):
-        if short_name(operation.name) not in _COPYING:
+        if not ops.is_a(operation, ops.COPIES_A_PARAMETER):
             continue
         origins = {source.get(value, holder[value]) for value in operation.inputs}
         origins = {origin for origin in origins if origin in learning}
@@ -108,9 +106,9 @@ def held_copies(run: Run) -> dict[int, Tensor]:
     return copies
 
 
-@once
-def loaded(run: Run) -> set[int]:
+def loaded(ask: Ask) -> set[int]:
     """Parameters whose values were copied into them before the first backward: they come from elsewhere."""
+    run = ask.run
     holder = run.holder
     found: set[int] = set()
     for step in run.steps[:1]:

@@ -13,28 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
 
+from gradscope.graph import ops
+from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Backward, Operation, Run, Step, Tensor
 from gradscope.graph.naming import short_name
-from gradscope.graph.once import once
-
-# These set a flag of a tensor: worth no word where a path is told.
-_FLAGS = frozenset({"Tensor.requires_grad_", "Tensor.requires_grad ="})
-# The value leaves torch here; what is made of it later is a constant.
-EXITS = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__"})
-
-
-EXIT_NAMES = frozenset(short_name(name) for name in EXITS)
-# They fill their first operand anew: nothing of what it held is left.
-_FILLING = frozenset(
-    {
-        "zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_",
-        "geometric_", "log_normal_", "constant_", "kaiming_normal_", "kaiming_uniform_",
-    }
-)  # fmt: skip
-# They fit their first operand to the shape or the type of the others.
-_FITTING = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as", "resize_as", "resize_as_"})
-# They give each operand back by itself, in a shape that all have a share in.
-_SIDE_BY_SIDE = frozenset({"broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"})
 
 
 def data_of(operation: Operation) -> tuple[int, ...]:
@@ -49,9 +31,9 @@ def data_of(operation: Operation) -> tuple[int, ...]:
 @cache
 def _operands(name: str) -> slice:
     name = short_name(name)
-    if name in _FILLING or name == "new" or name.startswith("new_") or name.endswith("_like"):
+    if name in ops.FILLS or name == "new" or name.startswith("new_") or name.endswith("_like"):
         return slice(1, None)
-    return slice(1) if name in _FITTING else slice(None)
+    return slice(1) if name in ops.FITS else slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +70,7 @@ class StepFlow:
 
         What has the shape already that it would get is handed back as it is, and is no result.
         """
-        if short_name(operation.name) not in _SIDE_BY_SIDE:
+        if not ops.is_a(operation, ops.SIDE_BY_SIDE):
             return (operation,)
         shapes = [tensor.shape for value in operation.outputs if (tensor := self.tensor(value)) is not None]
         taken = operation.inputs
@@ -122,7 +104,7 @@ class StepFlow:
         return tuple(
             operation
             for operation in self.operations
-            if not operation.outputs and operation.span is not None and short_name(operation.name) in EXIT_NAMES
+            if not operation.outputs and operation.span is not None and ops.is_a(operation, ops.EXITS)
         )
 
     @cached_property
@@ -226,7 +208,7 @@ class StepFlow:
                 continue
             live = not alive.isdisjoint(data)
             if not operation.outputs:
-                if operation.name.rpartition(".")[2] in EXITS:
+                if ops.is_a(operation, ops.EXITS):
                     exits.append(operation)
                 continue
             cut = kept = False
@@ -307,7 +289,7 @@ class StepFlow:
         parts = [start]
         line: tuple[str, int] | None = None
         for operation, lost in path:
-            if operation.name in _FLAGS and not lost:
+            if ops.is_a(operation, ops.FLAGS) and not lost:
                 continue
             mark = "-/-" if lost else "->"
             name = short_name(operation.name)
@@ -338,14 +320,12 @@ def _shortened(parts: list[str]) -> list[str]:
     return joined + tail
 
 
-@once
-def flows(run: Run) -> list[StepFlow]:
+def flows(ask: Ask) -> list[StepFlow]:
     """The data flow of each step that is kept."""
-    return [StepFlow(run, step) for step in run.steps]
+    return [StepFlow(ask.run, step) for step in ask.run.steps]
 
 
-@once
-def rounds(run: Run, optimizer: int | None) -> list[StepFlow]:
+def rounds(ask: Ask, optimizer: int | None) -> list[StepFlow]:
     """The data flow from one step of an optimizer to its next, over the steps of other optimizers in between.
 
     Where several optimizers step in turn, what one trains may have been computed before the step of another. Without
@@ -353,14 +333,14 @@ def rounds(run: Run, optimizer: int | None) -> list[StepFlow]:
     """
     found: list[StepFlow] = []
     gathered: list[Step] = []
-    for step in run.steps:
+    for step in ask.run.steps:
         if gathered and step.index != gathered[-1].index + 1:
             gathered = []
         gathered.append(step)
         if optimizer is not None and step.optimizer == optimizer:
-            found.append(StepFlow(run, *gathered))
+            found.append(StepFlow(ask.run, *gathered))
             gathered = []
-    return found or flows(run)
+    return found or ask(flows)
 
 
 def trains_nothing(flow: StepFlow, backward: Backward) -> bool:

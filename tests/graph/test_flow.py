@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Backward, Operation, Run, Span, Step, Tensor, Value
-from gradscope.graph.paths import Reach, StepFlow, flows, trains_nothing
+from gradscope.graph.flow import Reach, StepFlow, flows, trains_nothing
 from tests.runs import Book
 
 
 def flow_of(book: Book, *roots: int) -> StepFlow:
     """The data flow of a book with one step, which backward starts from these roots."""
     book.step(*roots)
-    return flows(book.run())[0]
+    return flows(Ask(book.run()))[0]
 
 
 def reach_of(flow: StepFlow, leaf: int) -> Reach:

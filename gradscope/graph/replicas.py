@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Label, Run, Step, Tensor
-from gradscope.graph.paths import StepFlow
+from gradscope.graph.flow import StepFlow
 
 REPLICA = "DistributedDataParallel"
 
 
-def waited_for(run: Run) -> dict[int, StepFlow]:
+def waited_for(ask: Ask) -> dict[int, StepFlow]:
     """The parameters without which DDP refused the next forward, by id, with the step that did not reach them.
 
     DDP averages gradients as they arrive. One that does not arrive shows in the next forward only: there torch raises.
     """
+    run = ask.run
     if run.crash is None or run.crash.symptom != "unfinished reduction":
         return {}
     paths = [module.path for module in run.modules if module.type == REPLICA]

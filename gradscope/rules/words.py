@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.graph.facts import Run, Tensor
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Label, Run, Span, Tensor
 
 
 def owner(names: Sequence[str]) -> str | None:
@@ -98,3 +99,11 @@ def steps_text(run: Run, count: int | None = None) -> str:
 def times_text(count: int) -> str:
     """`20 times`, `once`."""
     return "once" if count == 1 else f"{count:,} times"
+
+
+def raised_at(ask: Ask, place: Span | None, what: str = "so torch raises") -> tuple[Label, ...]:
+    """The label at the line that raised, where that is another place."""
+    crash = ask.run.crash
+    if crash is None or crash.span is None or crash.span == place:
+        return ()
+    return (Label(crash.span, f"{what} {crash.type} here"),)

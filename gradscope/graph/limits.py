@@ -1,0 +1,64 @@
+"""Every threshold by which something is judged, with its reason."""
+
+from __future__ import annotations
+
+# --- how often something must be seen ------------------------------------------------------------------------------
+
+# Steps in which something went wrong that may go wrong once: a warm-up, a first call, a step skipped on purpose.
+SLIPS = 2
+# In one step an evaluation may lie inside of training (a metric, a sample to look at); what comes back is a state.
+EVALUATION_STEPS = 2
+# A program that only looks at gradients, as to choose a learning rate, calls backward once or twice without a step.
+BACKWARDS_WITHOUT_STEP = 3
+# Steps of an optimizer after which a group that it is given was added late, and not while it was being set up.
+STEPS_BEFORE_A_GROUP = 3
+# Steps after which gradients that are all exactly 0 are no start: in the first, zero-initialised layers send back 0.
+STEPS_OF_ZEROS = 3
+# Looks at single steps in which elements with a gradient of 0 moved: the first two may be those of Adam's averages.
+MASKED_STEPS = 3
+# Gradients in a row that are zero, after which a tensor counts as frozen: averages of 0.9 have faded by half.
+ZEROS_FOR_GOOD = 8
+# Looks at single steps that left a value as it was to the last bit: fewer may fall on a warm-up from a rate of 0.
+STILL_STEPS = 4
+# Tensors in a row that have taken a place before a single gradient each tells that they are replaced in every step.
+REPLACED_IN_A_ROW = 3
+# Calls of one module that hang together: a cell that is unrolled by hand is seldom called as often in a step.
+CALLS_IN_A_CHAIN = 12
+# How many times deeper than any graph that a backward has led through: what grows is not meant to be differentiated.
+DEEPER = 3
+
+# --- how large something must be -----------------------------------------------------------------------------------
+
+# Of the largest gradient on the way: what is smaller changes nothing in float32 while the others learn.
+VANISHED = 1e-5
+# Powers of ten by which a stage shrinks a gradient that no chain of layers reaches at each of its links.
+OPENING = -2
+# Powers of ten that a chain must lose at one line for the line to be told: any deep network loses less somewhere.
+SHRUNK = -3
+# Of all that is lost on a way: what one stage loses more than this share of is no chain, but a scale.
+AT_ONCE = 0.6
+# A chain is the same factor again and again: fewer are layers of their own.
+LINKS = 5
+# A 2-norm that no clipped or normalised training reaches.
+EXPLODED = 1e3
+# Powers of ten by which the links of a chain make a gradient larger: 10 links of 1.8 each.
+EXPLODED_ON_THE_WAY = 2.5
+# How many times larger gradients become over a run where the updates lead away from the optimum.
+DIVERGED = 1e4
+# Of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm.
+NOISE = 1e-4
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+# Learning rates below it are 0 but for what a schedule leaves of them.
+NO_RATE = 1e-12
+# The square root of the range of float32, and of bfloat16.
+SQUARABLE = 1e18
+# Half the distance from 1 to the next number of a type.
+EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+# Elements of a larger tensor at which its value is measured (`gradscope.probes.movement` picks them).
+SAMPLE = 4_096
+# How many times too small an update may be estimated by rate * gradient: averages and normalisation make it larger.
+MARGIN = 64
+# Relative differences between numbers that are the same but for rounding, and between values that have changed.
+EXACT, OTHER = 1e-9, 1e-4

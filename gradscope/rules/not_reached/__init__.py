@@ -1,0 +1,1 @@
+"""Not reached: tensors that no gradient can get to."""

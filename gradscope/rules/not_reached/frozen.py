@@ -1,0 +1,233 @@
+"""Frozen: a parameter does not require grad where somebody relies on its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gradscope.graph import limits
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Help, Label, Optimizer, Run, Span, Tensor
+from gradscope.graph.reliance import frozen_out
+from gradscope.graph.replicas import lies_in
+from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.words import listed, raised_at, who
+
+
+@rule("warning", [Trouble.NEVER_LEARNS])
+def frozen_parameter(ask: Ask) -> Iterator[Claim[_Frozen]]:
+    """A parameter does not require grad where somebody relies on its gradient.
+
+    Either a backward is refused since all that it was to train is frozen, or `requires_grad` was set on a module, which
+    is a plain attribute there: `module.requires_grad_(True)` is the method that reaches the parameters.
+
+    Bad:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        for p in net.parameters():
+            p.requires_grad = False
+        net[2].requires_grad = True
+        optimizer = torch.optim.SGD([*net.parameters(), scale := torch.ones(1, requires_grad=True)], lr=0.1)
+        for _ in range(3):
+            loss = (net(torch.rand(8, 4)) * scale).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Good:
+
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        for p in net.parameters():
+            p.requires_grad = False
+        net[2].requires_grad_(True)
+        optimizer = torch.optim.SGD([*net.parameters(), scale := torch.ones(1, requires_grad=True)], lr=0.1)
+        for _ in range(3):
+            loss = (net(torch.rand(8, 4)) * scale).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    run = ask.run
+    refused = {tensor.id: tensor for tensor, _ in ask(frozen_out)}
+    for tensor in refused.values():
+        yield Claim("all", _All(), tensor, severity="error")
+    for frozen, optimizer, when in (*_given_later(run), *_chosen(run)):
+        for tensor in frozen:
+            yield Claim((optimizer.id, when), _Given(optimizer, when), tensor)
+    for path, frozen in _switched_on_in_vain(run).items():
+        if not set(refused).issuperset(tensor.id for tensor in frozen):
+            for tensor in frozen:
+                yield Claim(path, _Attribute(path), tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class _All:
+    """Everything that a backward was to train."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Frozen tensors that this optimizer was given, and when."""
+
+    optimizer: Optimizer
+    when: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    """A module whose attribute `requires_grad` was set, as if that unfroze anything."""
+
+    path: str
+
+
+_Frozen: TypeAlias = _All | _Given | _Attribute
+
+
+@frozen_parameter.words
+def _(told: Sequence[Claim[_Frozen]], ask: Ask) -> Story:
+    frozen, names = subjects(told), names_of(told)
+    match told[0].evidence:
+        case _All():
+            return _everything(frozen, names, ask)
+        case _Given(optimizer, when):
+            return _given(frozen, names, optimizer, when, ask.run)
+        case _Attribute(path):
+            return Story(
+                f"`{path}` stays frozen: `requires_grad = True` {_PLAIN}",
+                _who_froze(ask.run, frozen) or frozen[0].made,
+                "its parameters were frozen here",
+                names,
+                facts=(f"frozen: {listed(names)}",),
+                help=(Help(f"call `{path}.requires_grad_(True)`"),),
+            )
+
+
+_PLAIN = "on a module is a plain attribute"
+
+
+def _everything(frozen: list[Tensor], names: tuple[str, ...], ask: Ask) -> Story:
+    those, froze = who(names, ask.run), _who_froze(ask.run, frozen)
+    switched = _switched_on_in_vain(ask.run)
+    return Story(
+        f"{those.subject} cannot learn: everything that this loss was to train is frozen",
+        froze or frozen[0].made,
+        "frozen here" if froze else "made here, and frozen",
+        names,
+        raised_at(ask, None),
+        (f"frozen: {listed(names)}", *(f"note: `{path}.requires_grad = True` {_PLAIN}" for path in switched)),
+        tuple(Help(f"call `{path}.requires_grad_(True)`") for path in switched)
+        or (Help("set `requires_grad_(True)` again before this backward"),),
+        raised=ask.run.crash is not None,
+    )
+
+
+def _given(frozen: list[Tensor], names: tuple[str, ...], optimizer: Optimizer, when: str, run: Run) -> Story:
+    those = who(names, run)
+    given = "this optimizer was given a group more later" if when == _ADDED else "given to an optimizer here"
+    return Story(
+        f"{those.subject} {those.learns}: {those.counted if those.counted != 'they' else 'these'} "
+        f"{'is' if those.counted == 'it' else 'are'} frozen, though {optimizer.name} was given {those.them}{when}",
+        _who_froze(run, frozen),
+        "frozen here, and never unfrozen",
+        names,
+        (Label(optimizer.made, given),) if optimizer.made is not None else (),
+        (f"frozen: {listed(names)}",),
+        (Help("set `requires_grad_(True)` before this optimizer steps"),),
+    )
+
+
+def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
+    """Modules that somebody gave an attribute `requires_grad = True`, with their parameters that are frozen."""
+    found = {}
+    for module in run.modules:
+        if not module.requires_grad_attribute:
+            continue
+        frozen = [
+            tensor
+            for tensor in run.tensors
+            if tensor.registered == "parameter" and not tensor.requires_grad and lies_in(tensor, module.path)
+        ]
+        if frozen:
+            found[module.path] = frozen
+    return found
+
+
+_LATER, _ADDED = " after a phase without", " in a group that was added later"
+
+
+def _given_later(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
+    """Tensors that the program froze and trained others without, then gave to a later optimizer, frozen as they were.
+
+    That an optimizer holds frozen tensors is no slip by itself. But who builds an optimizer of a part of a model,
+    trains it, and then builds one of more of it, means to train the rest from then on, and so does who adds a group.
+    """
+    tensors = run.tensor_by_id
+    for place, optimizer in enumerate(run.optimizers):
+        earlier = [other for other in run.optimizers[:place] if other.steps]
+        mine = set(optimizer.tensors)
+        if optimizer.steps and any(set(other.tensors) < mine for other in earlier):
+            before, when = {tensor for other in earlier for tensor in other.tensors}, _LATER
+        else:
+            before, when = {number for number in mine if not _was_added(tensors[number], optimizer)}, _ADDED
+        frozen = [
+            tensor
+            for number in optimizer.tensors
+            if number not in before and not (tensor := tensors[number]).requires_grad and tensor.name is not None
+        ]
+        if frozen and _who_froze(run, frozen) is not None:
+            yield frozen, optimizer, when
+
+
+def _was_added(tensor: Tensor, optimizer: Optimizer) -> bool:
+    """Whether an optimizer was given a tensor after its first steps, and has made some more since without it."""
+    received = tensor.received
+    return received is not None and not received.steps and limits.STEPS_BEFORE_A_GROUP <= received.of < optimizer.steps
+
+
+def _chosen(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
+    """Frozen tensors that an optimizer was given one by one, while others of the same module were left out.
+
+    An optimizer of a whole module holds what is frozen in it as well, and means nothing by that.
+    """
+    for optimizer in run.optimizers:
+        held = set(optimizer.tensors)
+        if not optimizer.steps or not optimizer.fed:
+            continue
+        left_out = [
+            tensor.name
+            for tensor in run.tensors
+            if tensor.registered == "parameter" and tensor.id not in held and not tensor.requires_grad and tensor.name
+        ]
+        frozen = [
+            tensor
+            for tensor in run.tensors
+            if tensor.id in held
+            and tensor.registered == "parameter"
+            and not tensor.requires_grad
+            and tensor.used
+            and tensor.name is not None
+            and (tensor.received is None or not tensor.received.steps)
+            and (module := tensor.name.rpartition(".")[0])
+            and any(other.startswith(f"{module}.") for other in left_out)
+        ]
+        if frozen and _who_froze(run, frozen) is not None:
+            yield frozen, optimizer, ""
+
+
+def _who_froze(run: Run, tensors: list[Tensor]) -> Span | None:
+    """The latest line that set `requires_grad` of one of these to False."""
+    wanted = {tensor.id for tensor in tensors}
+    for step in reversed(run.steps):
+        for operation in reversed(step.operations):
+            if operation.name in ("Tensor.requires_grad_", "Tensor.requires_grad ="):
+                for value in operation.outputs:
+                    if run.holder[value] in wanted and not run.history[value]:
+                        return operation.span
+    return None
