@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
@@ -47,8 +48,15 @@ def text(
     table = table_text(report.tensors, every_row=every_row, unicode=unicode)
     if table:
         parts.append(table)
+    parts += _not_asked(report)
     parts += report.failures
     return "\n\n".join(parts) + "\n"
+
+
+def _not_asked(report: Document) -> Iterator[str]:
+    """A line for each thing that rules need and that was not observed."""
+    for need, count in Counter(rule.needs for rule in report.not_asked).items():
+        yield f"not asked: {_count(count, 'rule')} that need {need}, which were not recorded"
 
 
 def headline(report: Document) -> str:

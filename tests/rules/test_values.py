@@ -354,3 +354,28 @@ def test_spread_of_a_single_element(workshop: Workshop) -> None:
     (finding,) = Report.of(workshop.run(PROGRAM.format(body=body, before=""))).findings
     assert finding.message.startswith("`std` made NaN")
     assert "a single element has no spread" in finding.help[0].message
+
+
+def test_gradients_that_explode_hide_no_loss_that_is_not_finite(workshop: Workshop) -> None:
+    """That the loss is NaN is an error, whatever led to it: a warning about the way there stands beside it."""
+    program = """
+        import torch
+
+        torch.manual_seed(0)
+        w = torch.nn.Parameter(torch.randn(8, 8))
+        optimizer = torch.optim.SGD([w], lr=50.0)
+        x = torch.rand(16, 8)
+        for _ in range(12):
+            h = x
+            for _ in range(3):
+                h = h @ w
+            loss = (h - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+    report = Report.of(workshop.run(program))
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [
+        ("nonfinite-forward", "error"),
+        ("exploding-gradient", "warning"),
+    ]

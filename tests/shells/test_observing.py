@@ -348,3 +348,26 @@ def test_a_block_that_tells() -> None:
             step()
     with pytest.raises(FindingsRaised), gradscope.observe(on_finding="raise"):
         repeat(step, 2)
+
+
+def test_counting_form_does_not_judge_what_it_has_not_seen() -> None:
+    """Without operations nobody knows why a gradient is missing: rules that need them are not asked, which is said."""
+    encoder, decoder = nn.Linear(4, 4), nn.Linear(4, 2)
+    model = nn.Sequential(encoder, decoder)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @gradscope.observe(model=model, optimizer=optimizer, steps=3, operations=False, on_finding=lambda report: None)
+    def step() -> None:
+        loss = decoder(encoder(torch.randn(8, 4)).detach()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    report = step.report()
+    assert report.findings == ()
+    asked = {rule.rule: rule.needs for rule in report.document.not_asked}
+    assert asked["detach"] == asked["unused-parameter"] == "operations"
+    assert "missing-zero-grad" not in asked
+    assert f"not asked: {len(asked)} rules that need operations" in str(report)
