@@ -538,11 +538,77 @@ def test_recursion_goes_as_deep_as_in_python(workshop: Workshop) -> None:
                 sys.setrecursionlimit(limit)
             except Exception as error:
                 print(type(error).__name__)
+        sys.setrecursionlimit(1000)
+
+        import torch
+        from torch import nn
+
+        class Around(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return self.inner(x * sys.getrecursionlimit())
+
+        def nested(n):
+            net = nn.Identity()
+            for _ in range(n):
+                net = Around(net)
+            return net(torch.ones(1)).shape
+
+        class Twice(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, n):
+                return Twice.apply(x, n - 1) if n else x * 2
+
+        class Endless(nn.Module):
+            def forward(self, x):
+                return self(x * 2)
+
+        def within(call):
+            return call() if call is tell else within(call)
+
+        def sine(t):
+            return sine(torch.sin(t))
+
+        def joined(t):
+            return joined(torch.cat([t]))
+
+        def summed(t):
+            return summed(t.sum())
+
+        def calls(n, t):
+            return t if n == 0 else calls(n - 1, torch.sin(t))
+
+        ways = [
+            lambda: nested(230),
+            lambda: Twice.apply(torch.ones(1), 300),
+            lambda: calls(900, torch.ones(1)),
+            lambda: Endless()(torch.ones(1)),
+            lambda: within(sine),
+            lambda: sine(torch.ones(1)),
+            lambda: joined(torch.ones(1)),
+            lambda: summed(torch.ones(1)),
+        ]
+        for number, way in enumerate(ways):
+            try:
+                print(number, way())
+            except RecursionError as error:
+                frames, trace = 0, error.__traceback__
+                while trace is not None:
+                    frames, trace = frames + 1, trace.tb_next
+                print(number, error, frames, error.__context__)
+            torch.ones(1).sin()
+            tell(number)
+        sine(torch.ones(1))
         """
     )
     bare, seen = workshop.pair("script.py", options=("--format", "json", "-o", "report.json"))
     assert (seen.out, seen.err) == (bare.out, bare.err)
     assert bare.out.startswith("main 1000 ")
+    assert "[Previous line repeated 99" in bare.err
+    assert json.loads((workshop.folder / "report.json").read_text(encoding="utf-8"))["failures"] == []
 
 
 @pytest.mark.parametrize(
