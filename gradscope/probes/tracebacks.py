@@ -22,7 +22,7 @@ from gradscope.probes.recursion import run_at_foot
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _OVERRIDES = os.path.join("torch", "overrides.py")
-_AGAIN = 3  # functions of torch's that are entered again for one that asks
+_AGAIN = 4  # functions of torch's that are entered again for one that asks
 
 
 def is_ours(code: CodeType) -> bool:
