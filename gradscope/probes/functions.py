@@ -16,9 +16,12 @@ from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import sequence_number, tensors
 from gradscope.probes.records import OperationRecord, ValueRecord
+from gradscope.probes.recursion import LEVELS
 from gradscope.probes.shards import local, sharded_now
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hidden
+
+_OURS = 3  # frames below a Function that is applied
 
 
 @contextmanager
@@ -32,8 +35,13 @@ def watch_functions(tape: Tape) -> Iterator[None]:
         def wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if not tape.active or is_compiling():
                 return bound_to(cls)(*args, **kwargs)
-            with hidden:
-                return _applied(tape, cls, lambda: bound_to(cls)(*args, **kwargs), args)
+            spent = LEVELS.spend(_OURS)
+            try:
+                with hidden:
+                    return _applied(tape, cls, lambda: bound_to(cls)(*args, **kwargs), args)
+            finally:
+                if spent:
+                    LEVELS.regain(_OURS)
 
         return classmethod(wrapper)
 

@@ -19,6 +19,7 @@ from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unasked
 from gradscope.probes.recorder import resume, tensors
 from gradscope.probes.records import CallRecord, ModuleMark, Subject, in_training
+from gradscope.probes.recursion import LEVELS
 from gradscope.probes.scopes import (
     attributes,
     captured,
@@ -41,33 +42,48 @@ def watch_modules(tape: Tape) -> AbstractContextManager[None]:
     """Keep the stack of running modules of each thread.
 
     `Module.__call__` is wrapped rather than hooked: with a global forward hook torch takes another way through
-    `_call_impl`, which shows in the user's traceback.
+    `_call_impl`, which shows in the user's traceback. Where the program's recursion leaves us no level, we step aside.
     """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not tape.active or is_compiling() or is_constant(self):
+            try:
+                aside = not tape.active or is_compiling()
+            except RecursionError:
+                aside = True
+            if aside:
                 return original(self, *args, **kwargs)
+            spent = LEVELS.spend()
             local = tape.local.__dict__
             stack: list[ModuleMark] = local.setdefault("modules", [])
-            mark = tape.mark(self)
-            outermost = not stack
-            if outermost:
-                local["root"] = tape.sites.here()
-                resume(tape)
-            stack.append(mark)
+            try:
+                mark = None if is_constant(self) else tape.mark(self)
+                outermost = mark is not None and not stack
+                if outermost:
+                    local["root"] = tape.sites.here()
+                    resume(tape)
+            except RecursionError:
+                mark, outermost = None, False
+            if mark is not None:
+                stack.append(mark)
             try:
                 result = original(self, *args, **kwargs)
             except BaseException as error:
-                hide(error)
+                try:
+                    hide(error)
+                except RecursionError:
+                    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 raise
             finally:
-                stack.pop()
+                if mark is not None:
+                    stack.pop()
+                if spent:
+                    LEVELS.regain()
                 if outermost:
                     tape.called()
                     site = local.pop("root", None)
-            if outermost:
+            if outermost and mark is not None:
                 _root_returned(tape, self, mark, args, kwargs, result, site)
             return result
 

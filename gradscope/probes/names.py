@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -214,20 +215,22 @@ def _take(
 
 
 _PUBLIC: dict[Any, str] = {}
+# torch changes the filters of warnings while it looks up a name, and Python then shows warnings once more.
+_listed: Callable[[Any], str | None] = inspect.unwrap(resolve_name)
+_listed(torch.sin)  # the list is made at the first look-up, with other filters again: better before the program
 
 
 def function_name(function: Any) -> str:
     """The public name of a torch function without the leading `torch.`.
 
-    The names that torch lists are kept: it changes the filters of warnings at each look-up, which costs more than many
-    an operation.
+    The names that torch lists are kept: a look-up costs more than many an operation.
     """
     if isinstance(function, str):
         return function
     known = _PUBLIC.get(function)
     if known is not None:
         return known
-    listed = resolve_name(function)
+    listed = _listed(function)
     name = _without_torch(function, listed)
     if listed is not None:
         _PUBLIC[function] = name

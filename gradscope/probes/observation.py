@@ -30,6 +30,7 @@ from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
+from gradscope.probes.recursion import limit_kept
 from gradscope.probes.scopes import is_a, modules_in
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
@@ -137,6 +138,7 @@ class Observation:
         }
         if self._operations:
             probes |= {
+                "recursion": limit_kept,
                 "tracebacks": tracebacks_without_ours,
                 "warnings": warnings_in_place,
                 "threads": lambda: watch_threads(tape),

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch._jit_internal import boolean_dispatch
+from torch._ops import OperatorBase
 
 OF_C = frozenset({BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType})
 _TORCH = os.path.dirname(torch.__file__)
@@ -35,6 +36,8 @@ def own(func: Any, frame: FrameType) -> Any:
     code = func.__code__ if type(func) is FunctionType else None
     if frame.f_code is not _HANDING or frame.f_back is None:
         return _method(func)
+    if isinstance(func, OperatorBase):
+        return func  # an object of torch's, which asks in its own name
     asking = frame.f_back.f_code
     if code is asking or code is _CHOOSING or not asking.co_filename.startswith(_TORCH):
         return func

@@ -22,6 +22,7 @@ from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.originals import OF_C, own
 from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
+from gradscope.probes.recursion import LEVELS, set_limit
 from gradscope.probes.signals import pass_on
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hide
@@ -85,6 +86,7 @@ _PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, _set_grad_enabled, _AS_S
 _LOOK, _MOST = 100, 20_000  # how often jottings are looked at, and how many may pile up before they are thinned out
 _TENSORS = (Tensor,)  # the classes that functions written in Python tell of: plain tensors have no say
 _AS_EVER = {"inplace": False}  # says what a plain function does without being told
+_THROUGH_US = 2  # levels: our handler, and the call of a function by its tuple of arguments
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
@@ -105,6 +107,7 @@ class Recorder(TorchFunctionMode):
             which overflows the C stack from 30,000 nodes on. Sequence numbers tell the nodes apart as well.
     Rule 4: what we read of a tensor would be asked of other modes, and of its class: then not without `unasked`.
     Rule 5: what fails in here is one line in the report and never the user's.
+    Rule 6: where the program's recursion has used up the stack, what it calls fails as it would without us, or not.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -112,7 +115,9 @@ class Recorder(TorchFunctionMode):
         self.tape = tape
         self.paused = False  # while torch's optimizers step: what they do inside is no line of the user's
         self.out = False  # of the stack of modes, for as long as it is paused
-        self.alone = True  # no other mode lies below this one
+        self.lowest = True  # no other mode lies below this one
+        self.alone = True  # the same, and the stack is not used up
+        self.at_edge = False  # the program's recursion came so deep that no level was left for us
         self.here: dict[str, Any] = {}  # what the tape holds of this thread
         self.modules: list[ModuleMark] = []  # that are running in it, the innermost last
         self.shapes: dict[torch.Size, torch.Size] = {}  # one of each, for jottings to share
@@ -123,7 +128,7 @@ class Recorder(TorchFunctionMode):
         self.here = self.tape.local.__dict__
         self.here["recorder"] = self
         self.modules = self.here.setdefault("modules", [])
-        self.alone = not _modes_on()
+        self.alone = self.lowest = not _modes_on()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -136,10 +141,27 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if is_compiling():
+        aside: bool | None
+        try:
+            aside = is_compiling()
+            if type(func) not in OF_C and not aside:
+                func = own(func, sys._getframe(1))
+        except RecursionError:  # the program has used up the stack: what it calls is called as if nothing were
+            aside = None
+            if type(func) is not _Accessor:  # an attribute needs no level that we could give back
+                self.at_edge, self.alone = True, False
+                try:  # noqa: SIM105 - no level is left for more; through us a call needs more of them
+                    set_limit(LEVELS.known + LEVELS.foot + len(LEVELS.spent) + _THROUGH_US)
+                except RecursionError:
+                    pass
+        if aside:
             return func(*args, **(kwargs or {}))
-        if type(func) not in OF_C:
-            func = own(func, sys._getframe(1))
+        if aside is None:
+            try:
+                return func(*args, **(kwargs or {}))
+            except BaseException as error:
+                error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+                raise
         if types and types == _TENSORS:
             types = ()
         tape = self.tape
@@ -156,7 +178,10 @@ class Recorder(TorchFunctionMode):
             frame = sys._getframe(1)
             code, offset = frame.f_code, frame.f_lasti
             if code is not self.code:
-                site = tape.sites.find(frame)
+                try:
+                    site = tape.sites.find(frame)
+                except RecursionError:
+                    site = None
                 if site is None:
                     return func(*args)
                 if site[0] is code:
@@ -167,10 +192,13 @@ class Recorder(TorchFunctionMode):
             try:
                 result = func(*args)
             except BaseException as error:
-                call = self._before(func, frame, args, None)
-                if call is not None:
-                    self._failed(call)
-                hide(error)
+                try:
+                    call = self._before(func, frame, args, None)
+                    if call is not None:
+                        self._failed(call)
+                    hide(error)
+                except RecursionError:
+                    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 raise
             if not isinstance(result, Tensor):
                 return result
@@ -204,12 +232,16 @@ class Recorder(TorchFunctionMode):
                 )
                 if not number % _LOOK and len(items) > _MOST * ITEMS:
                     tape.backlog.thin(_MOST)
+            except RecursionError:
+                pass
             except Exception as error:  # there are tensors without a shape
                 pass_on(error)
                 call = self._before(func, frame, args, None)
                 if call is not None:
                     self._after(call, result)
             return result
+        if self.at_edge:
+            self._leave_edge()
         if func in _QUIET or not tape.active:
             return func(*args, **(kwargs or {}))
         if self.paused:
@@ -223,17 +255,34 @@ class Recorder(TorchFunctionMode):
             except BaseException as error:
                 hide(error)
                 raise
-        call = self._before(func, sys._getframe(1), args, kwargs)
+        try:
+            call = self._before(func, sys._getframe(1), args, kwargs)
+        except RecursionError:
+            call = None
         try:
             result = func(*args, **kwargs) if kwargs else func(*args)
         except BaseException as error:
-            if call is not None:
-                self._failed(call)
-            hide(error)
+            try:
+                if call is not None:
+                    self._failed(call)
+                hide(error)
+            except RecursionError:
+                error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
             raise
         if call is not None:
-            self._after(call, result)
+            try:  # noqa: SIM105 - costs nothing
+                self._after(call, result)
+            except RecursionError:
+                pass
         return result
+
+    def _leave_edge(self) -> None:
+        """Where there are levels again, the limit is what it was."""
+        try:
+            set_limit(LEVELS.limit())
+        except RecursionError:
+            return
+        self.at_edge, self.alone = False, self.lowest
 
     def _carefully(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], others: bool) -> Any:
         """Run a call that is more than an operation, or that `others` have a say in: modes, or classes of tensors."""

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gradscope import __version__
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, Interrupted
 from gradscope.graph.facts import Crash, Ending, Run, Span, Wrapper
 from gradscope.probes.callsites import USER, legible
 from gradscope.probes.observation import Observation
@@ -174,7 +174,8 @@ def observe_program(
 ) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here.
 
-    A process that the program has forked leaves from here, as it would have, by SystemExit and without a report.
+    A process that the program has forked leaves from here, as it would have, by SystemExit or Interrupted, and has no
+    report.
     `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`), and
     `watch` is called after each step, `at_end` once the program is over and before the facts are read out.
     """
@@ -222,7 +223,8 @@ def observe_program(
             clean(raised)
         if not observation.in_own_process:
             scene.leave_set = True
-            raise SystemExit(show(error) if error is not None else status)
+            shown = show(error) if error is not None else status
+            raise Interrupted if ended == "interrupt" else SystemExit(shown)
         if ended == "interrupt":
             error = None
         if at_end is not None:

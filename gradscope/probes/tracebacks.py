@@ -8,6 +8,7 @@ most others do by the generators of the module `traceback`.
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import sys
@@ -71,12 +72,22 @@ def _kept(codes: Sequence[CodeType], asking: Collection[int]) -> list[int]:
         if place not in asking:
             kept.append(place)
         else:
-            # What called it was entered again, together with what chose it for its arguments, if there is such.
-            outer = codes[place + 1 : place + 1 + _AGAIN]
-            inner = [codes[done] for done in kept[-_AGAIN:]]
-            place += next((n for n in range(1, len(outer) + 1) if list(outer[:n]) == inner[-n:]), 0)
+            outer = codes[place + 1 : place + 2 + _AGAIN]
+            place += _entered_again(outer, [codes[done] for done in kept[-_AGAIN:]])
         place += 1
     return kept
+
+
+def _entered_again(outer: Sequence[CodeType], inner: Sequence[CodeType]) -> int:
+    """How many of those around one that asks are there for the asking alone: they were entered again within it.
+
+    What called it is one, together with what chose that for its arguments; or it did nothing but ask, as for `unique`.
+    """
+    for asking in (0, 1):
+        for count in range(1, len(outer) - asking + 1):
+            if list(outer[asking : asking + count]) == list(inner[-count:]):
+                return asking + count
+    return 0
 
 
 def frames_without_ours(frame: FrameType | None) -> Iterator[FrameType]:
@@ -114,7 +125,20 @@ def tracebacks_without_ours() -> Iterator[None]:
 
         return walk_tb
 
+    def wrap_hook(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def excepthook(exctype: Any, value: Any, traceback: Any, /) -> None:
+            if isinstance(value, BaseException):
+                clean(value)
+            original(exctype, value, traceback)
+
+        return excepthook
+
+    default = wrap_hook(sys.__excepthook__)  # one for both names: programs ask whether they are the same
+    hooked = sys.excepthook is sys.__excepthook__
     with (
+        patched(sys, "__excepthook__", lambda _: default),
+        patched(sys, "excepthook", lambda original: default if hooked else original),
         patched(traceback, "walk_stack", wrap_stack),
         patched(traceback, "walk_tb", wrap_trace),
         patched(traceback, "_walk_tb_with_full_positions", wrap_trace),

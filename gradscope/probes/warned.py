@@ -3,19 +3,28 @@
 Who warns names the place by its distance on the stack, and our frames lie in between. The text is the same but
 the place is wrong, and Python shows a warning once for each place. So where the place was counted through frames
 that are there because of us, it is counted again without them, and the warning is issued for what comes out.
+
+Before that, Python asks its filters, and some of these judge by the module that the place is in: these are told the
+right one.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from gradscope.probes.patches import patched
+
+_PACKAGE = __package__ + "."
+_ASKING = "torch.overrides"
 _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _OVERRIDES = os.path.join("torch", "overrides.py")
 _ISSUING = threading.local()  # one for all observations: of two at once, only the inner one counts again
@@ -31,7 +40,7 @@ def warnings_in_place() -> Iterator[None]:
     original = warnings._showwarnmsg  # type: ignore[attr-defined]
 
     def show(message: warnings.WarningMessage) -> None:
-        places = None if getattr(_ISSUING, "now", False) else _places(sys._getframe(1), message)
+        places = None if getattr(_ISSUING, "now", False) else _places_of(message)
         if places is None:
             original(message)
             return
@@ -53,32 +62,115 @@ def warnings_in_place() -> Iterator[None]:
 
     warnings._showwarnmsg = show  # type: ignore[attr-defined]
     try:
-        yield
+        with _modules_in_place():
+            yield
     finally:
         if warnings._showwarnmsg is show:  # type: ignore[attr-defined]
             warnings._showwarnmsg = original  # type: ignore[attr-defined]
 
 
-def _places(frame: FrameType | None, message: warnings.WarningMessage) -> tuple[FrameType, FrameType] | None:
+@contextmanager
+def _modules_in_place() -> Iterator[None]:
+    """While this is on, filters for some module are asked for the module that a warning would be in without us."""
+
+    def replace(as_now: Callable[[Any], Any]) -> None:
+        for place, item in enumerate(warnings.filters):
+            action, message, category, module, line = item
+            warnings.filters[place] = (action, message, category, as_now(module), line)  # type: ignore[index]
+
+    def wrap(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def add(action: Any, message: Any, category: Any, module: Any, *rest: Any, **options: Any) -> None:
+            original(action, message, category, _in_place(module), *rest, **options)
+
+        return add
+
+    with patched(warnings, "_add_filter", wrap):
+        replace(_in_place)
+        try:
+            yield
+        finally:
+            replace(_own)
+
+
+def _in_place(module: Any) -> Any:
+    """What a filter asks for its module: nothing, a text (of Python's own filters), or a regular expression."""
+    if type(module) is str:
+        return _Text(module)
+    return _Expression(module) if type(module) is re.Pattern else module
+
+
+def _own(module: Any) -> Any:
+    if isinstance(module, _Text):
+        return str(module)
+    return module.own if isinstance(module, _Expression) else module
+
+
+class _Text(str):
+    """The name of a module; Python asks what is no plain text to match."""
+
+    __slots__ = ()
+
+    def match(self, module: str) -> bool:
+        return str(self) == _module(module)
+
+
+class _Expression:
+    """A regular expression for the names of modules."""
+
+    def __init__(self, own: re.Pattern[str]) -> None:
+        self.own = own
+
+    def match(self, module: str) -> re.Match[str] | None:
+        return self.own.match(_module(module))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+    def __repr__(self) -> str:
+        return repr(self.own)
+
+    def __hash__(self) -> int:
+        return hash(self.own)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.own == _own(other))
+
+
+def _module(module: str) -> str:
+    """The module that a warning would be in without us, of which Python says that it is in this one."""
+    if getattr(_ISSUING, "now", False) or not (module == _ASKING or module.startswith(_PACKAGE)):
+        return module
+    places = _places(sys._getframe(1), lambda frame: frame.f_globals.get("__name__") == module)
+    return module if places is None else str(places[1].f_globals.get("__name__", "<unknown>"))
+
+
+def _places_of(message: warnings.WarningMessage) -> tuple[FrameType, FrameType] | None:
+    line, file = message.lineno, message.filename
+    return _places(sys._getframe(1), lambda frame: frame.f_lineno == line and frame.f_code.co_filename == file)
+
+
+def _places(frame: FrameType | None, is_named: Callable[[FrameType], bool]) -> tuple[FrameType, FrameType] | None:
     """The frame that a warning names and the one that it would name without us; None where that is the same."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
     every: list[FrameType] = []
     theirs: list[FrameType] = []
     reached: int | None = None
     while frame is not None and (reached is None or len(theirs) < reached):
-        code = frame.f_code
         if reached is None:
             every.append(frame)
-            if code.co_filename == message.filename and frame.f_lineno == message.lineno:
+            if is_named(frame):
                 reached = len(every)
         outer = frame.f_back
-        if not code.co_filename.startswith(_PROBES):
+        if not frame.f_code.co_filename.startswith(_PROBES):
             theirs.append(frame)
         elif outer is not None and _asks(outer):
             # A Python function of torch's asks the mode first, and stands on the stack a second time for it.
             for asking in (outer, outer.f_back):
                 if reached is None and asking is not None:
                     every.append(asking)
-                    if asking.f_code.co_filename == message.filename and asking.f_lineno == message.lineno:
+                    if is_named(asking):
                         reached = len(every)
             outer = outer.f_back and outer.f_back.f_back
         frame = outer

@@ -8,7 +8,7 @@ import sys
 import click
 
 from gradscope import __version__
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, Interrupted
 from gradscope.shells.commands.streams import forget, say
 
 COMMANDS = {
@@ -57,6 +57,9 @@ def main() -> None:
         status = 2
     except click.Abort:
         status = 130
+    except Interrupted:
+        sys.excepthook = lambda *_: None
+        raise KeyboardInterrupt from None
     except BrokenPipeError:
         status = 0  # who reads has enough
         if sys.stdout is not None:

@@ -77,3 +77,26 @@ def test_a_view_is_left_alone_while_autograd_holds_its_lock(workshop: Workshop) 
         assert v.sum().item() == 8
         """
     )
+
+
+def test_operators_of_torch_that_are_objects_are_called_as_such(workshop: Workshop) -> None:
+    """A custom Function within a transform is one: its method asks, and it is the object that is to be called."""
+    workshop.run(
+        """
+        import torch
+        class Cubed(torch.autograd.Function):
+            generate_vmap_rule = True
+            @staticmethod
+            def forward(x):
+                return x**3
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                ctx.save_for_backward(*inputs)
+            @staticmethod
+            def backward(ctx, g):
+                return 3 * ctx.saved_tensors[0] ** 2 * g
+        x = torch.full((3,), 2.0)
+        assert torch.vmap(Cubed.apply)(x).tolist() == [8, 8, 8]
+        assert torch.func.grad(lambda x: Cubed.apply(x).sum())(x).tolist() == [12, 12, 12]
+        """
+    )

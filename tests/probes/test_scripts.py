@@ -481,7 +481,12 @@ def test_forked_workers_run_without_us(workshop: Workshop) -> None:
             os.waitpid(fork(lambda: sys.exit("within")), 0)
             sys.exit(4)
 
+        def interrupt():
+            os.kill(os.getpid(), 2)
+            torch.cos(w)
+
         ends = [lambda: sys.exit(5), lambda: sys.exit("words"), fail, fail_in_hook, nested, lambda: os._exit(6)]
+        ends.append(interrupt)
         for number, end in enumerate(ends):
             child = fork(end)
             print(number, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -495,7 +500,8 @@ def test_forked_workers_run_without_us(workshop: Workshop) -> None:
     bare, seen = workshop.pair("script.py", options=("--format", "json", "-o", "report.json"))
     assert (seen.status, seen.out) == (bare.status, bare.out)
     assert seen.err == bare.err
-    assert [line for line in bare.out.splitlines() if line[0].isdigit()] == ["0 5", "1 1", "2 1", "3 1", "4 4", "5 6"]
+    numbered = [line for line in bare.out.splitlines() if line[0].isdigit()]
+    assert numbered == ["0 5", "1 1", "2 1", "3 1", "4 4", "5 6", "6 -2"]
     report = (workshop.folder / "report.json").read_text()
     assert "cos" not in report
     assert json.loads(report)["run"]["ended"] == "exception"
@@ -538,11 +544,77 @@ def test_recursion_goes_as_deep_as_in_python(workshop: Workshop) -> None:
                 sys.setrecursionlimit(limit)
             except Exception as error:
                 print(type(error).__name__)
+        sys.setrecursionlimit(1000)
+
+        import torch
+        from torch import nn
+
+        class Around(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return self.inner(x * sys.getrecursionlimit())
+
+        def nested(n):
+            net = nn.Identity()
+            for _ in range(n):
+                net = Around(net)
+            return net(torch.ones(1)).shape
+
+        class Twice(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, n):
+                return Twice.apply(x, n - 1) if n else x * 2
+
+        class Endless(nn.Module):
+            def forward(self, x):
+                return self(x * 2)
+
+        def within(call):
+            return call() if call is tell else within(call)
+
+        def sine(t):
+            return sine(torch.sin(t))
+
+        def joined(t):
+            return joined(torch.cat([t]))
+
+        def summed(t):
+            return summed(t.sum())
+
+        def calls(n, t):
+            return t if n == 0 else calls(n - 1, torch.sin(t))
+
+        ways = [
+            lambda: nested(230),
+            lambda: Twice.apply(torch.ones(1), 300),
+            lambda: calls(900, torch.ones(1)),
+            lambda: Endless()(torch.ones(1)),
+            lambda: within(sine),
+            lambda: sine(torch.ones(1)),
+            lambda: joined(torch.ones(1)),
+            lambda: summed(torch.ones(1)),
+        ]
+        for number, way in enumerate(ways):
+            try:
+                print(number, way())
+            except RecursionError as error:
+                frames, trace = 0, error.__traceback__
+                while trace is not None:
+                    frames, trace = frames + 1, trace.tb_next
+                print(number, error, frames, error.__context__)
+            torch.ones(1).sin()
+            tell(number)
+        sine(torch.ones(1))
         """
     )
     bare, seen = workshop.pair("script.py", options=("--format", "json", "-o", "report.json"))
     assert (seen.out, seen.err) == (bare.out, bare.err)
     assert bare.out.startswith("main 1000 ")
+    assert "[Previous line repeated 99" in bare.err
+    assert json.loads((workshop.folder / "report.json").read_text(encoding="utf-8"))["failures"] == []
 
 
 @pytest.mark.parametrize(

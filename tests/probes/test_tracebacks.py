@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 
 import pytest
@@ -101,6 +102,7 @@ CAUGHT = """
         lambda: F.mse_loss(torch.ones(2, 3), torch.ones(5)),
         lambda: F.max_pool2d(torch.ones(2), 2),
         lambda: torch.ones(2).split("x"),
+        lambda: torch.unique("x"),
         lambda: torch.einsum("ij,jk", torch.ones(2, 2)),
         lambda: Refuses.apply(torch.ones(2, 2)),
         lambda: Refuses.apply(w).sum().backward(),
@@ -135,6 +137,12 @@ CAUGHT = """
         while trace is not None:
             print(trace.tb_frame.f_code.co_name, trace.tb_lineno)
             trace = trace.tb_next
+    print(sys.excepthook is sys.__excepthook__, sys.excepthook.__name__)
+    for way in ways[:7]:
+        try:
+            way()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:
         net(torch.ones(3, 5))
@@ -167,10 +175,11 @@ CAUGHT = """
 
 def test_what_a_program_prints_of_tracebacks_is_as_without_us(workshop: Workshop) -> None:
     """Caught, logged, printed as a stack, read off by anomaly mode, or followed by hand: no frame of ours shows."""
-    before = traceback.walk_tb, traceback.walk_stack, traceback.extract_stack
+    before = traceback.walk_tb, traceback.walk_stack, traceback.extract_stack, sys.excepthook, sys.__excepthook__
     workshop.write(CAUGHT)
     bare, seen = workshop.pair("script.py", options=("--format", "json", "-o", "report.json"))
     assert seen.out == bare.out
     assert seen.err == bare.err
     assert "sqrt" in bare.err
-    assert (traceback.walk_tb, traceback.walk_stack, traceback.extract_stack) == before
+    after = traceback.walk_tb, traceback.walk_stack, traceback.extract_stack, sys.excepthook, sys.__excepthook__
+    assert after == before
