@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from inspect import CO_NESTED
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -38,9 +39,16 @@ def own(func: Any, frame: FrameType) -> Any:
     asking = frame.f_back.f_code
     if code is asking or code is _CHOOSING or not asking.co_filename.startswith(_TORCH):
         return func
+    if asking.co_flags & CO_NESTED or _runs(func, asking):
+        return func  # a closure and an operator are not asked for by a name that could be set anew
     if code is not None and code.co_filename == asking.co_filename and asking.co_name == f"_{code.co_name}":
         return func  # `_meshgrid` asks in the name of `meshgrid`
     return _of_code(asking, func)
+
+
+def _runs(func: Any, code: CodeType) -> bool:
+    """Whether this object asks for itself where it is called, as operators of higher order do."""
+    return any(getattr(vars(kind).get("__call__"), "__code__", None) is code for kind in type(func).__mro__)
 
 
 def _method(func: Any) -> Any:

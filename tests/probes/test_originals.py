@@ -77,3 +77,26 @@ def test_a_view_is_left_alone_while_autograd_holds_its_lock(workshop: Workshop) 
         assert v.sum().item() == 8
         """
     )
+
+
+def test_an_operator_of_higher_order_asks_for_itself(workshop: Workshop) -> None:
+    """It is an object whose method runs: what is called is the object, here for a custom Function in a transform."""
+    workshop.run(
+        """
+        import torch
+        class Cube(torch.autograd.Function):
+            generate_vmap_rule = True
+            @staticmethod
+            def forward(x):
+                return x ** 3
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                ctx.save_for_backward(*inputs)
+            @staticmethod
+            def backward(ctx, gradient):
+                x, = ctx.saved_tensors
+                return 3 * x ** 2 * gradient
+        slopes = torch.func.vmap(torch.func.grad(Cube.apply))(torch.arange(3.0))
+        assert slopes.tolist() == [0, 3, 12]
+        """
+    )
