@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from gradscope.probes.attributes import version
 from gradscope.probes.callsites import Site
 
 _PENDING = 64  # passes that one gradient remembers; more arrive only where nobody ever applies them
@@ -18,7 +19,7 @@ NO_GRADIENT: Stamp = (0, 0)
 
 def stamp_of(gradient: torch.Tensor | None) -> Stamp:
     """Tells whether a `.grad` is the same and unchanged since it was last looked at."""
-    return (id(gradient), gradient._version) if gradient is not None else NO_GRADIENT
+    return (id(gradient), version(gradient)) if gradient is not None else NO_GRADIENT
 
 
 class Pass:

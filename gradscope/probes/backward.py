@@ -11,7 +11,7 @@ import torch
 from torch.compiler import is_compiling
 
 from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
-from gradscope.probes.attributes import gradient_of
+from gradscope.probes.attributes import gradient_of, version
 from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
@@ -104,7 +104,7 @@ def _before(
                     if not tape.readable(subject):
                         continue
                     gradient = tensor.grad
-                    state[subject.serial] = (subject, tensor, stamp_of(gradient), tensor._version)
+                    state[subject.serial] = (subject, tensor, stamp_of(gradient), version(tensor))
             look = look_at_pass(tape, record, root_tensors, inputs)
             tape.backwards_running.add(record.thread)
             return record, state, look
@@ -143,7 +143,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
                         course = tape.course(subject)
                         held = course.optimizer is not None
                         course.account.arrive(source, stamp, gradient, tape.step.index, held)
-                    elif gradient is None and tensor._version != own:
+                    elif gradient is None and version(tensor) != own:
                         # A post-accumulate hook has used the gradient up already, as optimizers in backward do.
                         arrived.append((subject, tensor, None))
             else:

@@ -11,7 +11,7 @@ import torch
 from gradscope.probes.accounts import Account
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
-from gradscope.probes.shards import has_values, local
+from gradscope.probes.shards import has_values, local, values_of
 
 POINTS = 256
 SAMPLE, _RUN = 4_096, 8
@@ -129,8 +129,8 @@ class Course:
         """
         if self.sample is not None:
             return
-        part = local(tensor)
-        if part.layout is torch.strided and not part.is_nested and part.numel() > 0 and has_values(part):
+        part = values_of(tensor)
+        if part is not None and part.layout is torch.strided and not part.is_nested and part.numel() > 0:
             index = _selection(part, tensor)
             first = pick(part, index).clone()
             self.sample = index, first
@@ -173,7 +173,7 @@ def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> Selection:
     stride = (size - _RUN) // (SAMPLE // _RUN) - 1 | 1
     even = Runs(size, stride) if stride > _RUN else slice(None, None, size // SAMPLE)
     gradient = gradient_of(owner)
-    gradient = local(gradient) if gradient is not None else None
+    gradient = values_of(gradient) if gradient is not None else None
     if gradient is None or gradient.layout is not torch.strided or tensor.dim() < 2 or gradient.numel() != size:
         return even
     seen = pick(gradient, even)
@@ -187,8 +187,10 @@ def _selection(tensor: torch.Tensor, owner: torch.Tensor) -> Selection:
 
 
 def pick(tensor: torch.Tensor, selection: Selection) -> torch.Tensor:
-    """The elements that a course looks at."""
-    part = local(tensor).detach()
+    """The elements that a course looks at; none where there are no values by now."""
+    part = values_of(tensor)
+    if part is None:
+        return torch.empty(0, device="cpu")
     if selection is _ALL:
         return part.reshape(-1)
     return selection.of(part) if isinstance(selection, Runs) else part.reshape(-1)[selection]

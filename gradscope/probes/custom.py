@@ -19,7 +19,7 @@ from gradscope.graph.facts import CustomBackward, Span
 from gradscope.probes.callsites import USER, CallSites
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.shards import local
+from gradscope.probes.shards import values_of
 from gradscope.probes.sources import Definition, definition_of
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hidden
@@ -99,7 +99,8 @@ def _entered(tape: Tape, node: Any, gradients: tuple[Any, ...]) -> CustomRecord 
             with unobserved():
                 for gradient in gradients:
                     if isinstance(gradient, torch.Tensor) and record.upstream_is_one:
-                        record.upstream_is_one = bool((local(gradient) == 1).all())
+                        values = values_of(gradient)
+                        record.upstream_is_one = values is not None and bool((values == 1).all())
         return record
     except Exception as error:
         tape.fail("custom function probe", error)
@@ -120,9 +121,15 @@ def _returned(tape: Tape, record: CustomRecord, node: Any, result: Any) -> None:
                 record.given[place] += place < len(results) and results[place] is not None
         if not record.reads_upstream and record.passes <= _LOOKS and record.zero:
             with unobserved():
-                record.zero = not any(isinstance(value, torch.Tensor) and bool(local(value).any()) for value in results)
+                record.zero = not any(isinstance(value, torch.Tensor) and _may_be_some(value) for value in results)
     except Exception as error:
         tape.fail("custom function probe", error)
+
+
+def _may_be_some(gradient: torch.Tensor) -> bool:
+    """Whether a gradient is not known to be zero."""
+    values = values_of(gradient)
+    return values is None or bool(values.any())
 
 
 # --- what the code of a backward does, read from its source -------------------------------------------------------

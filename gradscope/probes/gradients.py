@@ -14,7 +14,7 @@ from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import capturing
 from gradscope.probes.records import Subject, ValueRecord
-from gradscope.probes.shards import local
+from gradscope.probes.shards import values_of
 from gradscope.probes.tape import Tape
 
 READ = vars(torch._C.TensorBase)["grad"].__get__
@@ -80,7 +80,8 @@ def nonzero_before(tape: Tape, tensors: Sequence[Tensor], inputs: Sequence[Value
         or capturing()
     ):
         return None
-    return int(torch.count_nonzero(local(tensors[0]).detach()))
+    values = values_of(tensors[0])
+    return None if values is None else int(torch.count_nonzero(values))
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -138,10 +139,12 @@ def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: in
     account = leaf.course.account
     if before is not None:
         leaf.course.masks_seen += 1
-        if int(torch.count_nonzero(local(tensor).detach())) < before:
+        values = values_of(tensor)
+        if values is not None and int(torch.count_nonzero(values)) < before:
             account.masked_at = site
     account.mask(site)
 
 
 def _is_zero(tensor: Tensor) -> bool:
-    return not bool(local(tensor).detach().any())
+    values = values_of(tensor)
+    return values is not None and not bool(values.any())

@@ -115,7 +115,7 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
         tape.looks[where] = looks + 1
         value = call.argument(0, "input")
         record = next((record for record in call.inputs if record[1].ref() is value), None)
-        told = record is not None and value.is_floating_point() and has_values(value)
+        told = record is not None and value.is_floating_point() and has_values(local(value))
         if record is None or not told or not 1 < value.numel() <= _LARGEST:
             return
         along = dim if place is None else call.argument(place, "dim")

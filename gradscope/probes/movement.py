@@ -9,6 +9,7 @@ import torch
 
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.courses import Course, differences, measure_picked, norms, pick
+from gradscope.probes.shards import has_values, local
 
 _FIRST, _EVERY = 8, 8
 
@@ -49,6 +50,7 @@ def before_step(tensors: Iterable[Held]) -> Moment:
             continue
         gradient = gradient_of(held.tensor)
         usable = gradient is not None and gradient.layout is torch.strided and gradient.shape == held.tensor.shape
+        usable = usable and gradient is not None and has_values(local(gradient))
         moment.held.append(held)
         moment.values.append(value.clone())
         moment.gradients.append(pick(gradient, index) if usable and gradient is not None else None)

@@ -27,7 +27,7 @@ import torch
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.saved import MAKERS, Evidence, evidence, factor, gave
-from gradscope.probes.shards import is_number, local
+from gradscope.probes.shards import has_values, is_number, local, values_of
 from gradscope.probes.symptoms import speaks_of_values
 
 if TYPE_CHECKING:
@@ -267,6 +267,7 @@ def _adder(watch: Watch, place: int, number: int, name: str, custom: Site | None
 def _sums(gradients: Any) -> list[torch.Tensor]:
     """Sums tell whether all is finite. Half precision is added up in float32, lest the sum overflows."""
     parts = [local(gradient) for gradient in gradients if isinstance(gradient, torch.Tensor)]
+    parts = list(filter(has_values, parts))
     return [
         part.sum(dtype=torch.float32) if part.dtype in (torch.float16, torch.bfloat16) else part.sum()
         for part in parts
@@ -437,7 +438,12 @@ def _holds_nan(value: ValueRecord) -> bool:
     tensor = value[1].ref()
     if tensor is None or value[1].value != value[0] or not tensor.is_floating_point():
         return False
-    return bool(torch.isnan(local(tensor).detach()).any())
+    return _has_nan(tensor)
+
+
+def _has_nan(tensor: torch.Tensor) -> bool:
+    values = values_of(tensor)
+    return values is not None and bool(torch.isnan(values).any())
 
 
 def _number(node: Any) -> int:
@@ -567,7 +573,8 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
 def _trains_nothing(tensor: torch.Tensor | None) -> bool:
     """Whether the gradient of a tensor is exactly zero."""
     gradient = gradient_of(tensor) if tensor is not None else None
-    return gradient is None or not bool(local(gradient).detach().any())
+    values = values_of(gradient) if gradient is not None else None
+    return gradient is None or (values is not None and not bool(values.any()))
 
 
 def _is_nan(tape: Tape, event: Event) -> bool:
@@ -583,8 +590,8 @@ def _is_sound(tensor: torch.Tensor) -> bool:
 
 
 def _is_all_finite(tensor: torch.Tensor) -> bool:
-    plain = local(tensor).detach()
-    return bool(torch.isfinite(plain.coalesce().values() if plain.is_sparse else plain).all())
+    plain = values_of(tensor)
+    return plain is None or bool(torch.isfinite(plain.coalesce().values() if plain.is_sparse else plain).all())
 
 
 def explain_crash(tape: Tape, message: str) -> None:
@@ -596,7 +603,7 @@ def explain_crash(tape: Tape, message: str) -> None:
     for operation in tape.written():
         for _, subject, history in operation.outputs:
             tensor = subject.ref()
-            if tensor is not None and tensor.is_floating_point() and bool(torch.isnan(local(tensor).detach()).any()):
+            if tensor is not None and tensor.is_floating_point() and _has_nan(tensor):
                 event = explain_value(tape, None, [tensor]) if history else None
                 if event is None or event.operation is None:
                     event = Event("forward", tape.step.index, None, operation)

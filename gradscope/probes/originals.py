@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from inspect import CO_NESTED
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -21,7 +22,6 @@ from typing import Any
 
 import torch
 from torch._jit_internal import boolean_dispatch
-from torch._ops import OperatorBase
 
 OF_C = frozenset({BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType})
 _TORCH = os.path.dirname(torch.__file__)
@@ -36,14 +36,19 @@ def own(func: Any, frame: FrameType) -> Any:
     code = func.__code__ if type(func) is FunctionType else None
     if frame.f_code is not _HANDING or frame.f_back is None:
         return _method(func)
-    if isinstance(func, OperatorBase):
-        return func  # an object of torch's, which asks in its own name
     asking = frame.f_back.f_code
     if code is asking or code is _CHOOSING or not asking.co_filename.startswith(_TORCH):
         return func
+    if asking.co_flags & CO_NESTED or _runs(func, asking):
+        return func  # a closure and an operator are not asked for by a name that could be set anew
     if code is not None and code.co_filename == asking.co_filename and asking.co_name == f"_{code.co_name}":
         return func  # `_meshgrid` asks in the name of `meshgrid`
     return _of_code(asking, func)
+
+
+def _runs(func: Any, code: CodeType) -> bool:
+    """Whether this object asks for itself where it is called, as operators of higher order do."""
+    return any(getattr(vars(kind).get("__call__"), "__code__", None) is code for kind in type(func).__mro__)
 
 
 def _method(func: Any) -> Any:

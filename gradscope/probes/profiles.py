@@ -17,7 +17,7 @@ import torch
 from gradscope.probes.courses import Meter
 from gradscope.probes.nonfinite import graph_behind
 from gradscope.probes.quiet import unobserved
-from gradscope.probes.shards import local
+from gradscope.probes.shards import has_values, local
 
 if TYPE_CHECKING:
     from gradscope.probes.records import OperationRecord, OptimizerMark, Subject
@@ -150,7 +150,9 @@ def _measurer(profiling: Profiling, place: int) -> Callable[..., None]:
 def _norms(meter: Meter, gradients: Iterable[Any]) -> Iterable[tuple[int, torch.Tensor]]:
     """2-norms in float64 on the CPU's terms, so that tiny gradients do not vanish in their squares."""
     for place, gradient in enumerate(gradients):
-        if isinstance(gradient, torch.Tensor) and gradient.layout is torch.strided and gradient.numel():
-            gradient = local(gradient)
+        if not isinstance(gradient, torch.Tensor) or gradient.layout is not torch.strided or not gradient.numel():
+            continue
+        gradient = local(gradient)
+        if has_values(gradient):
             norm = torch.linalg.vector_norm(gradient) if gradient.is_complex() else meter.norm(gradient)
             yield place, norm.to(torch.float64)

@@ -20,6 +20,7 @@ unasked = torch._C.DisableTorchFunction
 
 class _Here(threading.local):
     watched = False  # Dynamo looks at every frame that this thread enters, ours too: they must do nothing
+    traced = False  # `torch.jit.trace` turns what this thread does into a graph, what we do too
     away = False  # Dynamo traces, or what it has compiled runs
 
 

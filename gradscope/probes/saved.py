@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradscope.probes.shards import local
+from gradscope.probes.shards import has_values, local, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,12 @@ def evidence(node: Any) -> Evidence | None:
 def _saved(node: Any) -> dict[str, Any]:
     kind = type(node)
     found = {name.removeprefix("_saved_"): getattr(node, name) for name in dir(kind) if name.startswith("_saved_")}
-    return {name: local(value) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+    return {name: _read(value) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+
+
+def _read(tensor: torch.Tensor) -> torch.Tensor | None:
+    part = local(tensor)
+    return part if has_values(part) else None
 
 
 def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
@@ -98,12 +103,12 @@ def _again(kind: str, saved: dict[str, Any]) -> torch.Tensor | None:
         dim = saved.get("dim")
         return torch.var(own, dim=list(dim) if dim else None, correction=saved.get("correction"))
     if kind == "Mean" and saved.get("self_sym_numel") == 0:
-        return torch.tensor(float("nan"))
+        return torch.tensor(float("nan"), device="cpu")
     weight = saved.get("total_weight")
     if kind.startswith("NllLoss") and isinstance(weight, torch.Tensor) and saved.get("reduction") == 1 and not weight:
-        return torch.tensor(float("nan"))
+        return torch.tensor(float("nan"), device="cpu")
     if kind.startswith("NllLoss") and isinstance(own, torch.Tensor) and isinstance(weight, torch.Tensor):
-        return torch.zeros(()) if _finite(own) and _finite(weight) else None
+        return torch.zeros((), device="cpu") if _finite(own) and _finite(weight) else None
     factor, target = saved.get("mat2"), saved.get("target")
     if kind in ("Mm", "Bmm") and isinstance(own, torch.Tensor) and isinstance(factor, torch.Tensor):
         return torch.matmul(own, factor)
@@ -122,7 +127,8 @@ def factor(node: Any, name: str) -> list[torch.Tensor]:
         value = getattr(node, f"_saved_{name}", None)
     except RuntimeError:
         return []
-    return [local(value).detach()] if isinstance(value, torch.Tensor) else []
+    values = values_of(value) if isinstance(value, torch.Tensor) else None
+    return [] if values is None else [values]
 
 
 def gave(node: Any, kind: str) -> list[torch.Tensor]:

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.nested._internal.nested_tensor import NestedTensor
 
 _WHOLE = (torch.Tensor, torch.nn.Parameter)
+_OF_TORCH = torch.Tensor.__torch_dispatch__
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _DEEP = 6  # frames from FSDP's own to the probe of `nn.Parameter`
 
 
@@ -25,13 +28,29 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether there are numbers to read: meta tensors and fake ones have a shape and a type only."""
-    return not tensor.is_meta and (type(tensor) in _WHOLE or not isinstance(tensor, FakeTensor))
+    """Whether there are numbers to read.
+
+    Meta tensors and fake ones have a shape and a type only; wrappers of a transform stand for many tensors; and where
+    a class of the program's computes, every look of ours would run its code.
+    """
+    if tensor.is_meta or _is_batched(tensor) or _is_transformed(tensor):
+        return False
+    return type(tensor) in _WHOLE or _computes_as_torch(type(tensor))
+
+
+def _computes_as_torch(kind: type[torch.Tensor]) -> bool:
+    return getattr(kind, "__torch_dispatch__", None) is _OF_TORCH or issubclass(kind, NestedTensor)
+
+
+def values_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """What this process holds of a tensor, to be measured; None where there are no numbers to read."""
+    part = local(tensor)
+    return part.detach() if has_values(part) else None
 
 
 def is_number(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one floating point number that can be read, as a loss is."""
-    return tensor.is_floating_point() and has_values(tensor) and tensor.numel() == 1
+    return tensor.is_floating_point() and tensor.numel() == 1 and has_values(local(tensor))
 
 
 def gathered(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -119,7 +119,7 @@ class Tape:
     @property
     def active(self) -> bool:
         """Whether anything is written down in this thread."""
-        return not (self.closed or here.watched)
+        return not (self.closed or here.watched or here.traced)
 
     # --- tensors -----------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gradscope.probes.patches import patched
+from gradscope.probes.quiet import here
 from gradscope.probes.recorder import pause, resume
-from gradscope.probes.records import ModuleMark
 from gradscope.probes.tape import Tape
 
 _TRACERS = ("trace", "trace_module", "_get_trace_graph")  # the last is what the ONNX exporter calls
@@ -21,24 +21,22 @@ _TRACERS = ("trace", "trace_module", "_get_trace_graph")  # the last is what the
 def watch_tracing(tape: Tape) -> Iterator[None]:
     """See nothing of what a trace runs.
 
-    There even the question for a size is an operation of the trace, and its answer is a tensor.
+    There even the question for a size is an operation of the trace, and its answer is a tensor. A question that is
+    refused takes the trace away, which torch finds out by a segmentation fault.
     """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def trace(traced: Any, *args: Any, **kwargs: Any) -> Any:
-            local = tape.local.__dict__
-            if not tape.active or "recorder" not in local or local["recorder"].out:
+            if not tape.active:
                 return original(traced, *args, **kwargs)
-            # Modules that run within another one are left alone.
-            module = traced if isinstance(traced, torch.nn.Module) else torch.nn.Identity()
-            stack: list[ModuleMark] = local.setdefault("modules", [])
-            stack.append(ModuleMark(module))
+            resume(tape)  # where an optimizer has raised
             pause(tape, out=True)
+            here.traced = True
             try:
                 return original(traced, *args, **kwargs)
             finally:
-                stack.pop()
+                here.traced = False
                 resume(tape)
 
         return trace

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
+import pytest
+
 from gradscope.reports.report import Report
-from tests.workshop import Workshop
+from tests.workshop import Workshop, named
 
 PROGRAM = """
 import torch
@@ -74,3 +76,116 @@ def test_a_cut_is_found_behind_fsdp(workshop: Workshop) -> None:
         report = judged(workshop, ".detach()", blocks)
         (finding,) = report.findings
         assert (finding.rule, finding.tensors) == ("detach", ("body.weight", "body.bias"))
+
+
+def test_batched_gradients_are_not_measured(workshop: Workshop) -> None:
+    """`is_grads_batched` runs one pass for many: what arrives stands for many gradients, in old transforms and new."""
+    run = workshop.run(
+        """
+        import torch
+        class Even(torch.autograd.Function):
+            generate_vmap_rule = True
+            @staticmethod
+            def forward(x):
+                return 2 * x
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                pass
+            @staticmethod
+            def backward(ctx, gradient):
+                return torch.full_like(gradient, 2)
+        w = torch.ones(3, requires_grad=True)
+        rows, = torch.autograd.grad(Even.apply(w).sqrt(), w, torch.eye(3), is_grads_batched=True)
+        assert rows.shape == (3, 3)
+        def outputs(v):
+            return v * 2
+        found = torch.autograd.functional.jacobian(outputs, w, vectorize=True)
+        assert found.diag().tolist() == [2, 2, 2]
+        torch.func.vmap(torch.func.grad(lambda v: Even.apply(v).sum()))(torch.eye(3))
+        """
+    )
+    assert not named(run, "w").gradient_norms
+
+
+def test_gradients_of_inference_tensors(workshop: Workshop) -> None:
+    """Their changes are not counted, and torch refuses the question."""
+    workshop.run(
+        """
+        import torch
+        with torch.inference_mode():
+            w = torch.ones(3, requires_grad=True)
+            w.grad = torch.zeros(3)
+            try:
+                (w * 2).sum().backward()
+            except RuntimeError:
+                pass
+        v = torch.ones(3, requires_grad=True)
+        with torch.inference_mode():
+            v.grad = torch.zeros(3)
+        optimizer = torch.optim.SGD([v], lr=0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        v.sum().backward()
+        """
+    )
+
+
+def test_the_default_device_is_not_that_of_our_numbers(workshop: Workshop) -> None:
+    """Steps and infinite values are looked at while the program makes its tensors elsewhere."""
+    run = workshop.run(
+        """
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        half = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+        optimizer = torch.optim.SGD([w, half], lr=0.1)
+        with torch.device("meta"):
+            for _ in range(3):
+                optimizer.zero_grad()
+                ((w * 2).sqrt().sum() + half.sum()).backward()
+                optimizer.step()
+        torch.set_default_device("meta")
+        try:
+            (w.sum() / 0).backward()
+            optimizer.step()
+        finally:
+            torch.set_default_device(None)
+        """
+    )
+    assert named(run, "half").gradient_norms[0] == pytest.approx(3**0.5)
+
+
+def test_code_of_a_wrapping_subclass_is_not_run_to_measure(workshop: Workshop) -> None:
+    """A class of the program's computes itself what is done with its tensors: no norm is asked for."""
+    run = workshop.run(
+        """
+        import torch
+        from torch import nn
+        from torch.utils import _pytree as pytree
+        asked = []
+        class Wrapped(torch.Tensor):
+            @staticmethod
+            def __new__(cls, inner):
+                return torch.Tensor._make_wrapper_subclass(
+                    cls, inner.shape, dtype=inner.dtype, requires_grad=inner.requires_grad
+                )
+            def __init__(self, inner):
+                self.inner = inner
+            @classmethod
+            def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+                asked.append(str(function))
+                args, kwargs = pytree.tree_map_only(Wrapped, lambda w: w.inner, (args, kwargs or {}))
+                return pytree.tree_map_only(torch.Tensor, Wrapped, function(*args, **kwargs))
+        linear = nn.Linear(3, 3)
+        linear.weight = nn.Parameter(Wrapped(linear.weight.detach()))
+        optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, foreach=False)
+        for _ in range(3):
+            optimizer.zero_grad()
+            linear(torch.ones(2, 3)).square().mean().backward()
+            optimizer.step()
+        assert not {name for name in asked if "norm" in name or "foreach" in name or "isfinite" in name}
+        """
+    )
+    weight = named(run, "linear.weight")
+    assert weight.received is not None
+    assert weight.received.steps == 3
+    assert not weight.gradient_norms

@@ -54,3 +54,44 @@ def test_a_trace_is_left_alone(workshop: Workshop, capsys: pytest.CaptureFixture
     workshop.write(SOURCE)
     exec((workshop.folder / "script.py").read_text(), namespace)
     assert capsys.readouterr().out.count("aten::size") == traced.count("aten::size")
+
+
+def test_nothing_is_looked_at_in_a_trace_after_a_step_that_failed(workshop: Workshop) -> None:
+    """Whatever was left of the step, and whatever modes the program has on: torch would crash over our questions."""
+    run = workshop.run(
+        """
+        import warnings
+        import torch
+        from torch import nn
+        warnings.simplefilter("ignore")
+        net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+        optimizer = torch.optim.Adadelta(net.parameters(), differentiable=True)
+        net(torch.ones(2, 3)).sum().backward()
+        class Doubled(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return 2 * x
+            @staticmethod
+            def backward(ctx, gradient):
+                return 2 * gradient
+        def scaled(x):
+            return Doubled.apply(net(x)) * x.shape[0]
+        raised = 0
+        for _ in range(2):
+            try:
+                optimizer.step()
+            except RuntimeError:
+                raised += 1
+            try:
+                torch.jit.trace(scaled, torch.ones(2, 3))
+            except RuntimeError as error:
+                assert "requires grad as a constant" in str(error)
+                raised += 1
+        assert raised == 4
+        net.requires_grad_(False)
+        with torch.device("cpu"):
+            traced = torch.jit.trace(scaled, torch.ones(2, 3))
+        assert str(traced.graph).count("aten::size") == 1
+        """
+    )
+    assert not {"linear", "Doubled"} & {operation.name.rpartition(".")[2] for operation in operations(run)[-3:]}
