@@ -31,6 +31,7 @@ from gradscope.probes.outputs import confirm, confirm_outputs
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.scopes import is_a, modules_in
+from gradscope.probes.stacks import hidden_modes
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
@@ -137,6 +138,7 @@ class Observation:
         }
         if self._operations:
             probes |= {
+                "modes": hidden_modes,
                 "tracebacks": tracebacks_without_ours,
                 "warnings": warnings_in_place,
                 "threads": lambda: watch_threads(tape),
