@@ -17,14 +17,11 @@ from typing import Any
 
 import torch
 
+from gradscope.probes import stacks
 from gradscope.probes.patches import patched, put_back, take_out
 from gradscope.probes.quiet import here
 from gradscope.probes.recorder import Recorder
 
-_modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
-_push: Callable[[Any], None] = torch.overrides._push_mode
-_pop: Callable[[], Any] = torch.overrides._pop_mode
-_modes_on: Callable[[], int] = torch._C._len_torch_function_stack
 _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -41,14 +38,14 @@ def _step_aside() -> None:
     if not here.watched:
         here.watched = True
         take_out()
-    modes = _modes() if _modes_on() else []
+    modes = stacks.modes()
     ours = [(place, mode) for place, mode in enumerate(modes) if isinstance(mode, Recorder)]
     if ours:
         for _ in modes:
-            _pop()
+            stacks.pop()
         for mode in modes:
             if not isinstance(mode, Recorder):
-                _push(mode)
+                stacks.push(mode)
         _here.taken += ours
 
 
@@ -59,13 +56,13 @@ def _step_back() -> None:
         put_back()
     taken, _here.taken = _here.taken, []
     if taken:
-        modes = _modes() if _modes_on() else []
+        modes = stacks.modes()
         for _ in modes:
-            _pop()
+            stacks.pop()
         for place, recorder in taken:
             modes.insert(place, recorder)
         for mode in modes:
-            _push(mode)
+            stacks.push(mode)
 
 
 @contextmanager

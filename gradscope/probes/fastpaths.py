@@ -15,13 +15,10 @@ from typing import Any
 
 import torch
 
+from gradscope.probes import stacks
 from gradscope.probes.patches import patched
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.tape import Tape
-
-_modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
-_push: Callable[[Any], None] = torch.overrides._push_mode
-_pop: Callable[[], Any] = torch.overrides._pop_mode
 
 
 @contextmanager
@@ -36,16 +33,16 @@ def watch_fast_paths(tape: Tape) -> Iterator[None]:
             found = original(relevant_args)
             if not found or _hands_over():
                 return found
-            modes = _modes()
+            modes = stacks.modes()
             if not modes or any(not isinstance(mode, Recorder) for mode in modes):
                 return found  # a subclass of tensors, or a mode of the program's own
             for _ in modes:
-                _pop()
+                stacks.pop()
             try:
                 return original(relevant_args)
             finally:
                 for mode in modes:
-                    _push(mode)
+                    stacks.push(mode)
 
         return has_torch_function
 

@@ -32,6 +32,7 @@ from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.recursion import limit_kept
 from gradscope.probes.scopes import is_a, modules_in
+from gradscope.probes.stacks import hidden_modes
 from gradscope.probes.swapping import swaps_allowed
 from gradscope.probes.tape import Tape
 from gradscope.probes.threads import watch_threads
@@ -139,6 +140,7 @@ class Observation:
         if self._operations:
             probes |= {
                 "recursion": limit_kept,
+                "modes": hidden_modes,
                 "tracebacks": tracebacks_without_ours,
                 "warnings": warnings_in_place,
                 "threads": lambda: watch_threads(tape),

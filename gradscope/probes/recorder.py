@@ -12,9 +12,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.overrides import TorchFunctionMode
 
-from gradscope.probes import gradients
+from gradscope.probes import gradients, stacks
 from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
 from gradscope.probes.jottings import ITEMS, PLAIN
@@ -24,6 +23,7 @@ from gradscope.probes.quiet import unasked
 from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
 from gradscope.probes.recursion import LEVELS, set_limit
 from gradscope.probes.signals import pass_on
+from gradscope.probes.stacks import HiddenMode
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hide
 
@@ -92,13 +92,10 @@ _Accessor = type(_data_of)
 _Call = tuple[Any, ...]
 # Inside a transform of torch.func tensors are wrappers whose values cannot be read.
 _transforming: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
-_modes_on: Callable[[], int] = torch._C._len_torch_function_stack
-_mode_on_top: Callable[[], TorchFunctionMode | None] = torch.overrides._get_current_function_mode
-_push_mode: Callable[[TorchFunctionMode], None] = torch.overrides._push_mode
-_pop_mode: Callable[[], TorchFunctionMode] = torch.overrides._pop_mode
+_modes_on = stacks.size
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(HiddenMode):
     """Writes operations to a tape. Modes count for one thread, so each thread enters one of its own.
 
     Rule 1: under compilation the handler is traced itself; it must step aside first, or `fullgraph` breaks.
@@ -129,14 +126,14 @@ class Recorder(TorchFunctionMode):
         self.here["recorder"] = self
         self.modules = self.here.setdefault("modules", [])
         self.alone = self.lowest = not _modes_on()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        stacks.push(self)
         return self
 
     def __exit__(self, *raised: Any) -> None:
         if self.out:
             self.out = False
         else:
-            super().__exit__(*raised)  # type: ignore[no-untyped-call]
+            stacks.pop()
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -472,8 +469,8 @@ def pause(tape: Tape, out: bool = False) -> None:
     recorder: Recorder | None = tape.local.__dict__.get("recorder")
     if recorder is not None:
         recorder.paused = True
-        if out and not recorder.out and _mode_on_top() is recorder:
-            _pop_mode()
+        if out and not recorder.out and _modes_on() and stacks.at(_modes_on() - 1) is recorder:
+            stacks.pop()
             recorder.out = True
 
 
@@ -484,7 +481,7 @@ def resume(tape: Tape) -> None:
         recorder.paused = False
         if recorder.out:
             recorder.out = False
-            _push_mode(recorder)
+            stacks.push(recorder)
 
 
 def switch_name(switch: str, value: bool) -> str:

@@ -14,10 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack  # type: ignore[attr-defined]
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
+from gradscope.probes import stacks
 from tests.workshop import operations
 
 Tensors = list[torch.Tensor]
@@ -258,7 +258,7 @@ def torch_state() -> dict[str, Any]:
         "bootstrap": vars(threading.Thread)["_bootstrap_inner"],
         "showwarning": warnings.showwarning,
         "_showwarnmsg": warnings._showwarnmsg,  # type: ignore[attr-defined]
-        "modes": list(_get_current_function_mode_stack()),
+        "modes": stacks.modes(),
         "grad": torch.is_grad_enabled(),
     }
     for owner in (optimizers, modules):
