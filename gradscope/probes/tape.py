@@ -279,17 +279,13 @@ class Tape:
         self.kept[subject.serial] = subject
         return subject
 
-    def watched(self) -> Iterator[tuple[Subject, torch.Tensor]]:
+    def watched(self) -> list[tuple[Subject, torch.Tensor]]:
         """The live leaves that a gradient can arrive at."""
-        dead = 0
-        for subject in list(self.leaves.values()):
-            tensor = subject.ref()
-            if tensor is None:
-                dead += 1
-            elif tensor.requires_grad and is_leaf(tensor):
-                yield subject, tensor
+        alive = [(subject, tensor) for subject in list(self.leaves.values()) if (tensor := subject.ref()) is not None]
+        dead = len(self.leaves) - len(alive)
         if dead > _DEAD and dead * 2 > len(self.leaves):
             self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
+        return [each for each in alive if each[1].requires_grad and is_leaf(each[1])]
 
     def let_go(self, tensor: Any) -> Subject | None:
         """Drop the weak reference to a tensor; `regain` takes it up again."""
@@ -326,7 +322,7 @@ class Tape:
         moment; reading one of them then ends in a segmentation fault. So once several threads compute with
         gradients, each looks only at the leaves that it was the last to use.
         """
-        return len(self.differentiating) < 2 or subject.thread == self.thread()
+        return not self.is_shared or subject.thread == self.thread()
 
     @staticmethod
     def course(subject: Subject) -> Course:
@@ -385,6 +381,11 @@ class Tape:
             self.backlog.catch_up()
 
     # --- the course of things ----------------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several threads compute with gradients."""
+        return len(self.differentiating) > 1
 
     def thread(self) -> int:
         """A small number for the running thread: sequence numbers of autograd count within one thread."""
@@ -488,8 +489,9 @@ class Tape:
         """Whether the run is still in its first steps: of optimizers that step in turn, the first of each are kept."""
         if len(self.first) < KEPT:
             return True
-        waiting = any(mark.steps < KEPT for mark in self.optimizers) and len(self.optimizers) > 1
-        return waiting and not self.latest and len(self.first) < KEPT_MOST
+        if self.latest or len(self.first) >= KEPT_MOST or len(self.optimizers) < 2:
+            return False
+        return any(mark.steps < KEPT for mark in self.optimizers)
 
     def may_jot(self) -> bool:
         """Whether the next step is one of those that are seldom read, and nothing needs its operations at once."""
@@ -520,6 +522,11 @@ class Tape:
         """Remember, once, that a part of ours failed; the program goes on."""
         pass_on(error)
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
+
+
+def is_one_of_few(count: int) -> bool:
+    """Whether something that costs much is done after so many: at 1, 2, 3, 4, 8, 16, ..., ever more rarely."""
+    return count < 3 or count + 1 & count == 0
 
 
 def _nobody() -> None:

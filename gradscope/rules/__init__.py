@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from gradscope.errors import GradscopeError
 from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
+from gradscope.graph.garbage import uncollected
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
@@ -106,11 +107,12 @@ def judge(run: Run, rules: Iterable[Rule] = RULES) -> tuple[tuple[Finding, ...],
     """
     findings: list[Finding] = []
     failures: list[str] = []
-    for rule in rules:
-        try:
-            findings += (finding for finding in rule(run) if not _is_allowed(run, finding))
-        except Exception as error:
-            failures.append(f"rule {rule_name(rule)} failed: {type(error).__name__}: {error}")
+    with uncollected():
+        for rule in rules:
+            try:
+                findings += (finding for finding in rule(run) if not _is_allowed(run, finding))
+            except Exception as error:
+                failures.append(f"rule {rule_name(rule)} failed: {type(error).__name__}: {error}")
     findings.sort(key=lambda finding: _WEIGHT[finding.severity])
     return tuple(findings), tuple(failures)
 
