@@ -52,6 +52,7 @@ KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 20_000  # operations of one step: few programs call as many for one update, and it takes some megabytes
+JOT_AT = 2_000  # operations of one step that are written at once, though it be one of the first
 _DEAD = 100  # leaves that may be looked at in vain: programs that differentiate at ever new points leave them behind
 
 
@@ -113,7 +114,7 @@ class Tape:
         self._writers: dict[int, OperationRecord] = {}
         self._sources: dict[int, tuple[Subject, Subject]] = {}
         self._purge_at = 10_000
-        self._sweep_at = SWEEP_AT
+        self._sweep_at, self._long_at, self._at_once = SWEEP_AT, JOT_AT, False
 
     @property
     def active(self) -> bool:
@@ -447,8 +448,8 @@ class Tape:
             self.link(operation, step.index, call)
         elif call is not None:
             step.jottings.callers[operation.serial] = call
-        if len(step.operations) > self._sweep_at:
-            self._sweep()
+        if len(step.operations) > self._long_at:
+            self._grown_long()
 
     def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
         """Tell how far the graph behind the results of an operation leads back."""
@@ -457,12 +458,20 @@ class Tape:
                 self.growth.link(operation, step, call)
                 return
 
-    def _sweep(self) -> None:
-        """Drop what leads nowhere in a step that has grown long, and jot it from here on."""
-        drop_idle(self, self.step)
-        self._sweep_at = max(SWEEP_AT, 2 * len(self.step.operations))
-        if self.step.jottings is None and self._threads < 2 and self.check_calls is None:
+    def _grown_long(self) -> None:
+        """Jot a step that has grown long; where it has grown beyond all bounds, drop what leads nowhere."""
+        operations = self.step.operations
+        if len(operations) > self._sweep_at:
+            drop_idle(self, self.step)
+            operations = self.step.operations
+            self._sweep_at = max(SWEEP_AT, 2 * len(operations))
+        self._long_at = min(self._sweep_at, len(operations) + JOT_AT)
+        if self.step.jottings is None and not self._at_once and self._threads < 2 and self.check_calls is None:
             self.jotting = self.backlog.begin(self.step)
+
+    def write_at_once(self) -> None:
+        """What comes in this step is looked at as it is written: jot none of it."""
+        self.jotting, self._at_once = None, True
 
     def end_step(self, optimizer: int | None, site: Site | None = None) -> None:
         """Close the running step and begin the next."""
@@ -482,7 +491,7 @@ class Tape:
         else:
             self.backlog.catch_up(rest=False)
             self.jotting = None
-        self._sweep_at = SWEEP_AT
+        self._sweep_at, self._long_at, self._at_once = SWEEP_AT, JOT_AT, False
         self.step_ended()
 
     def _begins(self) -> bool:
