@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from benchmarks import decorating, drawing, memory, recording, starting, walking
+from benchmarks import decorating, drawing, memory, recording, starting, walking, whole
 from benchmarks.ratios import Row
 
-_PARTS = (recording, decorating, walking, memory, starting, drawing)
+_PARTS = (recording, decorating, walking, memory, starting, drawing, whole)
 
 
 def measured(quick: bool) -> Iterator[Row]:

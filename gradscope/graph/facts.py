@@ -189,8 +189,7 @@ class Operation:
     `name` is the function's public name without the leading `torch.` (`Tensor.matmul`, `nn.functional.linear`).
     `inputs` and `outputs` are ids of values. `nodes` is the half-open range of sequence numbers of the
     autograd nodes that the call made. `within` is the custom autograd Function in whose forward it ran.
-    `number` is the last plain float that it took, or the one that it gave out of torch; None in steps that were
-    jotted down.
+    `number` is the last plain float that it took, or the one that it gave out of torch.
     """
 
     id: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,14 @@ def is_leaf(tensor: torch.Tensor) -> bool:
 def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """`Tensor.grad`, which torch warns of where it is asked of a non-leaf that retains none."""
     return tensor.grad if is_leaf(tensor) or tensor.retains_grad else None
+
+
+def gradients_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """The same for each of many, most or all of them leaves."""
+    try:
+        return [tensor.grad if tensor.is_leaf else gradient_of(tensor) for tensor in tensors]
+    except RuntimeError:
+        return list(map(gradient_of, tensors))
 
 
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.compiler import is_compiling
 
-from gradscope.probes.accounts import Discards, Pass, Stamp, stamp_of
-from gradscope.probes.attributes import gradient_of, version
+from gradscope.probes.accounts import NO_GRADIENT, Discards, Pass, Stamp, stamp_of
+from gradscope.probes.attributes import gradient_of, gradients_of, version
 from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
@@ -19,13 +19,20 @@ from gradscope.probes.quiet import capturing, unobserved, unwatched
 from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
-from gradscope.probes.tape import Tape
+from gradscope.probes.tape import Tape, is_one_of_few
 from gradscope.probes.tracebacks import hide
 from gradscope.probes.walker import walk
 
 WALK_LIMIT = 200_000
 _NAMED = 1_000  # tensors that one line of backwards remembers to have reached
-_State = dict[int, tuple[Subject, torch.Tensor, Stamp, int]]
+
+
+class _State(NamedTuple):
+    """The leaves before a pass, columns of one length: the gradient of each by its stamp, and how often it changed."""
+
+    leaves: list[tuple[Subject, torch.Tensor]]
+    stamps: list[Stamp]
+    versions: list[int]
 
 
 def watch_backward(tape: Tape) -> AbstractContextManager[None]:
@@ -94,28 +101,24 @@ def _before(
             for root in root_tensors:
                 tape.differentiated(root, kind)
             tape.growth.differentiated(root[1] for root in record.roots)
-            if tape.walking and _is_due(tape.backward_count):
+            if tape.walking and is_one_of_few(tape.backward_count):
                 tape.name_all()
                 record.walk = walk(root_tensors, tape.owner, WALK_LIMIT, sequences=True, saved=True)
                 _predict(tape, record)
-            state: _State = {}
-            if kind == "backward":
-                for subject, tensor in tape.watched():
-                    if not tape.readable(subject):
-                        continue
-                    gradient = tensor.grad
-                    state[subject.serial] = (subject, tensor, stamp_of(gradient), version(tensor))
+            leaves = tape.watched() if kind == "backward" else []
+            if tape.is_shared:
+                leaves = [leaf for leaf in leaves if tape.readable(leaf[0])]
+            stamps = [
+                NO_GRADIENT if (gradient := tensor.grad) is None else (id(gradient), version(gradient))
+                for _, tensor in leaves
+            ]
+            state = _State(leaves, stamps, [version(tensor) for _, tensor in leaves])
             look = look_at_pass(tape, record, root_tensors, inputs)
             tape.backwards_running.add(record.thread)
             return record, state, look
     except Exception as error:
         tape.fail("backward probe", error)
         return None
-
-
-def _is_due(count: int) -> bool:
-    """Graphs are walked in the first passes and ever more rarely after: at passes 1, 2, 3, 4, 8, 16, ..."""
-    return count < 3 or count + 1 & count == 0
 
 
 def _predict(tape: Tape, record: BackwardRecord) -> None:
@@ -134,10 +137,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
             arrived: list[tuple[Subject, torch.Tensor, torch.Tensor | None]] = []
             if record.kind == "backward":
                 source = Pass(record.site)
-                for subject, tensor, stamp, own in state.values():
-                    if not tape.readable(subject):
-                        continue
-                    gradient = gradient_of(tensor)  # a hook may have made a non-leaf of it
+                for (subject, tensor), stamp, own, gradient in _now(tape, state):
                     if gradient is not None and stamp_of(gradient) != stamp:
                         arrived.append((subject, tensor, gradient))
                         course = tape.course(subject)
@@ -161,6 +161,22 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
             tape.end_backward(record)
     except Exception as error:
         tape.fail("backward probe", error)
+
+
+def _now(tape: Tape, state: _State) -> Iterator[tuple[tuple[Subject, torch.Tensor], Stamp, int, torch.Tensor | None]]:
+    """The leaves after a pass, with what they were before it and the gradient that each has now."""
+    if tape.is_shared:
+        for leaf, stamp, own in zip(*state, strict=True):
+            if tape.readable(leaf[0]):
+                yield leaf, stamp, own, gradient_of(leaf[1])
+        return
+    # A hook may have made a non-leaf of one.
+    now = gradients_of([tensor for _, tensor in state.leaves])
+    yield from [
+        (leaf, stamp, own, gradient)
+        for leaf, stamp, own, gradient in zip(*state, now, strict=True)
+        if (leaf[1]._version != own if gradient is None else (id(gradient), gradient._version) != stamp)
+    ]
 
 
 def _failed(tape: Tape, record: BackwardRecord, look: PassLook, roots: Any, error: BaseException) -> None:

@@ -172,7 +172,7 @@ def _called(tape: Tape, compiled: Callable[..., Any], args: tuple[Any, ...], cut
         with unasked():
             given = [(tensor, tape.subject(tensor, site).held()) for tensor in tensors(args)]
             inner = [_cut(tape, cut, args) for cut in cuts] if grad_enabled else []
-        tape.jotting = None  # what is seen of the inside is dropped
+        tape.write_at_once()  # what is seen of the inside is dropped
         step, number = tape.step, tape.next_operation()
     except Exception as error:
         tape.fail("compile probe", error)

@@ -36,6 +36,7 @@ from gradscope.graph.facts import (
     Tensor,
     Value,
 )
+from gradscope.graph.garbage import uncollected
 from gradscope.probes.attributes import INFERENCE, plain
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
@@ -138,6 +139,7 @@ class _Freezer:
         self.idle = {mark.serial for mark in tape.optimizers if not mark.steps}
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
         self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
+        self._makers: dict[int, _Makers] = {}
 
     def _root_labels(self, namespace: Mapping[str, Any]) -> dict[int, str]:
         """The variable of each root module."""
@@ -263,7 +265,10 @@ class _Freezer:
 
     def makers(self, thread: int) -> _Makers:
         """Who made the nodes of a thread."""
-        return _Makers(op for step in self.records for op in step.operations if op.thread == thread)
+        if thread not in self._makers:
+            operations = (op for step in self.records for op in step.operations)
+            self._makers[thread] = _Makers(op for op in operations if op.thread == thread)
+        return self._makers[thread]
 
     def nodes(self, record: BackwardRecord) -> tuple[Node, ...]:
         walk = record.walk
@@ -652,5 +657,5 @@ def freeze(tape: Tape, namespace: Mapping[str, Any], given: Mapping[int, str]) -
 
     `namespace` are the variables of the program by name, `given` names for subjects that have no other.
     """
-    with unobserved():
+    with unobserved(), uncollected():
         return _Freezer(tape, namespace, given).freeze()

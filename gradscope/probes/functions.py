@@ -88,7 +88,7 @@ def watch_functions(tape: Tape) -> Iterator[None]:
 def _applied(tape: Tape, function: Any, apply: Callable[[], Any], args: tuple[Any, ...]) -> Any:
     """Operations inside the Function's forward carry its number in `within`; their results are its results."""
     running = tape.local.__dict__
-    tape.jotting = None  # what runs inside is looked through for the result
+    tape.write_at_once()  # what runs inside is looked through for the result
     outer, number = running.get("function"), tape.next_operation()
     site, grad_enabled, before = tape.sites.here(), torch.is_grad_enabled(), sequence_number()
     try:

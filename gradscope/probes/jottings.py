@@ -1,8 +1,9 @@
 """Plain operations of later steps: jotted down as they run, and written out only if somebody will read them.
 
 A run keeps its first and its latest steps, so most of what is written is thrown away unread. Once the first steps are
-written, an operation that only computes a new tensor is jotted: its function, its line, weak references to what it
-took and gave, and what the result is like, for that may be dead by the time it is written out.
+written, or one of them has grown long, an operation that only computes a new tensor is jotted: its function, its line,
+weak references to what it took and gave, and what the result is like, for that may be dead by the time it is written
+out.
 
 1. A weak reference tells one tensor from another for as long as it is held itself: `weakref.ref(t)` is one object
    while `t` lives. So the jottings of a step name its tensors without asking who they are.
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 # What is jotted of an operation: its number, function, code and offset of the line, grad mode, the numbers of the next
 # node of autograd before and after, the module that it runs in with the call of its root, how many tensors it took, the
-# one that it gave, and of that the shape, the dtype and `requires_grad`. These are items of one long list, for tuples
-# and lists of their own would set off full collections of garbage.
-ITEMS = 13
+# one that it gave, and of that the shape, the dtype and `requires_grad`, and the last plain float that it took. These
+# are items of one long list, for tuples and lists of their own would set off full collections of garbage.
+ITEMS = 14
 _COUNT, _GIVEN = 8, 9
 _LONGEST_REST = 64  # steps
 
@@ -91,7 +92,7 @@ class Backlog:
             self.catch_up()
         else:
             _note_uses(step.jottings.taken, [subject for subject in self.tape.kept.values() if not subject.used])
-            del self.waiting[0]
+            self.waiting = [waiting for waiting in self.waiting if waiting[0] is not step]
 
     def spoken_of(self) -> set[int]:
         """References by which jottings that wait tell tensors, by their ids."""
@@ -223,7 +224,9 @@ def _written(
     values: dict[int, int],
 ) -> tuple[OperationRecord | None, Site | None]:
     """The operation of a jotting, None where it gave back what it was given; and the call of a root that it ran in."""
-    serial, function, code, offset, enabled, before, after, running, count, given, shape, dtype, history = jotting
+    serial, function, code, offset, enabled, before, after, running, count, given, shape, dtype, history, number = (
+        jotting
+    )
     site, thread = (code, offset), tape.thread()
     module, call = running if running is not None else (None, None)
     inputs: list[ValueRecord] = []
@@ -249,7 +252,7 @@ def _written(
         subject.consumed = subject.consumed or history
     outputs = ((made.value, made, history),)
     return OperationRecord(
-        serial, function, site, tuple(inputs), outputs, enabled, (before, after), module, thread
+        serial, function, site, tuple(inputs), outputs, enabled, (before, after), module, thread, number=number
     ), call
 
 

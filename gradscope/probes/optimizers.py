@@ -32,7 +32,7 @@ from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
 from gradscope.probes.scopes import attributes, maker_of, modules_around, parameters_of
-from gradscope.probes.tape import Tape
+from gradscope.probes.tape import Tape, is_one_of_few
 from gradscope.probes.tracebacks import hidden, hide
 
 
@@ -139,7 +139,8 @@ def add_optimizer(tape: Tape, optimizer: Optimizer, site: Site | None) -> Optimi
                     tape.backlog.catch_up(rest=False)
                     tape.growth.begin(list(tape.known.values()), tape.step.index)
                 tape.optimizers.append(mark)
-                tape.name_all()
+                if is_one_of_few(len(tape.optimizers) - 1):
+                    tape.name_all()
             for tensor in (tensor for group in _groups(optimizer) for tensor in group["params"]):
                 held = mark.holds(tape, tensor)
                 if held is not None and held.course is not None and held.course.optimizer == mark.serial:
@@ -300,8 +301,8 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                             others.append((course, tensor))
             if moment is not None:
                 measure(others)
-            for subject in list(tape.leaves.values()):
-                if subject.course is not None and subject.course.optimizer is None and subject.ref() is not None:
+            for subject in [subject for subject in list(tape.leaves.values()) if _waits(subject.course)]:
+                if subject.course is not None and subject.ref() is not None:
                     subject.course.count()
             settle_modes(tape, mark.serial)
             settle(tape, mark.subjects)
@@ -310,3 +311,8 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:
         tape.fail("optimizer probe", error)
+
+
+def _waits(course: Course | None) -> bool:
+    """Whether no optimizer holds a tensor."""
+    return course is not None and course.optimizer is None

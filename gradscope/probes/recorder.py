@@ -202,7 +202,7 @@ class Recorder(HiddenMode):
             try:
                 after, history, shape, dtype = sequence_number(), result.requires_grad, result.shape, result.dtype
                 shape = self.shapes.setdefault(shape, shape)
-                taken, count = jottings.taken, 0
+                taken, count, given = jottings.taken, 0, None
                 for value in args:
                     if isinstance(value, Tensor):
                         taken.append(ref(value))
@@ -211,6 +211,8 @@ class Recorder(HiddenMode):
                         inner = list(map(ref, tensors(value)))
                         taken += inner
                         count += len(inner)
+                    elif isinstance(value, float):
+                        given = value
                 modules, items = self.modules, jottings.items
                 items += (
                     number,
@@ -226,6 +228,7 @@ class Recorder(HiddenMode):
                     shape,
                     dtype,
                     history,
+                    given,
                 )
                 if not number % _LOOK and len(items) > _MOST * ITEMS:
                     tape.backlog.thin(_MOST)
@@ -408,7 +411,7 @@ class Recorder(HiddenMode):
                 return  # handed back what it was given, as `x.to(x.device)` does
             operation = self._write(call, tuple(outputs), result if isinstance(result, float) else number)
             if type(func) is _Accessor and func == gradients.READ and made and inputs:
-                tape.jotting = None  # what is done to a gradient is followed
+                tape.write_at_once()  # what is done to a gradient is followed
                 known[id(made[0])].gradient_of = inputs[0][1].serial
             elif of_gradient:
                 name = getattr(func, "__name__", "")

@@ -136,7 +136,7 @@ ValueRecord: TypeAlias = tuple[int, Subject, bool]
 class OperationRecord(msgspec.Struct, eq=False, gc=False):
     """One call. `nodes` are sequence numbers of the thread that made it.
 
-    `number` is the last plain float that it took, or the one that it gave; jottings know nothing of it.
+    `number` is the last plain float that it took, or the one that it gave.
     """
 
     serial: int

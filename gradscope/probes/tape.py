@@ -53,6 +53,7 @@ KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 20_000  # operations of one step: few programs call as many for one update, and it takes some megabytes
+JOT_AT = 2_000  # operations of one step that are written at once, though it be one of the first
 _DEAD = 100  # leaves that may be looked at in vain: programs that differentiate at ever new points leave them behind
 
 
@@ -114,7 +115,7 @@ class Tape:
         self._writers: dict[int, OperationRecord] = {}
         self._sources: dict[int, tuple[Subject, Subject]] = {}
         self._purge_at = 10_000
-        self._sweep_at = SWEEP_AT
+        self._sweep_at, self._long_at, self._at_once = SWEEP_AT, JOT_AT, False
 
     @property
     def active(self) -> bool:
@@ -280,17 +281,13 @@ class Tape:
         self.kept[subject.serial] = subject
         return subject
 
-    def watched(self) -> Iterator[tuple[Subject, torch.Tensor]]:
+    def watched(self) -> list[tuple[Subject, torch.Tensor]]:
         """The live leaves that a gradient can arrive at."""
-        dead = 0
-        for subject in list(self.leaves.values()):
-            tensor = subject.ref()
-            if tensor is None:
-                dead += 1
-            elif tensor.requires_grad and is_leaf(tensor):
-                yield subject, tensor
+        alive = [(subject, tensor) for subject in list(self.leaves.values()) if (tensor := subject.ref()) is not None]
+        dead = len(self.leaves) - len(alive)
         if dead > _DEAD and dead * 2 > len(self.leaves):
             self.leaves = {key: subject for key, subject in list(self.leaves.items()) if subject.ref() is not None}
+        return [each for each in alive if each[1].requires_grad and is_leaf(each[1])]
 
     def let_go(self, tensor: Any) -> Subject | None:
         """Drop the weak reference to a tensor; `regain` takes it up again."""
@@ -327,7 +324,7 @@ class Tape:
         moment; reading one of them then ends in a segmentation fault. So once several threads compute with
         gradients, each looks only at the leaves that it was the last to use.
         """
-        return len(self.differentiating) < 2 or subject.thread == self.thread()
+        return not self.is_shared or subject.thread == self.thread()
 
     @staticmethod
     def course(subject: Subject) -> Course:
@@ -386,6 +383,11 @@ class Tape:
             self.backlog.catch_up()
 
     # --- the course of things ----------------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several threads compute with gradients."""
+        return len(self.differentiating) > 1
 
     def thread(self) -> int:
         """A small number for the running thread: sequence numbers of autograd count within one thread."""
@@ -447,8 +449,8 @@ class Tape:
             self.link(operation, step.index, call)
         elif call is not None:
             step.jottings.callers[operation.serial] = call
-        if len(step.operations) > self._sweep_at:
-            self._sweep()
+        if len(step.operations) > self._long_at:
+            self._grown_long()
 
     def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
         """Tell how far the graph behind the results of an operation leads back."""
@@ -457,12 +459,20 @@ class Tape:
                 self.growth.link(operation, step, call)
                 return
 
-    def _sweep(self) -> None:
-        """Drop what leads nowhere in a step that has grown long, and jot it from here on."""
-        drop_idle(self, self.step)
-        self._sweep_at = max(SWEEP_AT, 2 * len(self.step.operations))
-        if self.step.jottings is None and self._threads < 2 and self.check_calls is None:
+    def _grown_long(self) -> None:
+        """Jot a step that has grown long; where it has grown beyond all bounds, drop what leads nowhere."""
+        operations = self.step.operations
+        if len(operations) > self._sweep_at:
+            drop_idle(self, self.step)
+            operations = self.step.operations
+            self._sweep_at = max(SWEEP_AT, 2 * len(operations))
+        self._long_at = min(self._sweep_at, len(operations) + JOT_AT)
+        if self.step.jottings is None and not self._at_once and self._threads < 2 and self.check_calls is None:
             self.jotting = self.backlog.begin(self.step)
+
+    def write_at_once(self) -> None:
+        """What comes in this step is looked at as it is written: jot none of it."""
+        self.jotting, self._at_once = None, True
 
     def end_step(self, optimizer: int | None, site: Site | None = None) -> None:
         """Close the running step and begin the next."""
@@ -482,15 +492,16 @@ class Tape:
         else:
             self.backlog.catch_up(rest=False)
             self.jotting = None
-        self._sweep_at = SWEEP_AT
+        self._sweep_at, self._long_at, self._at_once = SWEEP_AT, JOT_AT, False
         self.step_ended()
 
     def _begins(self) -> bool:
         """Whether the run is still in its first steps: of optimizers that step in turn, the first of each are kept."""
         if len(self.first) < KEPT:
             return True
-        waiting = any(mark.steps < KEPT for mark in self.optimizers) and len(self.optimizers) > 1
-        return waiting and not self.latest and len(self.first) < KEPT_MOST
+        if self.latest or len(self.first) >= KEPT_MOST or len(self.optimizers) < 2:
+            return False
+        return any(mark.steps < KEPT for mark in self.optimizers)
 
     def may_jot(self) -> bool:
         """Whether the next step is one of those that are seldom read, and nothing needs its operations at once."""
@@ -523,6 +534,11 @@ class Tape:
         if isinstance(error, RecursionError) and stack_is_used_up():
             return  # by the program
         self.failures.setdefault(f"{part} failed: {type(error).__name__}: {first_line(error)}")
+
+
+def is_one_of_few(count: int) -> bool:
+    """Whether something that costs much is done after so many: at 1, 2, 3, 4, 8, 16, ..., ever more rarely."""
+    return count < 3 or count + 1 & count == 0
 
 
 def _nobody() -> None:

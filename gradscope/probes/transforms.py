@@ -48,7 +48,7 @@ def watch_transforms(tape: Tape) -> Iterator[None]:
 
 def _handed_on(tape: Tape, puts_in: bool, name: str, tensor: Any, result: Any) -> None:
     try:
-        tape.jotting = None  # inside, tensors are wrappers that come and go
+        tape.write_at_once()  # inside, tensors are wrappers that come and go
         site, number = tape.sites.here(), sequence_number()
         if site is not None and isinstance(tensor, torch.Tensor) and isinstance(result, torch.Tensor):
             with unasked():

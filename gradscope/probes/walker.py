@@ -9,7 +9,6 @@ other than the main one), the walk stops early and says so.
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gradscope.graph.garbage import uncollected
 from gradscope.probes.attributes import number_of_bytes
 from gradscope.probes.records import Subject
 
@@ -81,9 +81,7 @@ def walk(
 
     With `saved`, the bytes that each node saved for backward are read, without unpacking them.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # millions of small objects, none of them garbage: collections would double the time
-    try:
+    with uncollected():
         queue, starts, targets, outputs, complete = _collect(roots, limit)
         kinds = list(map(type, queue))
         names = {kind: _name(queue[kinds.index(kind)]) for kind in set(kinds)}
@@ -99,9 +97,6 @@ def walk(
         if saved:
             result.saved = [_saved_bytes(node, kind) for node, kind in zip(queue, kinds, strict=True)]
         return result
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _collect(roots: Sequence[torch.Tensor], limit: int) -> tuple[list[Any], list[int], list[int], list[int], bool]:

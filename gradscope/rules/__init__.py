@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from gradscope.errors import GradscopeError
 from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
+from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
@@ -100,7 +101,8 @@ def chosen(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> tuple[AnyR
 
 def judge(run: Run, rules: Iterable[AnyRule] = RULES) -> Judgement:
     """What is to be told of a run. A finding is left out where its line ends with `# gradscope: allow[RULE]`."""
-    return engine.judge(run, rules, _is_allowed)
+    with uncollected():
+        return engine.judge(run, rules, _is_allowed)
 
 
 def _is_allowed(run: Run, finding: Finding) -> bool:

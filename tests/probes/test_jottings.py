@@ -70,7 +70,7 @@ def facts(run: Run) -> list[Any]:
         first = min((operation.nodes[0] for operation in step.operations), default=0)
         for place, operation in enumerate(step.operations):
             found.append((operation.name, operation.span, operation.grad_enabled, operation.module, operation.failed))
-            found.append(tuple(number - first for number in operation.nodes))
+            found.append((*(number - first for number in operation.nodes), operation.number))
             found += [(told(value), makers.get(value)) for value in operation.inputs]
             found += map(told, operation.outputs)
             makers.update(dict.fromkeys(operation.outputs, place))
@@ -87,6 +87,37 @@ def test_jotted_steps_read_as_written_ones(program: str, workshop: Workshop, mon
     jotted = facts(workshop.run(source))
     monkeypatch.setattr(Tape, "may_jot", lambda _: False)
     assert facts(workshop.run(source)) == jotted
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_long_first_steps_read_as_short_ones(program: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes no difference from which operation on a first step is jotted."""
+    source = f"{HEAD}{PROGRAMS[program]}{BACKWARD}"
+    written = facts(workshop.run(source))
+    monkeypatch.setattr("gradscope.probes.tape.JOT_AT", 3)
+    assert facts(workshop.run(source)) == written
+
+
+def test_gradients_are_followed_in_long_steps(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in which the program has read a gradient is not jotted, however long: what is done to it counts."""
+    monkeypatch.setattr("gradscope.probes.tape.JOT_AT", 3)
+    run = workshop.run("""
+        import torch
+
+        w = torch.ones(3, requires_grad=True)
+        for _ in range(3):
+            (w * 2).sum().backward()
+            gradient = w.grad
+            for _ in range(4):
+                torch.ones(3).add(1)
+            change = gradient * 0.1
+            with torch.no_grad():
+                w -= change
+            w.grad = None
+        """)
+    ledger = next(tensor.ledger for tensor in run.tensors if tensor.name == "w")
+    assert ledger is not None
+    assert ledger.by_hand >= 3
 
 
 def loops(seen: Any, steps: int) -> Iterator[Tape]:
