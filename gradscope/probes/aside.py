@@ -10,6 +10,7 @@ switched off, as are the functions that the program has excepted; there the reco
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,7 @@ _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.taken: list[tuple[int, Recorder]] = []  # the recorders that stepped aside, and their places on the stack
+        self.bare = False  # what we have replaced in torch is as it was, for this thread
 
 
 _here = _Thread()
@@ -35,8 +37,9 @@ _here = _Thread()
 
 def _step_aside() -> None:
     """Take the recorders of this thread off the stack of modes; the modes of the program's stay."""
-    if not here.watched:
-        here.watched = True
+    here.watched = True
+    if not _here.bare:
+        _here.bare = True
         take_out()
     modes = stacks.modes()
     ours = [(place, mode) for place, mode in enumerate(modes) if isinstance(mode, Recorder)]
@@ -49,10 +52,14 @@ def _step_aside() -> None:
         _here.taken += ours
 
 
-def _step_back() -> None:
-    """Put the recorders of this thread back where they were."""
-    if here.watched:
-        here.watched = False
+def _step_back(within: bool = False) -> None:
+    """Put the recorders of this thread back where they were.
+
+    And what was replaced in torch, unless this is `within` what Dynamo watches: each such change is dear.
+    """
+    here.watched = False
+    if _here.bare and not within:
+        _here.bare = False
         put_back()
     taken, _here.taken = _here.taken, []
     if taken:
@@ -68,7 +75,7 @@ def _step_back() -> None:
 @contextmanager
 def away() -> Iterator[None]:
     """Nothing of ours is at work in this thread, whatever Dynamo switches on and off in here."""
-    outer, watched = here.away, here.watched
+    outer, watched, bare = here.away, here.watched, _here.bare
     here.away = True
     _step_aside()
     try:
@@ -76,7 +83,7 @@ def away() -> Iterator[None]:
     finally:
         here.away = outer
         if not watched:
-            _step_back()
+            _step_back(within=bare)
 
 
 class Callback:
@@ -124,7 +131,8 @@ def _watched(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return original(callback)
         if callback is None:
             prior = original(None)
-            _step_back()
+            # An excepted function gives over to what calls it, which has asked first and will end last.
+            _step_back(within=sys._getframe(1).f_code.co_qualname.startswith("DisableContext"))
             return prior
         _step_aside()
         return original(Callback(callback) if callable(callback) and not isinstance(callback, Callback) else callback)

@@ -105,7 +105,10 @@ def _limit_hidden() -> Iterator[None]:
 
         return setrecursionlimit
 
-    with patched(sys, "getrecursionlimit", wrap_limit), patched(sys, "setrecursionlimit", wrap_setting):
+    with (
+        patched(sys, "getrecursionlimit", wrap_limit, always=True),
+        patched(sys, "setrecursionlimit", wrap_setting, always=True),
+    ):
         LEVELS.known = _limit()
         try:
             yield

@@ -137,11 +137,11 @@ def tracebacks_without_ours() -> Iterator[None]:
     default = wrap_hook(sys.__excepthook__)  # one for both names: programs ask whether they are the same
     hooked = sys.excepthook is sys.__excepthook__
     with (
-        patched(sys, "__excepthook__", lambda _: default),
-        patched(sys, "excepthook", lambda original: default if hooked else original),
-        patched(traceback, "walk_stack", wrap_stack),
-        patched(traceback, "walk_tb", wrap_trace),
-        patched(traceback, "_walk_tb_with_full_positions", wrap_trace),
+        patched(sys, "__excepthook__", lambda _: default, always=True),
+        patched(sys, "excepthook", lambda original: default if hooked else original, always=True),
+        patched(traceback, "walk_stack", wrap_stack, always=True),
+        patched(traceback, "walk_tb", wrap_trace, always=True),
+        patched(traceback, "_walk_tb_with_full_positions", wrap_trace, always=True),
     ):
         yield
 

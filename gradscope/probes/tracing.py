@@ -43,5 +43,5 @@ def watch_tracing(tape: Tape) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name in _TRACERS:
-            stack.enter_context(patched(torch.jit, name, wrap))
+            stack.enter_context(patched(torch.jit, name, wrap, always=True))
         yield

@@ -85,7 +85,7 @@ def _modules_in_place() -> Iterator[None]:
 
         return add
 
-    with patched(warnings, "_add_filter", wrap):
+    with patched(warnings, "_add_filter", wrap, always=True):
         replace(_in_place)
         try:
             yield
