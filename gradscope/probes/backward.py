@@ -175,7 +175,7 @@ def _now(tape: Tape, state: _State) -> Iterator[tuple[tuple[Subject, torch.Tenso
     yield from [
         (leaf, stamp, own, gradient)
         for leaf, stamp, own, gradient in zip(*state, now, strict=True)
-        if (leaf[1]._version != own if gradient is None else (id(gradient), gradient._version) != stamp)
+        if (version(leaf[1]) != own if gradient is None else (id(gradient), version(gradient)) != stamp)
     ]
 
 

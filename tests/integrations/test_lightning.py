@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack  # type: ignore[attr-defined]
 
+from gradscope.probes.observation import running
 from gradscope.reports.report import FindingsRaised
 from gradscope.rules import UnknownRule
 
@@ -106,7 +106,7 @@ def test_a_fit_is_explained(lightning: Any, accumulated: int, capsys: pytest.Cap
 
     class Looking(lightning.Callback):  # type: ignore[misc]
         def on_train_batch_start(self, *_: Any) -> None:
-            modes.append(len(_get_current_function_mode_stack()))
+            modes.append(int(running() is not None))
 
     assert callback.report is None
     fit(lightning, model(lightning, cut), callback, Looking(), batches=8, accumulate_grad_batches=accumulated)
@@ -160,7 +160,7 @@ def test_findings_can_raise(lightning: Any) -> None:
     with pytest.raises(FindingsRaised, match="never learns: its 2 parameters got no gradient in 2 steps"):
         fit(lightning, model(lightning, cut), callback)
     assert callback.report is not None
-    assert not _get_current_function_mode_stack()
+    assert running() is None
     calm = GradscopeCallback(steps=2, fail_on="error", log=None, ignore=["detach"])
     fit(lightning, model(lightning, cut), calm)
     assert calm.report is not None
@@ -181,7 +181,7 @@ def test_an_exception_is_explained(lightning: Any) -> None:
         fit(lightning, model(lightning, freed), GradscopeCallback(log=texts.append))
     (text,) = texts
     assert text.startswith("error[freed-graph]")
-    assert not _get_current_function_mode_stack()
+    assert running() is None
 
 
 def test_wrong_arguments_are_refused_at_once(lightning: Any) -> None:
