@@ -28,6 +28,7 @@ from gradscope.probes.modules import add_root, name_roots, watch_modules
 from gradscope.probes.nonfinite import explain_crash
 from gradscope.probes.optimizers import add_optimizer, watch_optimizers
 from gradscope.probes.outputs import confirm, confirm_outputs
+from gradscope.probes.profilers import imported_code_kept
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.recursion import limit_kept
@@ -141,6 +142,7 @@ class Observation:
             probes |= {
                 "recursion": limit_kept,
                 "modes": hidden_modes,
+                "profilers": imported_code_kept,
                 "tracebacks": tracebacks_without_ours,
                 "warnings": warnings_in_place,
                 "threads": lambda: watch_threads(tape),
