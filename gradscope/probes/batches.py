@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.probes.nonfinite import NODES, graph_behind, plain_name
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.quiet import detached, unobserved
 from gradscope.probes.walker import outputs_in
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _fresh(value: Any) -> tuple[Any, list[torch.Tensor]]:
     def renew(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
             with torch.no_grad():
-                new = item.detach().clone()
+                new = detached(item).clone()
             if new.is_floating_point() or new.is_complex():
                 leaves.append(new.requires_grad_())
                 # An identity, so that the module may change its input in place as ever.

@@ -11,6 +11,7 @@ import torch
 from gradscope.probes.accounts import Account
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
+from gradscope.probes.quiet import detached
 from gradscope.probes.shards import has_values, local, values_of
 
 POINTS = 256
@@ -313,7 +314,7 @@ def _exact(tensor: torch.Tensor, norm: float) -> float:
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
-    gradient = local(gradient).detach()
+    gradient = detached(local(gradient))
     if gradient.layout is torch.sparse_coo:
         return gradient.coalesce().values()
     return gradient.values() if gradient.is_nested or gradient.layout is torch.sparse_csr else gradient

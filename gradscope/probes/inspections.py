@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
-from gradscope.probes.quiet import capturing, unobserved
+from gradscope.probes.quiet import capturing, detached, unobserved
 from gradscope.probes.shards import has_values, local
 
 if TYPE_CHECKING:
@@ -121,12 +121,12 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
         along = dim if place is None else call.argument(place, "dim")
         along = -1 if along is not None and value.dim() == 1 else along
         with unobserved():
-            low, high = torch.aminmax(local(value).detach())
+            low, high = torch.aminmax(detached(local(value)))
             if float(low) < 0 or float(high) > 1.0001:
                 return
             summed = False
             if isinstance(along, int) and value.shape[along] > 1:
-                summed = float((local(value).detach().float().sum(along) - 1).abs().max()) < 0.01
+                summed = float((detached(local(value)).float().sum(along) - 1).abs().max()) < 0.01
             tape.probabilities.append((record, summed))
 
     return look

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 
 from gradscope.probes.callsites import Site
 from gradscope.probes.patches import patched
-from gradscope.probes.quiet import capturing, unobserved
+from gradscope.probes.quiet import capturing, detached, unobserved
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hidden
 
@@ -104,7 +104,7 @@ def _observed(tape: Tape, hook: _Hook, watched: _Watched) -> _Hook:
         given = gradient
         if looking:
             with unobserved():
-                given = gradient.detach().clone()  # a hook may change it in place
+                given = detached(gradient).clone()  # a hook may change it in place
         with hidden:
             made = hook(gradient)
         try:

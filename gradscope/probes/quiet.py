@@ -25,6 +25,8 @@ class _Here(threading.local):
 
 
 here = _Here()
+# By torch's own name: the program may have replaced `torch.Tensor.detach`, and counts its calls.
+detached: Callable[[torch.Tensor], torch.Tensor] = torch._C.TensorBase.detach
 _set_callback: Callable[[Any], Any] = torch._C._dynamo.eval_frame.set_eval_frame
 
 

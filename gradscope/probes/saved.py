@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradscope.probes.quiet import detached
 from gradscope.probes.shards import has_values, local, values_of
 
 
@@ -149,14 +150,14 @@ def gave(node: Any, kind: str) -> list[torch.Tensor]:
 def _came_in(kind: str, result: torch.Tensor) -> bool:
     """Whether a result tells that what came in was not finite: of finite numbers these functions make no other."""
     if kind == "Sqrt":
-        return bool(torch.isinf(result.detach()).any())
+        return bool(torch.isinf(detached(result)).any())
     return kind in ("Relu", "Tanh", "Sigmoid") and not _finite(result)
 
 
 def _finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return True
-    return bool(torch.isfinite(tensor.detach()).all())
+    return bool(torch.isfinite(detached(tensor)).all())
 
 
 def _range(tensors: dict[str, torch.Tensor]) -> tuple[str, float | None, float | None]:
@@ -165,5 +166,5 @@ def _range(tensors: dict[str, torch.Tensor]) -> tuple[str, float | None, float |
     value = tensors.get(name)
     if value is None or not value.is_floating_point() or not value.numel():
         return "", None, None
-    low, high = torch.aminmax(value.detach())
+    low, high = torch.aminmax(detached(value))
     return name, float(low), float(high)

@@ -270,7 +270,7 @@ class _Scene:
     def __exit__(self, *raised: object) -> None:
         if self.leave_set:
             return
-        self._own = sys.argv, list(sys.path), sys.modules["__main__"]
+        self._own = sys.argv, list(sys.path), sys.modules.get("__main__", self._own[2])
         sys.argv, self._path[:], sys.modules["__main__"] = self._before
         sys.path = self._path
 

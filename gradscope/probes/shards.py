@@ -9,6 +9,8 @@ from types import FrameType
 import torch
 from torch.nested._internal.nested_tensor import NestedTensor
 
+from gradscope.probes.quiet import detached
+
 _WHOLE = (torch.Tensor, torch.nn.Parameter)
 _OF_TORCH = torch.Tensor.__torch_dispatch__
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
@@ -45,7 +47,7 @@ def _computes_as_torch(kind: type[torch.Tensor]) -> bool:
 def values_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """What this process holds of a tensor, to be measured; None where there are no numbers to read."""
     part = local(tensor)
-    return part.detach() if has_values(part) else None
+    return detached(part) if has_values(part) else None
 
 
 def is_number(tensor: torch.Tensor) -> bool:

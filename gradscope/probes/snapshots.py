@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradscope.probes.attributes import gradient_of
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.quiet import detached, unobserved
 from gradscope.probes.scopes import is_constant
 
 _Undo = Callable[[], None]
@@ -79,8 +79,8 @@ def _tensor(tensor: torch.Tensor, seen: set[int]) -> _Undo:
     if id(tensor) in seen:
         return _nothing
     seen.add(id(tensor))
-    value, wanted, gradient = tensor.detach().clone(), tensor.requires_grad, gradient_of(tensor)
-    kept = gradient.detach().clone() if gradient is not None else None
+    value, wanted, gradient = detached(tensor).clone(), tensor.requires_grad, gradient_of(tensor)
+    kept = detached(gradient).clone() if gradient is not None else None
 
     def restore() -> None:
         tensor.requires_grad_(wanted)
