@@ -30,6 +30,7 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.taken: list[tuple[int, Recorder]] = []  # the recorders that stepped aside, and their places on the stack
         self.bare = False  # what we have replaced in torch is as it was, for this thread
+        self.excepted: list[tuple[int, bool]] = []  # calls of excepted functions: frame, and whether Dynamo watched
 
 
 _here = _Thread()
@@ -129,10 +130,17 @@ def _watched(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def set_callback(callback: Any) -> Any:
         if here.away:
             return original(callback)
+        frame = sys._getframe(1)
+        if frame.f_code.co_qualname.startswith("DisableContext"):
+            if _here.excepted and _here.excepted[-1][0] == id(frame):
+                # It ends, and all is as it was: under `fullgraph` Dynamo itself is off already where it begins.
+                if _here.excepted.pop()[1]:
+                    _step_aside()
+                return original(callback)
+            _here.excepted.append((id(frame), here.watched))
         if callback is None:
             prior = original(None)
-            # An excepted function gives over to what calls it, which has asked first and will end last.
-            _step_back(within=sys._getframe(1).f_code.co_qualname.startswith("DisableContext"))
+            _step_back(within=bool(_here.excepted))
             return prior
         _step_aside()
         return original(Callback(callback) if callable(callback) and not isinstance(callback, Callback) else callback)

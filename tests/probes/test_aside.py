@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import gradscope
+from tests.workshop import Workshop
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 _Program = Callable[[torch.Tensor], Any]
@@ -167,3 +168,27 @@ def test_a_backward_inside_is_recorded() -> None:
     run = seen.report().run
     assert run.backward_count == 1
     assert [tensor.received.steps for tensor in run.tensors if tensor.received is not None] == [1]
+
+
+def test_a_mode_of_the_program_is_found_again_in_a_whole_graph(workshop: Workshop) -> None:
+    """What a mode's handler changes is done after the graph has run, to the mode that is on top without us."""
+    workshop.run(
+        """
+        import torch
+        from torch import nn
+
+        class Counting(torch.overrides.TorchFunctionMode):
+            def __init__(self):
+                super().__init__()
+                self.calls = []
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                self.calls.append(getattr(function, "__name__", "?"))
+                return function(*args, **(kwargs or {}))
+
+        net = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), backend="eager", fullgraph=True)
+        with Counting() as counting:
+            for _ in range(2):
+                net(torch.ones(2, 4))
+        assert "linear" in counting.calls, counting.calls
+        """
+    )
