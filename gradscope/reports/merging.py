@@ -11,9 +11,9 @@ import msgspec
 from gradscope.graph.facts import Ending, Finding, Span
 from gradscope.graph.texts import encoded
 from gradscope.reports.document import Document, Raised, RankRow, TensorRow
+from gradscope.rules.engine import WEIGHT
 
 _AROUND = 40  # lines of the source that travel with a finding: its loop and its function may lie above it
-_WEIGHT = {"error": 0, "warning": 1, "info": 2}
 
 
 class RankReport(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ def merged_findings(findings: Sequence[Finding], others: Others) -> tuple[Findin
         else replace(finding, ranks=tuple(ranks))
         for finding, ranks in found.values()
     ]
-    return tuple(sorted(whole, key=lambda finding: _WEIGHT[finding.severity]))
+    return tuple(sorted(whole, key=lambda finding: WEIGHT[finding.severity]))
 
 
 def _identity(finding: Finding) -> object:
