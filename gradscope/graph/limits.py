@@ -48,6 +48,17 @@ DIVERGED = 1e4
 # Of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm.
 NOISE = 1e-4
 
+# Updates as large as the value itself in a first step leave nothing of what a layer was initialised to.
+OVERSTEP = 1.0
+# Looks at single steps that count as first ones: a schedule may begin with a rate of next to nothing.
+FIRST_LOOKS = 3
+# Of its norm, what a value moves in a step where ten thousand steps would change the second digit.
+STANDSTILL = 1e-6
+# A loss that changes by less than this share over the run has not learned; batches alone make it differ.
+FLAT = 0.05
+# Of the value, an update that trains: between a hundredth and a thousandth in most networks.
+FITTING_UPDATE = 1e-3
+
 # --- precision -----------------------------------------------------------------------------------------------------
 
 # Learning rates below it are 0 but for what a schedule leaves of them.

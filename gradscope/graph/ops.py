@@ -94,6 +94,8 @@ TAKES_A_PLACE = _names("getitem select")
 
 # --- nodes of the autograd graph -----------------------------------------------------------------------------------
 PRODUCT_NODES = _names("Mul Mm Addmm Bmm Baddbmm Convolution Mv Dot")
+# What they give is not finite where their operand leaves the numbers for which they are defined.
+SINGULAR_NODES = _names("Log Log2 Log10 Log1P Sqrt Rsqrt Pow Div Reciprocal Acos Asin Acosh Atanh Logit Erfinv")
 NORM_NODES = _names("NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm")
 
 
