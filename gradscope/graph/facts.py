@@ -60,13 +60,15 @@ class Span:
 class Received:
     """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
 
-    A gradient that is exactly zero or not finite has arrived too; both are counted apart.
+    A gradient that is exactly zero or not finite has arrived too; both are counted apart. `zeros` is how many of the
+    latest in a row were exactly zero.
     """
 
     steps: Count
     of: Count
     zero: Count = 0
     nonfinite: Count = 0
+    zeros: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,7 +442,8 @@ class ProfileNode:
     """One node of a profile. `edges` are places of nodes, towards the leaves, None where no gradient is needed.
 
     `arrived` is the largest 2-norm of the gradients that came in, `sent` those of what went out on each edge; None
-    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf.
+    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf. `half`
+    says that what it sent was in float16.
     """
 
     name: str
@@ -450,6 +453,7 @@ class ProfileNode:
     sent: tuple[Norm | None, ...]
     operation: int | None = None
     tensor: int | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)

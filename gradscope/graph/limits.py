@@ -39,6 +39,8 @@ SHRUNK = -3
 AT_ONCE = 0.6
 # A chain is the same factor again and again: fewer are layers of their own.
 LINKS = 5
+# A gradient whose norm is larger has elements that float16 can hold a small multiple of (its least is 6e-8).
+ROUNDED = 1e-3
 # A 2-norm that no clipped or normalised training reaches.
 EXPLODED = 1e3
 # Powers of ten by which the links of a chain make a gradient larger: 10 links of 1.8 each.

@@ -29,6 +29,7 @@ CHOOSES = _names("int index")  # whole numbers, which select a place, a length, 
 FLAGS = frozenset({"requires_grad_", "requires_grad ="})  # they set a flag of a tensor
 WRITES_A_LEAF = _names("copy_ set_ fill_ setitem add_")
 SETS_DATA = frozenset({"data ="})  # a write that torch's count of changes does not show
+UNSCALES = _names("_amp_foreach_non_finite_check_and_unscale_")  # what a GradScaler does to gradients
 GRADIENTS = _names("grad")  # `torch.autograd.grad`, and reads of `Tensor.grad`
 
 # --- what becomes of the values ------------------------------------------------------------------------------------
@@ -96,6 +97,10 @@ TAKES_A_PLACE = _names("getitem select")
 PRODUCT_NODES = _names("Mul Mm Addmm Bmm Baddbmm Convolution Mv Dot")
 # What they give is not finite where their operand leaves the numbers for which they are defined.
 SINGULAR_NODES = _names("Log Log2 Log10 Log1P Sqrt Rsqrt Pow Div Reciprocal Acos Asin Acosh Atanh Logit Erfinv")
+# Their derivative is exactly 0 where what comes in lies beyond their limits.
+FLAT_NODES = _names(
+    "Relu Threshold Clamp ClampMin ClampMax Hardtanh Hardsigmoid Sigmoid Tanh Elu Softplus Round Floor Ceil Sign"
+)
 NORM_NODES = _names("NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm")
 
 

@@ -351,7 +351,7 @@ class _Freezer:
             norm = course.norm
             zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
-        return Received(course.steps, course.of, course.zero, course.nonfinite)
+        return Received(course.steps, course.of, course.zero, course.nonfinite, course.zeros)
 
     def is_unstepped(self, course: Course) -> bool:
         """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
@@ -529,6 +529,7 @@ class _Freezer:
                     tuple(map(_finite_or_none, record.sent[place])),
                     made[place] if leaf is None else None,
                     leaf.serial if leaf is not None else None,
+                    place in record.halves,
                 )
             )
         used = sorted({number for number in made if number is not None})

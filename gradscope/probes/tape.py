@@ -96,6 +96,7 @@ class Tape:
         self.suspected: dict[int, int] = {}
         self.patience = 0
         self.profiles: list[Profile] = []
+        self.dead = 0  # times that gradients have become zero for good, of which a profile was wanted
         self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
         self.checked: dict[int, ModuleMark] = {}
         self.checks: list[BatchCheck] = []

@@ -170,9 +170,7 @@ def no_update(ask: Ask) -> Iterator[Claim[_Unmoved]]:
             why: _Why = "rate" if tensor in at_zero else "range" if _size(tensor) > limits.SQUARABLE else "precision"
             if why == "precision" and _is_far_above_precision(tensor):
                 why = "unchanged"
-            explains = (
-                (Trouble.OUT_OF_RANGE, None) if why == "range" else (Trouble.NEVER_LEARNS, tensor.id),
-            )
+            explains = ((Trouble.OUT_OF_RANGE, None) if why == "range" else (Trouble.NEVER_LEARNS, tensor.id),)
             yield Claim((optimizer.id, why), _Unmoved(optimizer, why), tensor, explains=explains)
 
 

@@ -78,7 +78,7 @@ def step_size(ask: Ask) -> Iterator[Claim[_Stepping]]:
 
 @dataclass(frozen=True, slots=True)
 class _Stepping:
-    """An optimizer, and its |update| / |value|: the median over its tensors, of steps that are too small the largest."""
+    """An optimizer, and its |update| / |value|: the median over its tensors; of small steps the largest."""
 
     optimizer: Optimizer
     update: float
@@ -150,7 +150,8 @@ def _(told: Sequence[Claim[_Stepping]], ask: Ask) -> Story:
     if rate:
         facts.append(f"note: the learning rate was {rate:.2g} at last")
         if 0 < update < math.inf:
-            help_ += f": with about {_rounded(rate * limits.FITTING_UPDATE / update)} a step moves a value by a thousandth"
+            fitting = _rounded(rate * limits.FITTING_UPDATE / update)
+            help_ += f": with about {fitting} a step moves a value by a thousandth"
     labels = (Label(optimizer.stepped, "each step"),) if optimizer.made and optimizer.stepped else ()
     return Story(
         message,

@@ -215,7 +215,7 @@ def exploding_gradient(ask: Ask) -> Iterator[Claim[_Exploded]]:
     for optimizer in ask.run.optimizers:
         for tensor in large:
             if tensor.optimizer == optimizer.id and _growth(tensor) > limits.DIVERGED and optimizer.made is not None:
-                yield Claim(optimizer.id, optimizer, tensor, explains=(), besides=explains)
+                yield Claim(optimizer.id, optimizer, tensor, explains=explains[1:], besides=explains)
 
 
 @dataclass(frozen=True, slots=True)
