@@ -495,11 +495,28 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
+    """The value of a scalar root of the backwards of one line, None where it is not finite.
+
+    `first` and `last` are those of the first and the latest pass. `series` has one value a step (the mean, where a step
+    had several passes), or one every `stride` steps of a run of many; `steps` counts them all. What follows is told of
+    every pass of the run: `constant` says that the value was one number to the last bit; `lowest`, `highest`, `mean`
+    and `deviation` are those of the finite values, and `slope` by how much they rise from pass to pass, by least
+    squares. `span` is the line of the backward.
+    """
 
     name: str
     first: float | None
     last: float | None
+    series: tuple[float | None, ...] = ()
+    stride: Count = 1
+    steps: Count = 0
+    constant: bool = False
+    lowest: float | None = None
+    highest: float | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    slope: float | None = None
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from gradscope.folds.series import Series
 from gradscope.graph.limits import ZEROS_FOR_GOOD
 from gradscope.probes.accounts import Account
 from gradscope.probes.attributes import gradient_of
@@ -44,32 +45,6 @@ class Runs(NamedTuple):
 Selection: TypeAlias = slice | torch.Tensor | Runs
 
 
-class Series:
-    """At most `POINTS` numbers of a series of any length, evenly spread: every `stride`-th is kept."""
-
-    __slots__ = ("points", "seen", "stride")
-
-    def __init__(self) -> None:
-        self.points: list[float] = []
-        self.stride = 1
-        self.seen = 0
-
-    def add(self, value: float) -> None:
-        """Append a number, and thin the series out once it is full."""
-        if self.seen % self.stride == 0:
-            self.points.append(value)
-            if len(self.points) >= POINTS:
-                self.points = self.points[::2]
-                self.stride *= 2
-        self.seen += 1
-
-    def take_back(self) -> None:
-        """Forget the number that was appended last."""
-        self.seen -= 1
-        if self.seen % self.stride == 0 and self.points:
-            self.points.pop()
-
-
 class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
@@ -85,14 +60,14 @@ class Course:
         self.predicted: bool | None = None
         self.arrived = self.counted = False
         self.norm: float | None = None
-        self.norms = Series()
+        self.norms = Series(POINTS)
         self.steps = self.of = self.zero = self.nonfinite = 0
         self.zeros = 0  # gradients in a row that were exactly 0, the latest among them
         self.sample: tuple[Selection, torch.Tensor] | None = None
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
-        self.updates = Series()
+        self.updates = Series(POINTS)
         self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
         self.rate: float | None = None
         self.frozen_at: Site | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from gradscope.folds.losses import Losses
 from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import (
     Backward,
@@ -561,9 +562,27 @@ class _Freezer:
         kinds = {kind for kind, _ in self.tape.losses}
         wanted = "backward" if "backward" in kinds else "grad"
         return tuple(
-            Loss(self.loss_name(subject), finite(first), finite(last))
-            for (kind, _), (subject, first, last) in self.tape.losses.items()
+            self.loss(subject, site, losses)
+            for (kind, site), (subject, losses) in self.tape.losses.items()
             if kind == wanted
+        )
+
+    def loss(self, root: Subject, site: Site | None, losses: Losses) -> Loss:
+        series, trend = losses.series, losses.trend
+        return Loss(
+            self.loss_name(root),
+            finite(losses.first),
+            finite(losses.last),
+            tuple(map(finite, series.points)),
+            series.stride,
+            series.seen,
+            losses.constant,
+            finite(losses.lowest),
+            finite(losses.highest),
+            finite(trend.mean),
+            finite(trend.deviation),
+            finite(trend.slope),
+            self.span(site),
         )
 
     def loss_name(self, root: Subject) -> str:

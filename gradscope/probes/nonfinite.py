@@ -581,7 +581,7 @@ def _is_nan(tape: Tape, event: Event) -> bool:
     """Whether the loss is NaN: an infinite one may be merely too large."""
     backward = event.backward
     loss = tape.losses.get((backward.kind, backward.site)) if backward is not None else None
-    return loss is None or math.isnan(loss[2])
+    return loss is None or math.isnan(loss[1].last)
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradscope.folds.losses import Losses
 from gradscope.probes.accounts import Discards
 from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
@@ -77,7 +78,7 @@ class Tape:
         self.customs: dict[CodeType, CustomRecord] = {}
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
-        self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
+        self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
         self.discards: dict[Site | None, Discards] = {}
         self.growth = Growth(self.sites)
         self.cyclic: Site | None = None
@@ -417,9 +418,9 @@ class Tape:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
         if root.requires_grad and is_number(root):
             place, subject = (kind, self.sites.here()), self.subject(root)
-            value = float(local(root))
-            first = self.losses[place][1] if place in self.losses else value
-            self.losses[place] = (subject, first, value)
+            losses = self.losses[place][1] if place in self.losses else Losses()
+            losses.take(float(local(root)), self.step.index)
+            self.losses[place] = (subject, losses)
 
     def end_backward(self, record: BackwardRecord) -> None:
         """Close a pass of the engine. Where no optimizer is used, it closes the step as well."""

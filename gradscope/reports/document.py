@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from gradscope.graph.facts import Ending, Finding, Run, Severity, Span, Tensor
+from gradscope.graph.facts import Ending, Finding, Loss, Run, Severity, Span, Tensor
 from gradscope.graph.roles import Role, role
 
 SCHEMA: Literal["gradscope.report/1"] = "gradscope.report/1"
@@ -52,11 +52,19 @@ class RunSummary(msgspec.Struct, frozen=True):
 
 
 class LossRow(msgspec.Struct, frozen=True):
-    """A scalar that backward started from, at its first and latest value; null where it is not finite."""
+    """A scalar that backward started from, at its first and latest value; null where it is not finite.
+
+    `series` has its value in each step (the mean, where there were several), or in every `stride`-th of `steps`.
+    `constant` says that it was exactly one number all along.
+    """
 
     name: str
     first: float | None
     last: float | None
+    series: tuple[float | None, ...] = ()
+    stride: int = 1
+    steps: int = 0
+    constant: bool = False
 
 
 class Gradients(msgspec.Struct, frozen=True):
@@ -195,13 +203,17 @@ def document(
         script=run.script,
         argv=run.argv,
         run=RunSummary(run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised),
-        losses=tuple(LossRow(loss.name, loss.first, loss.last) for loss in run.losses),
+        losses=tuple(map(_loss, run.losses)),
         tensors=_rows(run, findings),
         findings=tuple(map(_finding, findings)),
         graph=_size(run),
         failures=run.failures + failures,
         not_asked=tuple(NotAsked(rule, need) for rule, need in not_asked.items()),
     )
+
+
+def _loss(loss: Loss) -> LossRow:
+    return LossRow(loss.name, loss.first, loss.last, loss.series, loss.stride, loss.steps, loss.constant)
 
 
 def _rows(run: Run, findings: tuple[Finding, ...]) -> tuple[TensorRow, ...]:
