@@ -73,5 +73,7 @@ EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float
 SAMPLE = 4_096
 # How many times too small an update may be estimated by rate * gradient: averages and normalisation make it larger.
 MARGIN = 64
+# Relative differences between quotients of equal numbers, in float32.
+ROUNDING = 1e-6
 # Relative differences between numbers that are the same but for rounding, and between values that have changed.
 EXACT, OTHER = 1e-9, 1e-4

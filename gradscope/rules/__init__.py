@@ -16,6 +16,7 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
 from gradscope.rules.batches import batch_leak
+from gradscope.rules.constant import constant_loss
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.engine import AnyRule, Judgement
@@ -70,6 +71,7 @@ RULES: tuple[AnyRule, ...] = (
     nonfinite_forward,
     nonfinite_gradient,
     zero_gradient,
+    constant_loss,
     vanishing_gradient,
     double_softmax,
     loss_broadcast,

@@ -99,16 +99,26 @@ def _largest_first(tensors: Sequence[Tensor]) -> float:
 
 def _ends_above(loss: Loss) -> bool:
     """Whether a loss is larger than at its start, or no number any more."""
-    return loss.first is not None and (loss.last is None or loss.last > loss.first)
+    return loss.first is not None and (loss.last is None or _quarters(loss)[1] > loss.first)
 
 
 def _is_flat(loss: Loss) -> bool:
     """Whether a loss has changed by no more than batches differ."""
-    return (
-        loss.first is not None
-        and loss.last is not None
-        and abs(loss.last - loss.first) <= limits.FLAT * max(abs(loss.first), abs(loss.last))
-    )
+    if loss.first is None or loss.last is None:
+        return False
+    start, end = _quarters(loss)
+    # Two standard errors of the difference of two quarters.
+    noise = 2 * (loss.deviation or 0.0) * math.sqrt(8 / max(len(loss.series), 1))
+    return abs(end - start) <= max(limits.FLAT * max(abs(start), abs(end)), noise)
+
+
+def _quarters(loss: Loss) -> tuple[float, float]:
+    """The mean of a loss over the first quarter of the steps, and over the last one."""
+    values = [value for value in loss.series if value is not None]
+    quarter = len(values) // 4
+    if not quarter:
+        return loss.first or 0.0, loss.last or 0.0
+    return statistics.fmean(values[:quarter]), statistics.fmean(values[-quarter:])
 
 
 def _stands_still(tensor: Tensor) -> bool:
