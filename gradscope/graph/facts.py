@@ -494,6 +494,22 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """An operation of a loss that compares what an activation or a dropout gave, `squash`, in the first pass looked at.
+
+    Over `looks` passes, `beyond` is the share of the targets that lie outside of what the activation can give, between
+    `low` and `high` in all. Of logits it is the share of those that were cut off at 0, of a dropout its rate.
+    """
+
+    operation: Operation
+    squash: Operation
+    looks: Count
+    beyond: Norm
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The value of a scalar root of the backwards of one line, None where it is not finite.
 
@@ -575,6 +591,7 @@ class Run:
     profiles: tuple[Profile, ...] = ()
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
+    compared: tuple[Compared, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()

@@ -61,6 +61,9 @@ FLAT = 0.05
 # Of the value, an update that trains: between a hundredth and a thousandth in most networks.
 FITTING_UPDATE = 1e-3
 
+# Of the targets, what may lie beyond a prediction's range: outliers, and noise about a limit.
+BEYOND = 0.1
+
 # --- precision -----------------------------------------------------------------------------------------------------
 
 # Learning rates below it are 0 but for what a schedule leaves of them.

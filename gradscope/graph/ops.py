@@ -93,6 +93,25 @@ LOSSES_OF_LOGARITHMS = _names("nll_loss ctc_loss kl_div")
 LIKELIHOODS = _names("nll_loss binary_cross_entropy kl_div log log2 log10")
 # They compare prediction and target element by element.
 COMPARES = _names("mse_loss l1_loss smooth_l1_loss huber_loss kl_div poisson_nll_loss soft_margin_loss")
+# Of activations, what they give nothing beyond.
+RANGES = {
+    **dict.fromkeys(("relu", "relu_", "softplus"), (0.0, float("inf"))),
+    **dict.fromkeys(("sigmoid", "hardsigmoid", "sigmoid_"), (0.0, 1.0)),
+    **dict.fromkeys(("tanh", "hardtanh", "tanh_"), (-1.0, 1.0)),
+    "relu6": (0.0, 6.0),
+    "logsigmoid": (float("-inf"), 0.0),
+}
+RECTIFIES = _names("relu relu_ relu6")
+DROPOUTS = _names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_")
+# They choose and rearrange elements, and change none.
+PICKS = _names(
+    "view reshape flatten squeeze unsqueeze gather getitem select index_select transpose permute contiguous to float "
+    "double narrow movedim swapaxes view_as reshape_as squeeze_ take_along_dim unbind chunk split clone t"
+)
+LOG_SOFTMAXES = _names("log_softmax")
+TAKES_LOGITS = LOG_SOFTMAXES | _names("cross_entropy binary_cross_entropy_with_logits")
+COMPARES_VALUES = _names("mse_loss l1_loss smooth_l1_loss huber_loss sub rsub subtract isub")
+EVEN = _names("square pow abs norm vector_norm logcosh cosh mul sqrt")  # the same for a difference and its negative
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu")
 TAKES_A_PLACE = _names("getitem select")
 

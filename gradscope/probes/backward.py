@@ -20,6 +20,7 @@ from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
 from gradscope.probes.tape import Tape, is_one_of_few
+from gradscope.probes.targets import look_at_targets
 from gradscope.probes.tracebacks import hide
 from gradscope.probes.walker import walk
 
@@ -105,6 +106,8 @@ def _before(
                 tape.name_all()
                 record.walk = walk(root_tensors, tape.owner, WALK_LIMIT, sequences=True, saved=True)
                 _predict(tape, record)
+                if kind == "backward":
+                    look_at_targets(tape, root_tensors)
             leaves = tape.watched() if kind == "backward" else []
             if tape.is_shared:
                 leaves = [leaf for leaf in leaves if tape.readable(leaf[0])]

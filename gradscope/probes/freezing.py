@@ -16,6 +16,7 @@ from gradscope.graph.facts import (
     Backward,
     BatchCheck,
     Call,
+    Compared,
     CustomBackward,
     Discard,
     Growth,
@@ -106,6 +107,7 @@ class Frozen:
     profiles: tuple[Profile, ...]
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
+    compared: tuple[Compared, ...]
     sources: Mapping[str, Mapping[int, str]]
     comments: Mapping[str, Mapping[int, str]]
 
@@ -416,6 +418,17 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        compared = tuple(
+            Compared(
+                self.operation(each.operation),
+                self.operation(each.squash),
+                each.looks,
+                each.beyond / each.looks,
+                each.low,
+                each.high,
+            )
+            for each in self.tape.compared.values()
+        )
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         discards, growths = self.discards(), self.growths()
@@ -442,6 +455,7 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
+            compared=compared,
             sources=self.lines(),
             comments=self.comments(),
         )

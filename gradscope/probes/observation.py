@@ -252,6 +252,7 @@ class Observation:
             profiles=frozen.profiles,
             batches=frozen.batches,
             probabilities=frozen.probabilities,
+            compared=frozen.compared,
             sources=frozen.sources,
             comments=frozen.comments,
             observed=("operations", "values") if self._operations else ("values",),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from gradscope.probes.custom import CustomRecord
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
+    from gradscope.probes.targets import Compared
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
@@ -104,6 +105,7 @@ class Tape:
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
+        self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
         self.closed = False
         self.walking = True
         self.confirmed = False

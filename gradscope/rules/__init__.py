@@ -34,6 +34,7 @@ from gradscope.rules.order import missing_zero_grad, never_stepped, step_without
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 from gradscope.rules.semantics import double_softmax, loss_broadcast
+from gradscope.rules.squashed import squashed_output
 from gradscope.rules.step_size import step_size
 from gradscope.rules.values import exploding_gradient, vanishing_gradient
 from gradscope.rules.zero import zero_gradient
@@ -70,6 +71,7 @@ RULES: tuple[AnyRule, ...] = (
     graph_growth,
     nonfinite_forward,
     nonfinite_gradient,
+    squashed_output,
     zero_gradient,
     constant_loss,
     vanishing_gradient,
