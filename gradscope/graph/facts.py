@@ -494,6 +494,21 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Twins:
+    """A tensor of which `alike` of all `rows` had an equal twin before the first step, and have it still at the end.
+
+    In `looks` passes that were looked at, their gradients were equal too, and not zero. `others` are the ids of tensors
+    with an element or a column for each row, that are the same for equal rows.
+    """
+
+    tensor: int
+    alike: Count
+    rows: Count
+    looks: Count
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """An operation of a loss that compares what an activation or a dropout gave, `squash`, in the first pass looked at.
 
@@ -592,6 +607,7 @@ class Run:
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
     compared: tuple[Compared, ...] = ()
+    twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()

@@ -123,6 +123,7 @@ SINGULAR_NODES = _names("Log Log2 Log10 Log1P Sqrt Rsqrt Pow Div Reciprocal Acos
 FLAT_NODES = _names(
     "Relu Threshold Clamp ClampMin ClampMax Hardtanh Hardsigmoid Sigmoid Tanh Elu Softplus Round Floor Ceil Sign"
 )
+SOFTMAX_NODES = _names("Softmax LogSoftmax")
 NORM_NODES = _names("NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm")
 
 

@@ -36,6 +36,7 @@ from gradscope.graph.facts import (
     Span,
     Step,
     Tensor,
+    Twins,
     Value,
 )
 from gradscope.graph.garbage import uncollected
@@ -58,6 +59,7 @@ from gradscope.probes.records import (
 )
 from gradscope.probes.scopes import modules_in
 from gradscope.probes.tape import Tape
+from gradscope.probes.twins import twins_at_end
 
 _VIEWS = frozenset(
     [
@@ -108,6 +110,7 @@ class Frozen:
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
     compared: tuple[Compared, ...]
+    twins: tuple[Twins, ...]
     sources: Mapping[str, Mapping[int, str]]
     comments: Mapping[str, Mapping[int, str]]
 
@@ -431,6 +434,7 @@ class _Freezer:
         )
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
+        twins = tuple(self.twins())
         discards, growths = self.discards(), self.growths()
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
@@ -456,6 +460,7 @@ class _Freezer:
             batches=batches,
             probabilities=probabilities,
             compared=compared,
+            twins=twins,
             sources=self.lines(),
             comments=self.comments(),
         )
@@ -549,6 +554,12 @@ class _Freezer:
             )
         used = sorted({number for number in made if number is not None})
         return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def twins(self) -> Iterator[Twins]:
+        for found in twins_at_end(self.tape):
+            self.subjects.update({subject.serial: subject for subject in (found.subject, *found.others)})
+            others = tuple(other.serial for other in found.others)
+            yield Twins(found.subject.serial, found.alike, found.rows, found.looks, others)
 
     def batch(self, check: BatchCheckRecord) -> BatchCheck:
         operation = self.operation(check.operation) if check.operation is not None else None

@@ -253,6 +253,7 @@ class Observation:
             batches=frozen.batches,
             probabilities=frozen.probabilities,
             compared=frozen.compared,
+            twins=frozen.twins,
             sources=frozen.sources,
             comments=frozen.comments,
             observed=("operations", "values") if self._operations else ("values",),

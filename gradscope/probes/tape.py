@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
     from gradscope.probes.targets import Compared
+    from gradscope.probes.twins import Twins
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
@@ -105,6 +106,8 @@ class Tape:
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
+        self.twins: dict[int, Twins] = {}
+        self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
         self.closed = False
         self.walking = True

@@ -21,6 +21,7 @@ from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.engine import AnyRule, Judgement
 from gradscope.rules.freed import freed_graph
+from gradscope.rules.identical import identical_units
 from gradscope.rules.inplace import inplace_modified
 from gradscope.rules.memory import graph_growth
 from gradscope.rules.modes import eval_mode
@@ -73,6 +74,7 @@ RULES: tuple[AnyRule, ...] = (
     nonfinite_gradient,
     squashed_output,
     zero_gradient,
+    identical_units,
     constant_loss,
     vanishing_gradient,
     double_softmax,

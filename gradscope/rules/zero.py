@@ -105,6 +105,8 @@ def _cause(ask: Ask, tensor: Tensor) -> _Cause | None:
     """Where the gradient of a tensor became zero, or is cancelled, if that is known."""
     for flow in ask(profile_flows):
         for stage in flow.zeroed(tensor.id):
+            if stage.name in ops.SOFTMAX_NODES and ask.run.twins:
+                continue  # it has nothing to choose between: all that it weighs is the same
             if stage.operation is not None and stage.operation.span is not None:
                 return _Zeroed(flow, stage, stage.operation)
         cancelled = flow.cancelled(tensor.id)
