@@ -413,7 +413,8 @@ class Modes:
 class Nonfinite:
     """The first value or gradient that was not finite and did harm: a tensor that is trained became NaN or infinite.
 
-    `kind` tells whether the loss was not finite already or only gradients were. `operation`, of the step `step`, made
+    `kind` tells whether the loss was not finite already or only gradients were, or whether a step made a parameter so
+    in places that no loss has met since. `operation`, of the step `step`, made
     it so, or its backward did; `given` says that what it took was not finite before, or, of gradients, that they met
     what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
@@ -422,7 +423,7 @@ class Nonfinite:
     the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
-    kind: Literal["forward", "gradient"]
+    kind: Literal["forward", "gradient", "step"]
     step: int
     operation: Operation | None
     node: str = ""

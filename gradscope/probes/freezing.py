@@ -46,6 +46,7 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
 from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.nonfinite import spoilt_by_steps
 from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.records import (
@@ -509,7 +510,7 @@ class _Freezer:
         return tuple(found)
 
     def nonfinite(self) -> Nonfinite | None:
-        event = self.spoilt
+        event = self.spoilt or spoilt_by_steps(self.tape)
         if event is None:
             return None
         for subject in (*event.leaves, *event.taken):
