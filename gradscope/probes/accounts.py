@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from gradscope.folds.clips import Clips
 from gradscope.probes.attributes import version
 from gradscope.probes.callsites import Site
 
@@ -60,9 +61,9 @@ class Account:
     """
 
     __slots__ = (
-        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "leftover", "leftover_at",
-        "masked", "masked_at", "mixed", "own", "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp",
-        "starved", "swept", "thrown", "users",
+        "applied", "by_hand", "cleared_at", "cleared_first", "clips", "discarded", "first", "last", "leftover",
+        "leftover_at", "masked", "masked_at", "mixed", "own", "passes", "pending", "piled", "reapplied", "robbed",
+        "site", "stamp", "starved", "swept", "thrown", "users",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -79,6 +80,7 @@ class Account:
         self.site: Site | None = None
         self.cleared_at: Site | None = None
         self.masked_at: Site | None = None
+        self.clips: Clips[Site] | None = None
 
     def arrive(self, source: Pass, before: Stamp, gradient: torch.Tensor, step: int, held: bool) -> None:
         """A backward added to `.grad`, which bore the stamp `before` until then."""
@@ -97,6 +99,13 @@ class Account:
             source.waiting += held
         self.stamp = stamp_of(gradient)
         self.discarded = False
+        if self.clips is not None:
+            self.clips.arrive()
+
+    def changed(self, before: Stamp, now: Stamp) -> None:
+        """The gradient was changed in place: if it has been used, it is what has been used all the same."""
+        if before == self.stamp != NO_GRADIENT:
+            self.stamp = now
 
     def mask(self, site: Site | None) -> None:
         """A line or a hook worked on the gradient; where it is the one that masks, the next step is on what it left."""
@@ -117,6 +126,8 @@ class Account:
             self.applied += 1
             self.piled += self.mixed
             self._served(user)
+            if self.clips is not None:
+                self.clips.use()
         elif stamp == NO_GRADIENT or not self.users:
             self.starved += 1
             self.cleared_first += self.discarded
@@ -154,6 +165,8 @@ class Account:
             self.applied += 1
             self.piled += self.mixed
             self._served()
+            if self.clips is not None:
+                self.clips.use()
             self.users.add(0)
             self.stamp = stamp_of(gradient)
 
@@ -169,6 +182,8 @@ class Account:
         Returns the passes that nobody can use any more, and nobody has used.
         """
         vain = []
+        if self.clips is not None:
+            self.clips.clear()
         if self.pending:
             for source in self.pending:
                 source.waiting -= held

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.folds.losses import Losses
+from gradscope.graph.events import AnyEvent
 from gradscope.probes.accounts import Discards
 from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
@@ -420,6 +421,10 @@ class Tape:
             losses = self.losses[place][1] if place in self.losses else Losses()
             losses.take(float(local(root)), self.step.index)
             self.losses[place] = (subject, losses)
+
+    def note(self, event: AnyEvent[Site | None]) -> None:
+        """Something has happened to gradients."""
+        self.step.events.append(event)
 
     def end_backward(self, record: BackwardRecord) -> None:
         """Close a pass of the engine. Where no optimizer is used, it closes the step as well."""

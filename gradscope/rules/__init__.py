@@ -16,6 +16,7 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
 from gradscope.rules.batches import batch_leak
+from gradscope.rules.clips import misplaced_clip
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.engine import AnyRule, Judgement
@@ -59,6 +60,7 @@ RULES: tuple[AnyRule, ...] = (
     zero_grad_before_step,
     unused_parameter,
     unregistered_parameter,
+    misplaced_clip,
     missing_zero_grad,
     never_stepped,
     frozen_but_updated,
