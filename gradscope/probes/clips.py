@@ -12,10 +12,11 @@ import torch
 from torch.compiler import is_compiling
 from torch.nn.utils import clip_grad
 
+from gradscope.folds.accounts import Account, Stamp
 from gradscope.folds.clips import Clips, State
 from gradscope.graph.events import Clipped
-from gradscope.probes.accounts import Account, Stamp, stamp_of
-from gradscope.probes.attributes import gradient_of
+from gradscope.probes.attributes import gradient_of, stamp_of
+from gradscope.probes.callsites import Site
 from gradscope.probes.courses import norms_known
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import capturing, unobserved, unwatched
@@ -30,7 +31,7 @@ class _Leaf(NamedTuple):
     """A leaf before its gradient is clipped."""
 
     serial: int
-    account: Account
+    account: Account[Site]
     tensor: torch.Tensor
     stamp: Stamp
     state: State
@@ -119,7 +120,7 @@ def _clipped(tape: Tape, leaves: list[_Leaf], limit: Any, by_norm: bool) -> None
         tape.fail("clip probe", error)
 
 
-def _state(account: Account, stamp: Stamp, gradient: torch.Tensor | None) -> State:
+def _state(account: Account[Site], stamp: Stamp, gradient: torch.Tensor | None) -> State:
     """Whether a gradient waits for its use, has been used, or is nothing."""
     if account.pending:
         return "fresh"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscope.folds.accounts import NO_GRADIENT
 from gradscope.graph.events import Cleared
-from gradscope.probes.accounts import NO_GRADIENT, stamp_of
-from gradscope.probes.attributes import gradient_of
+from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import capturing
 from gradscope.probes.records import Subject, ValueRecord

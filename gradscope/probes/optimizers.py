@@ -17,9 +17,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from gradscope.folds.accounts import Account, Pass
 from gradscope.graph.events import Cleared, Updated
-from gradscope.probes.accounts import Account, Pass, stamp_of
-from gradscope.probes.attributes import gradient_of
+from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms_known
@@ -225,7 +225,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 return
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
-            fed, used, robbed = False, set[Pass](), list[Account]()
+            fed, used, robbed = False, set[Pass[Site]](), list[Account[Site]]()
             for group in _groups(optimizer):
                 rate = group.get("lr")
                 for tensor in group["params"]:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradscope.folds.accounts import Discards
 from gradscope.folds.losses import Losses
 from gradscope.graph.events import AnyEvent
-from gradscope.probes.accounts import Discards
-from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, storage_key, version
+from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, stamp_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
@@ -80,7 +80,7 @@ class Tape:
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
-        self.discards: dict[Site | None, Discards] = {}
+        self.discards: dict[Site | None, Discards[Site]] = {}
         self.growth = Growth(self.sites)
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
@@ -362,7 +362,7 @@ class Tape:
         """The program changed the value of a leaf that no optimizer holds."""
         course = subject.course
         if course is not None and course.optimizer is None and self.readable(subject):
-            course.account.moved_by_hand(gradient_of(tensor))
+            course.account.moved_by_hand(stamp_of(gradient_of(tensor)))
 
     # --- modules -----------------------------------------------------------------------------------------
 
