@@ -14,6 +14,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
 
+from gradscope.graph.events import AnyEvent
+
 Severity = Literal["error", "warning", "info"]
 Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
 Symptom = Literal[
@@ -72,6 +74,23 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Clips:
+    """The clips of one line, by the uses of one leaf's gradient whose latest clip they were.
+
+    Those `in_time` lay between a backward and the use, `early` ones before the backward, `late` ones after the step
+    that had used what they clipped, and `scaled` ones before a GradScaler divided by its `scale`.
+    """
+
+    span: Span
+    limit: float
+    in_time: Count = 0
+    early: Count = 0
+    late: Count = 0
+    scaled: Count = 0
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What became of the gradients of one leaf.
 
@@ -117,6 +136,7 @@ class Ledger:
     swept: bool = False
     masked_at: Span | None = None
     frozen: Span | None = None
+    clips: tuple[Clips, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +311,7 @@ class Step:
     optimizer: int | None = None
     span: Span | None = None
     calls: tuple[Call, ...] = ()
+    events: tuple[AnyEvent[Span | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +320,8 @@ class Optimizer:
 
     `refused` is true where torch raised while it was made; then `tensors` are those that it was offered. `uses` counts
     its steps, or the calls of their closures, and `fed` those that found a new gradient at any of its tensors;
-    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`.
+    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. A GradScaler has left out
+    `withheld` steps, last at `withheld_at`, and the last `in_a_row` that it was to take.
     """
 
     id: int
@@ -312,6 +334,9 @@ class Optimizer:
     fed: int = 0
     stepped: Span | None = None
     cleared: Span | None = None
+    withheld: Count = 0
+    in_a_row: Count = 0
+    withheld_at: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ EXPLODED_ON_THE_WAY = 2.5
 DIVERGED = 1e4
 # Of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm.
 NOISE = 1e-4
+# Of a GradScaler's scale: a limit for clipping that is no smaller was multiplied by the scale as well, for nobody clips
+# gradients to a hundredth, and limits are mostly 0.1 to 10 while scales begin at 1,024 or 65,536.
+SCALED_LIMIT = 1e-2
 
 # Updates as large as the value itself in a first step leave nothing of what a layer was initialised to.
 OVERSTEP = 1.0

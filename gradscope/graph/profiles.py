@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradscope.graph import limits, ops
-from gradscope.graph.facts import Operation, Profile, ProfileNode
+from gradscope.graph.facts import Operation, Profile, ProfileNode, Span
 
 # Their derivative is 1 or 0, or a sum of such: what they send is nothing only if parts of it cancel.
 _LINEAR = frozenset(
@@ -257,6 +257,17 @@ def repeated(stages: list[Stage]) -> Iterator[tuple[Operation, float, list[Stage
         if latest is not None:
             lines.setdefault(latest, []).append(stage)
     for group in lines.values():
-        causes = [stage.operation for stage in group if stage.operation is not None and not stage.adds]
+        causes = [stage for stage in group if stage.operation is not None and not stage.adds]
         if causes:
-            yield causes[-1], sum(stage.growth for stage in group), group
+            yield _strongest(causes), sum(stage.growth for stage in group), group
+
+
+def _strongest(stages: list[Stage]) -> Operation:
+    """Of the operations on a line, the one that changes a gradient most, in all of its turns there."""
+    growths: dict[Span | None, float] = {}
+    latest: dict[Span | None, Operation] = {}
+    for stage in stages:
+        if stage.operation is not None:
+            growths[stage.operation.span] = growths.get(stage.operation.span, 0.0) + stage.growth
+            latest[stage.operation.span] = stage.operation
+    return latest[max(growths, key=lambda span: abs(growths[span]))]

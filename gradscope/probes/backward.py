@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.compiler import is_compiling
 
-from gradscope.probes.accounts import NO_GRADIENT, Discards, Pass, Stamp, stamp_of
-from gradscope.probes.attributes import gradient_of, gradients_of, version
+from gradscope.folds.accounts import NO_GRADIENT, Discards, Pass, Stamp
+from gradscope.probes.attributes import gradient_of, gradients_of, stamp_of, version
 from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
@@ -146,7 +146,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
                         arrived.append((subject, tensor, gradient))
                         course = tape.course(subject)
                         held = course.optimizer is not None
-                        course.account.arrive(source, stamp, gradient, tape.step.index, held)
+                        course.account.arrive(source, stamp, stamp_of(gradient), tape.step.index, held)
                     elif gradient is None and version(tensor) != own:
                         # A post-accumulate hook has used the gradient up already, as optimizers in backward do.
                         arrived.append((subject, tensor, None))

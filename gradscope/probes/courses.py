@@ -8,9 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from gradscope.folds.accounts import Account
 from gradscope.folds.series import Series
 from gradscope.graph.limits import ZEROS_FOR_GOOD
-from gradscope.probes.accounts import Account
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import detached
@@ -55,7 +55,7 @@ class Course:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.account = Account()
+        self.account: Account[Site] = Account()
         self.optimizer: int | None = None
         self.predicted: bool | None = None
         self.arrived = self.counted = False

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+import msgspec
+
+from gradscope.folds.clips import Clips as ClipsFold
 from gradscope.folds.losses import Losses
 from gradscope.graph.comments import comments_in
+from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import (
     Backward,
     BatchCheck,
     Call,
+    Clips,
     Compared,
     CustomBackward,
     Discard,
@@ -220,7 +225,20 @@ class _Freezer:
     def step(self, record: StepRecord) -> Step:
         operations = tuple(map(self.operation, record.operations))
         backwards = tuple(self.backward(backward) for backward in record.backwards)
-        return Step(record.index, operations, backwards, record.optimizer, self.span(record.site), self.calls(record))
+        return Step(
+            record.index,
+            operations,
+            backwards,
+            record.optimizer,
+            self.span(record.site),
+            self.calls(record),
+            tuple(map(self.event, record.events)),
+        )
+
+    def event(self, event: AnyEvent[Site | None]) -> AnyEvent[Span | None]:
+        frozen: Any = msgspec.structs.replace(event, place=self.span(event.place))
+        found: AnyEvent[Span | None] = frozen
+        return found
 
     def calls(self, record: StepRecord) -> tuple[Call, ...]:
         """The calls of root modules that gave tensors which the other facts speak of."""
@@ -396,7 +414,15 @@ class _Freezer:
             swept=account.swept,
             masked_at=self.span(account.masked_at),
             frozen=self.span(course.frozen_at),
+            clips=tuple(self.clips(account.clips)) if account.clips is not None else (),
         )
+
+    def clips(self, found: ClipsFold[Site]) -> Iterator[Clips]:
+        for site, line in found.lines.items():
+            span = self.span(site)
+            if span is not None and line.uses:
+                counts = {timing.replace(" ", "_"): count for timing, count in line.uses.items()}
+                yield Clips(span, line.limit, scale=_finite_or_none(line.scale), **counts)
 
     def find_grad_fns(self, steps: Iterable[Step]) -> None:
         """Name the `grad_fn` of results without touching it: the last node that their operation made.
@@ -478,6 +504,9 @@ class _Freezer:
             mark.fed,
             self.span(mark.stepped_at),
             self.span(mark.cleared_at),
+            mark.withheld,
+            mark.in_a_row,
+            self.span(mark.withheld_at),
         )
 
     def discards(self) -> tuple[Discard, ...]:

@@ -17,8 +17,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from gradscope.probes.accounts import Account, Pass, stamp_of
-from gradscope.probes.attributes import gradient_of
+from gradscope.folds.accounts import Account, Pass
+from gradscope.graph.events import Cleared, Updated
+from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms_known
@@ -202,10 +203,13 @@ def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
                 owned = [tensor for group in _groups(owner) for tensor in group["params"]]
             else:
                 owned = [tensor for _, tensor in parameters_of(owner)]
+            cleared = []
             for tensor in owned:
                 subject = tape.seen(tensor)
                 if subject is not None and tape.readable(subject) and gradient_of(tensor) is not None:
                     tape.cleared(subject, site, swept=True)
+                    cleared.append(subject.serial)
+            tape.note(Cleared(tape.next_operation(), site, tuple(cleared), swept=True))
     except Exception as error:
         tape.fail("optimizer probe", error)
 
@@ -221,7 +225,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 return
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
-            fed, used, robbed = False, set[Pass](), list[Account]()
+            fed, used, robbed = False, set[Pass[Site]](), list[Account[Site]]()
             for group in _groups(optimizer):
                 rate = group.get("lr")
                 for tensor in group["params"]:
@@ -248,6 +252,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 account.rob(used)
             mark.uses += 1
             mark.fed += fed
+            tape.note(Updated(tape.next_operation(), mark.stepped_at, mark.serial))
             if looked_at is not None and mark.moment is None:
                 mark.moment = before_step(looked_at)
     except Exception as error:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradscope.folds.accounts import Discards
 from gradscope.folds.losses import Losses
-from gradscope.probes.accounts import Discards
-from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, storage_key, version
+from gradscope.graph.events import AnyEvent
+from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, stamp_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
@@ -81,7 +82,7 @@ class Tape:
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
-        self.discards: dict[Site | None, Discards] = {}
+        self.discards: dict[Site | None, Discards[Site]] = {}
         self.growth = Growth(self.sites)
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
@@ -367,7 +368,7 @@ class Tape:
         """The program changed the value of a leaf that no optimizer holds."""
         course = subject.course
         if course is not None and course.optimizer is None and self.readable(subject):
-            course.account.moved_by_hand(gradient_of(tensor))
+            course.account.moved_by_hand(stamp_of(gradient_of(tensor)))
 
     # --- modules -----------------------------------------------------------------------------------------
 
@@ -426,6 +427,10 @@ class Tape:
             losses = self.losses[place][1] if place in self.losses else Losses()
             losses.take(float(local(root)), self.step.index)
             self.losses[place] = (subject, losses)
+
+    def note(self, event: AnyEvent[Site | None]) -> None:
+        """Something has happened to gradients."""
+        self.step.events.append(event)
 
     def end_backward(self, record: BackwardRecord) -> None:
         """Close a pass of the engine. Where no optimizer is used, it closes the step as well."""

@@ -16,6 +16,7 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
 from gradscope.rules.batches import batch_leak
+from gradscope.rules.clips import misplaced_clip
 from gradscope.rules.constant import constant_loss
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
@@ -63,6 +64,7 @@ RULES: tuple[AnyRule, ...] = (
     zero_grad_before_step,
     unused_parameter,
     unregistered_parameter,
+    misplaced_clip,
     missing_zero_grad,
     never_stepped,
     frozen_but_updated,

@@ -73,7 +73,7 @@ def step_size(ask: Ask) -> Iterator[Claim[_Stepping]]:
                 continue  # the type cannot hold the steps, however large they are
             for tensor in held:
                 stepping = _Stepping(optimizer, update, large=False)
-                yield Claim(optimizer.id, stepping, tensor, explains=((Trouble.NEVER_LEARNS, tensor.id),))
+                yield Claim(optimizer.id, stepping, tensor, explains=((Trouble.UNMOVED, tensor.id),))
 
 
 @dataclass(frozen=True, slots=True)
