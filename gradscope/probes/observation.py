@@ -259,6 +259,7 @@ class Observation:
             compared=frozen.compared,
             twins=frozen.twins,
             sources=frozen.sources,
+            whole=frozen.whole,
             comments=frozen.comments,
             observed=("operations", "values") if self._operations else ("values",),
             failures=tuple(tape.failures),
