@@ -579,6 +579,11 @@ def _is_applicable(tensor: Tensor) -> bool:
 
 
 def _latest_to(run: Run, tensors: list[Tensor]) -> Backward | None:
+    """The latest backward to these of those that reach little else: a loss of others may lead through them as well."""
     wanted = {tensor.id for tensor in tensors}
-    backwards = [backward for step in run.steps for backward in step.backwards]
-    return next((found for found in reversed(backwards) if wanted.intersection(found.arrivals)), None)
+    backwards = [backward for step in run.steps for backward in step.backwards if wanted.intersection(backward.arrivals)]
+    return max(
+        reversed(backwards),
+        key=lambda found: len(wanted.intersection(found.arrivals)) / len(set(found.arrivals)),
+        default=None,
+    )

@@ -249,11 +249,31 @@ def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:
 
 
 def _nearest(run: Run, stepped: list[Optimizer], tensor: Tensor) -> Optimizer | None:
-    """The optimizer that holds most of the same model, else the one that holds most."""
-    tensors = {other.id: other for other in run.tensors}
+    """The optimizer that holds most of the same model, else the one whose tensors are trained by the same backwards.
 
-    def siblings(optimizer: Optimizer) -> tuple[int, int]:
-        held = [tensors[number] for number in optimizer.tensors]
-        return sum(label_of(other) == label_of(tensor) for other in held if other.module is not None), len(held)
+    What takes part in the loss of a generator gets gradients of it as well, though the generator is none of its kind:
+    so those count that come without it. Of two alike, the one whose tensors lie nearest by name, and holds most.
+    """
+    arrivals = [set(backward.arrivals) for step in run.steps for backward in step.backwards]
+    own = _parts(tensor)
 
-    return max(stepped, key=siblings, default=None)
+    def kinship(optimizer: Optimizer) -> tuple[int, int, int, int]:
+        held = [run.tensor_by_id[number] for number in optimizer.tensors]
+        siblings = sum(label_of(other) == label_of(tensor) for other in held if other.module is not None)
+        with_it = [not reached.isdisjoint(optimizer.tensors) for reached in arrivals if tensor.id in reached]
+        without = [reached for reached in arrivals if tensor.id not in reached]
+        alone = sum(not reached.isdisjoint(optimizer.tensors) for reached in without)
+        nearest = max((_common(own, _parts(other)) for other in held), default=0)
+        return siblings, sum(with_it) - alone, nearest, len(held)
+
+    return max(stepped, key=kinship, default=None)
+
+
+def _parts(tensor: Tensor) -> list[str]:
+    """The parts of the name of a tensor within its root module."""
+    return path_of(tensor).split(".")
+
+
+def _common(parts: list[str], others: list[str]) -> int:
+    """How many parts two names have in common from the start."""
+    return next((place for place, (one, other) in enumerate(zip(parts, others, strict=False)) if one != other), 0)
