@@ -297,7 +297,9 @@ class Optimizer:
 
     `refused` is true where torch raised while it was made; then `tensors` are those that it was offered. `uses` counts
     its steps, or the calls of their closures, and `fed` those that found a new gradient at any of its tensors;
-    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`.
+    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. `withheld` counts steps that
+    a GradScaler kept back, which are none of its `steps`, and `withheld_last` those since the last one that was taken;
+    `withheld_at` is the line of the latest, and `scale` what the scale was there.
     """
 
     id: int
@@ -310,6 +312,10 @@ class Optimizer:
     fed: int = 0
     stepped: Span | None = None
     cleared: Span | None = None
+    withheld: Count = 0
+    withheld_last: Count = 0
+    withheld_at: Span | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +422,8 @@ class Nonfinite:
     what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
     tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
-    where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which
+    where unknown or not finite. `withheld` says that a GradScaler kept all steps back from then on, so that the values
+    themselves are sound. `tensors` are those whose gradients were not finite, `root` is the value from which
     the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
@@ -433,6 +440,7 @@ class Nonfinite:
     root: int | None = None
     span: Span | None = None
     taken: tuple[int, ...] = ()
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)

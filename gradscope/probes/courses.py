@@ -111,6 +111,16 @@ class Course:
                 self.norms.add(self.norm)
         self.counted, self.arrived = self.arrived, False
 
+    def withhold(self) -> None:
+        """Close a step that was not taken: what arrived is counted, and is no part of the course of gradients."""
+        self.of += 1
+        if self.arrived:
+            self.steps += 1
+            if self.norm is not None:
+                self.zero += self.norm == 0
+                self.nonfinite += not math.isfinite(self.norm)
+        self.counted = self.arrived = False
+
     def uncount(self) -> None:
         """Open the latest step again: it was closed too early, before its optimizer was known."""
         self.of -= 1

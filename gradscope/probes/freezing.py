@@ -37,6 +37,7 @@ from gradscope.graph.facts import (
     Value,
 )
 from gradscope.graph.garbage import uncollected
+from gradscope.graph.limits import WITHHELD_IN_A_ROW
 from gradscope.probes.attributes import INFERENCE, plain
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
@@ -122,7 +123,9 @@ class _Freezer:
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
         others = [check.step for check in tape.checks]
-        self.spoilt = tape.harmed or tape.idle
+        kept_back = (m.withheld_event for m in tape.optimizers if m.withheld_in_a_row >= WITHHELD_IN_A_ROW)
+        self.withheld = next(filter(None, kept_back), None)
+        self.spoilt = tape.harmed or self.withheld or tape.idle
         if self.spoilt is not None:
             step = StepRecord(self.spoilt.step)  # it may not be kept
             step.operations += filter(None, [self.spoilt.operation])
@@ -135,8 +138,9 @@ class _Freezer:
                 self.names[subject.serial] = name
         owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
         self.several = len(owners) > 1
-        self.unstepped = bool(tape.optimizers) and not tape.step_count
-        self.idle = {mark.serial for mark in tape.optimizers if not mark.steps}
+        tried = [mark for mark in tape.optimizers if mark.steps or mark.withheld]
+        self.unstepped = bool(tape.optimizers) and not tried
+        self.idle = {mark.serial for mark in tape.optimizers if mark not in tried}
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
         self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
         self._makers: dict[int, _Makers] = {}
@@ -457,6 +461,10 @@ class _Freezer:
             mark.fed,
             self.span(mark.stepped_at),
             self.span(mark.cleared_at),
+            mark.withheld,
+            mark.withheld_in_a_row,
+            self.span(mark.withheld_at),
+            _finite_or_none(mark.scale),
         )
 
     def discards(self) -> tuple[Discard, ...]:
@@ -509,6 +517,7 @@ class _Freezer:
             self.value(backward.roots[0]) if backward is not None and backward.roots else None,
             self.span(backward.site) if backward is not None else None,
             tuple(subject.serial for subject in event.taken),
+            event is self.withheld,
         )
 
     def profile(self, record: ProfileRecord) -> Profile:

@@ -251,10 +251,19 @@ def _plain_tensors(tape: Tape, root: torch.nn.Module, value: Any, path: str) -> 
 
 
 def _place_in(owner: type, subject: Subject) -> None:
-    """What a module does not register was made where the constructor of its owner made what holds it."""
-    for code, lasti in subject.constructors:
-        if f".{code.co_qualname}".endswith(f".{owner.__name__}.__init__"):
-            subject.site = code, lasti
+    """What a module does not register was made where a constructor or a method of its owner made what holds it.
+
+    Or where a function did that these called: the constructors of parts come only after it.
+    """
+    chain = subject.constructors
+    methods = {name for kind in owner.__mro__ for name, member in vars(kind).items() if callable(member)}
+    classes = {kind.__name__ for kind in owner.__mro__}
+    for place, (code, _) in enumerate(chain):
+        scope, _, name = f".{code.co_qualname}".rpartition(".")
+        if scope.rpartition(".")[2] in classes and name in methods:
+            makers = itertools.takewhile(lambda site: site[0].co_name != "__init__", chain[:place][::-1])
+            subject.site = next(reversed([chain[place], *makers]))
+            return
 
 
 def _register(subject: Subject, root: ModuleMark, name: str, how: Any) -> None:

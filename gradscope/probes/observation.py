@@ -32,6 +32,7 @@ from gradscope.probes.profilers import imported_code_kept
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.recursion import limit_kept
+from gradscope.probes.scalers import watch_scalers
 from gradscope.probes.scopes import is_a, modules_in
 from gradscope.probes.stacks import hidden_modes
 from gradscope.probes.swapping import swaps_allowed
@@ -137,6 +138,7 @@ class Observation:
             "swapped tensors": lambda: swaps_allowed(tape),
             "backward": lambda: watch_backward(tape),
             "optimizers": lambda: watch_optimizers(tape, self.steps),
+            "scalers": lambda: watch_scalers(tape),
         }
         if self._operations:
             probes |= {

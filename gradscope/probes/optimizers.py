@@ -31,6 +31,7 @@ from gradscope.probes.profiles import suspect
 from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
+from gradscope.probes.scalers import note_withheld
 from gradscope.probes.scopes import attributes, maker_of, modules_around, parameters_of
 from gradscope.probes.tape import Tape, is_one_of_few
 from gradscope.probes.tracebacks import hidden, hide
@@ -111,6 +112,10 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
     def after(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling() and not capturing():
             resume(tape)
+            mark = tape.optimizer_mark(optimizer) if _is_withheld(optimizer) else None
+            if mark is not None:
+                note_withheld(tape, mark, None)
+                return
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:
                 raise StepsReached(0)
@@ -285,6 +290,7 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             if mark is None:
                 return
             mark.steps += 1
+            mark.withheld_in_a_row = 0
             moment, mark.moment = mark.moment, None
             if moment is not None:
                 after_step(moment)
@@ -311,6 +317,12 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:
         tape.fail("optimizer probe", error)
+
+
+def _is_withheld(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has left it to a fused step to do nothing, since gradients are not finite."""
+    found = attributes(optimizer).get("found_inf")
+    return isinstance(found, torch.Tensor) and bool(found.item())
 
 
 def _waits(course: Course | None) -> bool:

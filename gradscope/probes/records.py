@@ -22,6 +22,7 @@ from gradscope.probes.courses import Course
 if TYPE_CHECKING:
     from gradscope.probes.inspections import ModeCourse
     from gradscope.probes.movement import Moment
+    from gradscope.probes.nonfinite import Event
     from gradscope.probes.refusals import RefusalRecord
     from gradscope.probes.tape import Tape
     from gradscope.probes.walker import Walk
@@ -36,7 +37,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
     thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
     `built` is the line whose call made the module that it belongs to, and those that called its function;
-    `constructors` are the lines of constructors that were at work then.
+    `constructors` are the lines that were being run then, from the innermost on, where a constructor was among them.
     `wrapper` says that a transform of `torch.func` put another tensor into it, which has the name.
     `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`), and
     `order` when it was made, by the numbers of operations.
@@ -78,8 +79,23 @@ class OptimizerMark:
     """One optimizer and the tensors that it holds, in its order."""
 
     __slots__ = (
-        "cleared_at", "fed", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps", "subjects", "type",
+        "cleared_at",
+        "fed",
+        "moment",
+        "ref",
+        "refused",
+        "scale",
+        "serial",
+        "site",
+        "stepped_at",
+        "steps",
+        "subjects",
+        "type",
         "uses",
+        "withheld",
+        "withheld_at",
+        "withheld_event",
+        "withheld_in_a_row",
     )  # fmt: skip
 
     def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
@@ -95,6 +111,11 @@ class OptimizerMark:
         self.stepped_at: Site | None = None
         self.cleared_at: Site | None = None
         self.moment: Moment | None = None
+        # Steps that a GradScaler kept back, in all and since the last one taken; what was not finite at the first.
+        self.withheld = self.withheld_in_a_row = 0
+        self.withheld_at: Site | None = None
+        self.withheld_event: Event | None = None
+        self.scale: float | None = None
 
     def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
         """What is known of a tensor that the optimizer holds."""

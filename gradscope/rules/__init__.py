@@ -32,6 +32,7 @@ from gradscope.rules.not_reached.unused import unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
+from gradscope.rules.scaling import scaler_skips
 from gradscope.rules.semantics import double_softmax, loss_broadcast
 from gradscope.rules.values import exploding_gradient, vanishing_gradient
 from gradscope.rules.zero import zero_gradient
@@ -67,6 +68,7 @@ RULES: tuple[AnyRule, ...] = (
     graph_growth,
     nonfinite_forward,
     nonfinite_gradient,
+    scaler_skips,
     zero_gradient,
     vanishing_gradient,
     double_softmax,

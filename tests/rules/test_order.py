@@ -541,10 +541,10 @@ NEVER_STEPPED = {
             x, y = data()
             wrong = F.softplus(-critic(y)).mean() + F.softplus(critic(maker(x).detach())).mean()
             second.zero_grad()
-            wrong.backward()
+            wrong.backward()  # here
             fooled = F.softplus(-critic(maker(x))).mean()
             optimizer.zero_grad()
-            fooled.backward()  # here
+            fooled.backward()
             optimizer.step()
         """,
     ),
