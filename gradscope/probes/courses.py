@@ -75,7 +75,7 @@ class Course:
     __slots__ = (
         "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
         "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still",
-        "stirred", "supplied", "updates", "zero",
+        "stirred", "supplied", "updates", "withheld", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -94,6 +94,7 @@ class Course:
         self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
         self.rate: float | None = None
         self.frozen_at: Site | None = None
+        self.withheld: tuple[int, ...] = (0, 0, 0, 0)  # steps, with a gradient, with one that is zero or not finite
 
     def arrive(self, norm: float | None) -> None:
         """A gradient arrived; its norm is None where it could not be read."""
@@ -112,13 +113,11 @@ class Course:
         self.counted, self.arrived = self.arrived, False
 
     def withhold(self) -> None:
-        """Close a step that was not taken: what arrived is counted, and is no part of the course of gradients."""
-        self.of += 1
-        if self.arrived:
-            self.steps += 1
-            if self.norm is not None:
-                self.zero += self.norm == 0
-                self.nonfinite += not math.isfinite(self.norm)
+        """Close a step that was not taken: it is counted apart, and no part of the course of gradients."""
+        known = self.arrived and self.norm is not None
+        zero, nonfinite = known and self.norm == 0, known and not math.isfinite(self.norm or 0)
+        noted = 1, self.arrived, zero, nonfinite
+        self.withheld = tuple(count + more for count, more in zip(self.withheld, noted, strict=True))
         self.counted = self.arrived = False
 
     def uncount(self) -> None:

@@ -123,8 +123,9 @@ class _Freezer:
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
         others = [check.step for check in tape.checks]
-        kept_back = (m.withheld_event for m in tape.optimizers if m.withheld_in_a_row >= WITHHELD_IN_A_ROW)
-        self.withheld = next(filter(None, kept_back), None)
+        stopped = [mark for mark in tape.optimizers if mark.withheld_in_a_row >= WITHHELD_IN_A_ROW]
+        self.stopped = {mark.serial for mark in stopped}
+        self.withheld = next((mark.withheld_event for mark in stopped if mark.withheld_event is not None), None)
         self.spoilt = tape.harmed or self.withheld or tape.idle
         if self.spoilt is not None:
             step = StepRecord(self.spoilt.step)  # it may not be kept
@@ -350,12 +351,13 @@ class _Freezer:
             return None
         if self.is_unstepped(course) and course.account.passes:
             return Received(course.account.passes, self.tape.backward_count)
-        if not course.of:
+        if not (course.of or course.withheld[0]):
             # It lived within one step, as inputs do, and that step did not end while it was there.
             norm = course.norm
             zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
-        return Received(course.steps, course.of, course.zero, course.nonfinite)
+        of, arrived, zeros, spoilt = course.withheld if course.optimizer in self.stopped else (0, 0, 0, 0)
+        return Received(course.steps + arrived, course.of + of, course.zero + zeros, course.nonfinite + spoilt)
 
     def is_unstepped(self, course: Course) -> bool:
         """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
