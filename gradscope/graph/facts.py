@@ -83,7 +83,8 @@ class Ledger:
 
     Single steps are looked at now and then: `stirred` of those with a new gradient other than zero moved the value,
     `still` left it as it was to the last bit; `moved_frozen` moved it though it was frozen and nothing had arrived,
-    `masked` moved elements whose gradient had been set to zero before. `rate` is the latest learning rate and
+    `masked` moved elements whose gradient had been set to zero before, of `masks` on gradients on which the line worked
+    that does so. `rate` is the latest learning rate and
     `rate_zero` counts the looks at which it was 0. `updates` are |update| / |value|, in time order.
 
     `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
@@ -106,6 +107,7 @@ class Ledger:
     still: Count = 0
     moved_frozen: Count = 0
     masked: Count = 0
+    masks: Count = 0
     rate: float | None = None
     rate_zero: Count = 0
     updates: tuple[Norm | None, ...] = ()

@@ -24,6 +24,8 @@ WITHHELD_IN_A_ROW = 8
 STEPS_TO_SETTLE = 24
 # Looks at single steps that left a value as it was to the last bit: fewer may fall on a warm-up from a rate of 0.
 STILL_STEPS = 4
+# Looks at steps at a rate of 0, the first 8 and every eighth: some 32 steps, after which a warm-up has begun.
+LOOKS_AT_NO_RATE = 11
 # Tensors in a row that have taken a place before a single gradient each tells that they are replaced in every step.
 REPLACED_IN_A_ROW = 3
 # Calls of one module that hang together: a cell that is unrolled by hand is seldom called as often in a step.

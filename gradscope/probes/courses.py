@@ -73,9 +73,9 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
-        "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still",
-        "stirred", "supplied", "updates", "withheld", "zero",
+        "account", "arrived", "change", "counted", "edits", "frozen_at", "masked", "masked_before",
+        "masks_looked_at", "moved_frozen", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "rate",
+        "rate_zero", "sample", "start", "steps", "still", "stirred", "supplied", "updates", "withheld", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -91,9 +91,12 @@ class Course:
         self.change: float | None = None
         self.supplied = False
         self.updates = Series()
-        self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
+        self.stirred = self.still = self.moved_frozen = self.masked = self.rate_zero = 0
+        self.masks_looked_at = self.edits = 0
         self.rate: float | None = None
         self.frozen_at: Site | None = None
+        # Elements whose gradient was set to zero at the latest look and which moved, and what they were before it.
+        self.masked_before: tuple[torch.Tensor, torch.Tensor] | None = None
         self.withheld: tuple[int, ...] = (0, 0, 0, 0)  # steps, with a gradient, with one that is zero or not finite
 
     def arrive(self, norm: float | None) -> None:

@@ -41,8 +41,9 @@ from gradscope.graph.limits import WITHHELD_IN_A_ROW
 from gradscope.probes.attributes import INFERENCE, plain
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import Site
-from gradscope.probes.courses import Course
+from gradscope.probes.courses import Course, pick
 from gradscope.probes.custom import custom_backwards
+from gradscope.probes.movement import judge_masked
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
@@ -313,6 +314,8 @@ class _Freezer:
             self.tape.refresh(subject, live)
             if course is not None:
                 course.measure(live)
+                if self.tape.closed and course.masked_before is not None and course.sample is not None:
+                    judge_masked(course, pick(live, course.sample[0]))
         predicted = course.predicted if course is not None else None
         if predicted is None and self.walked and subject.leaf:
             predicted = False
@@ -387,6 +390,7 @@ class _Freezer:
             still=course.still,
             moved_frozen=course.moved_frozen,
             masked=course.masked,
+            masks=course.masks_looked_at,
             rate=_finite_or_none(course.rate),
             rate_zero=course.rate_zero,
             updates=tuple(map(finite, course.updates.points)),

@@ -249,6 +249,8 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     fed = fed or fresh
                     if looked_at is not None and gradient is not None:
                         looked_at.append(Held(course, tensor, fresh, float(rate) if rate is not None else None))
+                    if supplied:
+                        _use_where_it_came_from(tape, mark, tensor, gradient)
             for account in robbed:
                 account.rob(used)
             mark.uses += 1
@@ -257,6 +259,18 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 mark.moment = before_step(looked_at)
     except Exception as error:
         tape.fail("optimizer probe", error)
+
+
+def _use_where_it_came_from(
+    tape: Tape, mark: OptimizerMark, tensor: torch.Tensor, gradient: torch.Tensor | None
+) -> None:
+    """A gradient that was handed over as it is, `a.grad = b.grad`: the step uses that of the other tensor."""
+    known = tape.seen(gradient) if gradient is not None else None
+    source = tape.leaves.get(known.gradient_of) if known is not None else None
+    other = source.ref() if source is not None else None
+    if source is None or other is None or other is tensor or gradient_of(other) is not gradient:
+        return
+    tape.course(source).account.use(mark.serial, stamp_of(gradient), supplied=False)
 
 
 def _supplied(course: Course, gradient: torch.Tensor) -> bool:
