@@ -302,6 +302,7 @@ class Optimizer:
     `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. `withheld` counts steps that
     a GradScaler kept back, which are none of its `steps`, and `withheld_last` those since the last one that was taken;
     `withheld_at` is the line of the latest, and `scale` what the scale was there.
+    `stateful` says that its first step left something for the next ones, as averages.
     """
 
     id: int
@@ -318,6 +319,7 @@ class Optimizer:
     withheld_last: Count = 0
     withheld_at: Span | None = None
     scale: float | None = None
+    stateful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +365,7 @@ class Module:
     `path` is its name as operations give it, with the root's variable in front. `requires_grad_attribute` is set
     where somebody gave the module a plain attribute `requires_grad`, which freezes and unfreezes nothing. `awaits_all`
     is true of a DistributedDataParallel that refuses the next forward after a backward which missed a parameter.
+    `repeats` is how often a container holds one and the same module with parameters, where it holds nothing else.
     """
 
     path: str
@@ -370,6 +373,7 @@ class Module:
     training: bool
     requires_grad_attribute: bool | None = None
     awaits_all: bool = False
+    repeats: Count = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -431,7 +431,7 @@ class _Freezer:
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
         modules = tuple(
-            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all)
+            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all, mark.repeats)
             for mark in self.tape.marks.values()
             if mark.root is not None
         )
@@ -471,6 +471,7 @@ class _Freezer:
             mark.withheld_in_a_row,
             self.span(mark.withheld_at),
             _finite_or_none(mark.scale),
+            mark.stateful,
         )
 
     def discards(self) -> tuple[Discard, ...]:

@@ -178,6 +178,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         flag = own.get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
         mark.awaits_all = is_replica(module) and not (module.find_unused_parameters or module.static_graph)
+        mark.repeats = _repeats(module)
         prefix = path + "." if path else ""
         for name, parameter in registered(module, "_parameters"):
             if parameter is not None:
@@ -191,6 +192,15 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
                         _place_in(type(module), tape.subject(tensor))
+
+
+def _repeats(module: torch.nn.Module) -> int:
+    """How often a container holds one module with parameters, where that is all it holds: `[layer] * n`."""
+    if not is_a(module, (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)):
+        return 0
+    held = [part for _, part in registered(module, "_modules")]
+    alike = len(held) > 1 and all(part is held[0] for part in held) and held[0] is not None
+    return len(held) if alike and next(parameters_of(held[0]), None) is not None else 0
 
 
 def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -226,7 +226,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 return
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
-            fed, used, robbed = False, set[Pass](), list[Account]()
+            fed, used, robbed, handed = False, set[Pass](), list[Account](), list[torch.Tensor]()
             for group in _groups(optimizer):
                 rate = group.get("lr")
                 for tensor in group["params"]:
@@ -250,7 +250,8 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     if looked_at is not None and gradient is not None:
                         looked_at.append(Held(course, tensor, fresh, float(rate) if rate is not None else None))
                     if supplied:
-                        _use_where_it_came_from(tape, mark, tensor, gradient)
+                        handed.append(tensor)
+            _use_where_it_came_from(tape, mark, handed)
             for account in robbed:
                 account.rob(used)
             mark.uses += 1
@@ -261,16 +262,13 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
         tape.fail("optimizer probe", error)
 
 
-def _use_where_it_came_from(
-    tape: Tape, mark: OptimizerMark, tensor: torch.Tensor, gradient: torch.Tensor | None
-) -> None:
-    """A gradient that was handed over as it is, `a.grad = b.grad`: the step uses that of the other tensor."""
-    known = tape.seen(gradient) if gradient is not None else None
-    source = tape.leaves.get(known.gradient_of) if known is not None else None
-    other = source.ref() if source is not None else None
-    if source is None or other is None or other is tensor or gradient_of(other) is not gradient:
-        return
-    tape.course(source).account.use(mark.serial, stamp_of(gradient), supplied=False)
+def _use_where_it_came_from(tape: Tape, mark: OptimizerMark, handed: list[torch.Tensor]) -> None:
+    """Gradients that were handed over as they are, `a.grad = b.grad`: the step uses those of the other tensors."""
+    given = {id(gradient_of(tensor)): tensor for tensor in handed}
+    for source, other in tape.watched() if handed else ():
+        gradient = gradient_of(other) if tape.readable(source) else None
+        if gradient is not None and given.get(id(gradient), other) is not other:
+            tape.course(source).account.use(mark.serial, stamp_of(gradient), supplied=False)
 
 
 def _supplied(course: Course, gradient: torch.Tensor) -> bool:
@@ -305,6 +303,8 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                 return
             mark.steps += 1
             mark.withheld_in_a_row = 0
+            if mark.steps == 1:
+                mark.stateful = any(attributes(optimizer).get("state", {}).values())
             moment, mark.moment = mark.moment, None
             if moment is not None:
                 after_step(moment)

@@ -87,6 +87,7 @@ class OptimizerMark:
         "scale",
         "serial",
         "site",
+        "stateful",
         "stepped_at",
         "steps",
         "subjects",
@@ -116,6 +117,7 @@ class OptimizerMark:
         self.withheld_at: Site | None = None
         self.withheld_event: Event | None = None
         self.scale: float | None = None
+        self.stateful = False
 
     def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
         """What is known of a tensor that the optimizer holds."""
@@ -136,7 +138,18 @@ def in_training(module: torch.nn.Module) -> bool:
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("awaits_all", "modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
+    __slots__ = (
+        "awaits_all",
+        "modes",
+        "path",
+        "ref",
+        "repeats",
+        "requires_grad",
+        "root",
+        "switched",
+        "training",
+        "type",
+    )
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
@@ -145,6 +158,7 @@ class ModuleMark:
         self.training = in_training(module)
         self.requires_grad: bool | None = None
         self.awaits_all = False
+        self.repeats = 0
         self.root: ModuleMark | None = None
         self.modes: ModeCourse | None = None
         self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which

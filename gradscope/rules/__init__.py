@@ -34,6 +34,7 @@ from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 from gradscope.rules.scaling import scaler_skips
 from gradscope.rules.semantics import double_softmax, loss_broadcast
+from gradscope.rules.sharing import rebuilt_optimizer, shared_module
 from gradscope.rules.values import exploding_gradient, vanishing_gradient
 from gradscope.rules.zero import zero_gradient
 
@@ -56,6 +57,7 @@ RULES: tuple[AnyRule, ...] = (
     missing_create_graph,
     non_differentiable_op,
     not_in_optimizer,
+    rebuilt_optimizer,
     step_without_backward,
     zero_grad_before_step,
     unused_parameter,
@@ -65,6 +67,7 @@ RULES: tuple[AnyRule, ...] = (
     frozen_but_updated,
     exploding_gradient,
     no_update,
+    shared_module,
     graph_growth,
     nonfinite_forward,
     nonfinite_gradient,

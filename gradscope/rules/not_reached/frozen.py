@@ -180,7 +180,8 @@ def _by_default(run: Run) -> Iterator[tuple[Tensor, Optimizer]]:
         held = tensor.nn_parameter and tensor.optimizer in stepped and tensor.name is not None
         if not held or tensor.requires_grad or not tensor.used or tensor.made is None or tensor.ledger is None:
             continue
-        if tensor.ledger.frozen is None and _who_froze(run, [tensor]) is None and _leaves_frozen(tensor.made, run):
+        by_the_constructor = _who_froze(run, [tensor]) in (None, tensor.made)
+        if by_the_constructor and tensor.ledger.frozen is None and _leaves_frozen(tensor.made, run):
             yield tensor, stepped[tensor.optimizer or 0]
 
 
