@@ -105,7 +105,8 @@ class Ledger:
 
     Single steps are looked at now and then: `stirred` of those with a new gradient other than zero moved the value,
     `still` left it as it was to the last bit; `moved_frozen` moved it though it was frozen and nothing had arrived,
-    `masked` moved elements whose gradient had been set to zero before. `rate` is the latest learning rate and
+    `masked` moved elements whose gradient had been set to zero before, of `masks` on gradients on which the line worked
+    that does so. `rate` is the latest learning rate and
     `rate_zero` counts the looks at which it was 0. `updates` are |update| / |value|, in time order.
 
     `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
@@ -128,6 +129,7 @@ class Ledger:
     still: Count = 0
     moved_frozen: Count = 0
     masked: Count = 0
+    masks: Count = 0
     rate: float | None = None
     rate_zero: Count = 0
     updates: tuple[Norm | None, ...] = ()
@@ -321,8 +323,10 @@ class Optimizer:
 
     `refused` is true where torch raised while it was made; then `tensors` are those that it was offered. `uses` counts
     its steps, or the calls of their closures, and `fed` those that found a new gradient at any of its tensors;
-    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. A GradScaler has left out
-    `withheld` steps, last at `withheld_at`, and the last `in_a_row` that it was to take.
+    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. `withheld` counts steps that
+    a GradScaler kept back, which are none of its `steps`, and `in_a_row` those since the last one that was taken;
+    `withheld_at` is the line of the latest, and `scale` what the scale was there.
+    `stateful` says that its first step left something for the next ones, as averages.
     """
 
     id: int
@@ -338,6 +342,8 @@ class Optimizer:
     withheld: Count = 0
     in_a_row: Count = 0
     withheld_at: Span | None = None
+    scale: float | None = None
+    stateful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +389,7 @@ class Module:
     `path` is its name as operations give it, with the root's variable in front. `requires_grad_attribute` is set
     where somebody gave the module a plain attribute `requires_grad`, which freezes and unfreezes nothing. `awaits_all`
     is true of a DistributedDataParallel that refuses the next forward after a backward which missed a parameter.
+    `repeats` is how often a container holds one and the same module with parameters, where it holds nothing else.
     """
 
     path: str
@@ -390,6 +397,7 @@ class Module:
     training: bool
     requires_grad_attribute: bool | None = None
     awaits_all: bool = False
+    repeats: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +453,8 @@ class Nonfinite:
     what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
     tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
-    where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which
+    where unknown or not finite. `withheld` says that a GradScaler kept all steps back from then on, so that the values
+    themselves are sound. `tensors` are those whose gradients were not finite, `root` is the value from which
     the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
@@ -462,6 +471,7 @@ class Nonfinite:
     root: int | None = None
     span: Span | None = None
     taken: tuple[int, ...] = ()
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)

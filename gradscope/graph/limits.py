@@ -18,8 +18,16 @@ STEPS_OF_ZEROS = 3
 MASKED_STEPS = 3
 # Gradients in a row that are zero, after which a tensor counts as frozen: averages of 0.9 have faded by half.
 ZEROS_FOR_GOOD = 8
+# Steps in a row that a scaler keeps back to the end: while it settles, fewer make the scale 256 times smaller.
+WITHHELD_IN_A_ROW = 8
+# Steps after which it is no longer settling: then as many kept back as taken are no slips.
+STEPS_TO_SETTLE = 24
+# Optimizers of one line for the same tensors that make no more than these steps each: their averages never live.
+REBUILT, REBUILT_STEPS = 5, 2
 # Looks at single steps that left a value as it was to the last bit: fewer may fall on a warm-up from a rate of 0.
 STILL_STEPS = 4
+# Looks at steps at a rate of 0, the first 8 and every eighth: some 32 steps, after which a warm-up has begun.
+LOOKS_AT_NO_RATE = 11
 # Tensors in a row that have taken a place before a single gradient each tells that they are replaced in every step.
 REPLACED_IN_A_ROW = 3
 # Calls of one module that hang together: a cell that is unrolled by hand is seldom called as often in a step.

@@ -13,7 +13,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from itertools import islice, takewhile
+from itertools import islice
 from types import CodeType, FrameType
 from typing import TypeAlias
 
@@ -28,6 +28,7 @@ LIBRARY, USER, OPTIMIZER, CLOSURE = 0, 1, 2, 3
 PASSING = ("__torch_function__", "__torch_dispatch__")
 
 _BUILDERS = 4  # of the lines that a module was built from, the innermost first
+_MAKERS = 12  # lines from a parameter to the constructor of the model that it becomes a part of
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CLOSURES = os.path.join(_PACKAGE, "probes", "closures.py")
 _OPTIMIZERS = os.path.join(os.path.realpath(os.path.dirname(torch.__file__)), "optim", "")
@@ -119,8 +120,12 @@ class CallSites:
         return tuple(islice((site for site in own if not _is_constructor(site)), _BUILDERS))
 
     def constructors(self) -> tuple[Site, ...]:
-        """The lines of the user's constructors that are at work now, the innermost first."""
-        return tuple(islice(takewhile(_is_constructor, self._own(sys._getframe(1))), _BUILDERS))
+        """The lines of the user's that are being run now, the innermost first, if a constructor is among them.
+
+        What a comprehension runs lies on the line of the comprehension.
+        """
+        own = tuple(islice((site for site in self._own(sys._getframe(1)) if not _is_comprehension(site)), _MAKERS))
+        return own if any(map(_is_constructor, own)) else ()
 
     def _own(self, frame: FrameType | None) -> Iterator[Site]:
         """The user's lines that are being run now, the innermost first."""
@@ -180,6 +185,10 @@ class CallSites:
 
 def _is_constructor(place: Site) -> bool:
     return place[0].co_name == "__init__"
+
+
+def _is_comprehension(place: Site) -> bool:
+    return place[0].co_name in ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 
 
 def legible(text: str) -> str:

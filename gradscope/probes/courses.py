@@ -49,9 +49,9 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
-        "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still",
-        "stirred", "supplied", "updates", "zero", "zeros",
+        "account", "arrived", "change", "counted", "edits", "frozen_at", "masked", "masked_before", "masks_looked_at",
+        "moved_frozen", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample",
+        "start", "steps", "still", "stirred", "supplied", "updates", "withheld", "zero", "zeros",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -68,9 +68,13 @@ class Course:
         self.change: float | None = None
         self.supplied = False
         self.updates = Series(POINTS)
-        self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
+        self.stirred = self.still = self.moved_frozen = self.masked = self.rate_zero = 0
+        self.masks_looked_at = self.edits = 0
         self.rate: float | None = None
         self.frozen_at: Site | None = None
+        # Elements whose gradient was set to zero at the latest look and which moved, and what they were before it.
+        self.masked_before: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.withheld: tuple[int, ...] = (0, 0, 0, 0)  # steps, with a gradient, with one that is zero or not finite
 
     def arrive(self, norm: float | None) -> None:
         """A gradient arrived; its norm is None where it could not be read."""
@@ -97,6 +101,14 @@ class Course:
         self.zeros = 0
         self.nonfinite += not math.isfinite(self.norm)
         return False
+
+    def withhold(self) -> None:
+        """Close a step that was not taken: it is counted apart, and no part of the course of gradients."""
+        known = self.arrived and self.norm is not None
+        zero, nonfinite = known and self.norm == 0, known and not math.isfinite(self.norm or 0)
+        noted = 1, self.arrived, zero, nonfinite
+        self.withheld = tuple(count + more for count, more in zip(self.withheld, noted, strict=True))
+        self.counted = self.arrived = False
 
     def uncount(self) -> None:
         """Open the latest step again: it was closed too early, before its optimizer was known."""

@@ -46,11 +46,13 @@ from gradscope.graph.facts import (
     Value,
 )
 from gradscope.graph.garbage import uncollected
+from gradscope.graph.limits import WITHHELD_IN_A_ROW
 from gradscope.probes.attributes import INFERENCE, plain
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.callsites import USER, Site
-from gradscope.probes.courses import Course
+from gradscope.probes.courses import Course, pick
 from gradscope.probes.custom import custom_backwards
+from gradscope.probes.movement import judge_masked
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
 from gradscope.probes.nonfinite import spoilt_by_steps
 from gradscope.probes.profiles import Profile as ProfileRecord
@@ -137,7 +139,10 @@ class _Freezer:
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
         others = [check.step for check in tape.checks]
-        self.spoilt = tape.harmed or tape.idle
+        stopped = [mark for mark in tape.optimizers if mark.in_a_row >= WITHHELD_IN_A_ROW]
+        self.stopped = {mark.serial for mark in stopped}
+        self.withheld = next((mark.withheld_event for mark in stopped if mark.withheld_event is not None), None)
+        self.spoilt = tape.harmed or self.withheld or tape.idle
         if self.spoilt is not None:
             step = StepRecord(self.spoilt.step)  # it may not be kept
             step.operations += filter(None, [self.spoilt.operation])
@@ -150,8 +155,9 @@ class _Freezer:
                 self.names[subject.serial] = name
         owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
         self.several = len(owners) > 1
-        self.unstepped = bool(tape.optimizers) and not tape.step_count
-        self.idle = {mark.serial for mark in tape.optimizers if not mark.steps}
+        tried = [mark for mark in tape.optimizers if mark.steps or mark.withheld]
+        self.unstepped = bool(tape.optimizers) and not tried
+        self.idle = {mark.serial for mark in tape.optimizers if mark not in tried}
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
         self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
         self._makers: dict[int, _Makers] = {}
@@ -336,6 +342,8 @@ class _Freezer:
             self.tape.refresh(subject, live)
             if course is not None:
                 course.measure(live)
+                if self.tape.closed and course.masked_before is not None and course.sample is not None:
+                    judge_masked(course, pick(live, course.sample[0]))
         predicted = course.predicted if course is not None else None
         if predicted is None and self.walked and subject.leaf:
             predicted = False
@@ -374,12 +382,15 @@ class _Freezer:
             return None
         if self.is_unstepped(course) and course.account.passes:
             return Received(course.account.passes, self.tape.backward_count)
-        if not course.of:
+        if not (course.of or course.withheld[0]):
             # It lived within one step, as inputs do, and that step did not end while it was there.
             norm = course.norm
             zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
-        return Received(course.steps, course.of, course.zero, course.nonfinite, course.zeros)
+        of, arrived, zeros, spoilt = course.withheld if course.optimizer in self.stopped else (0, 0, 0, 0)
+        return Received(
+            course.steps + arrived, course.of + of, course.zero + zeros, course.nonfinite + spoilt, course.zeros
+        )
 
     def is_unstepped(self, course: Course) -> bool:
         """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
@@ -409,6 +420,7 @@ class _Freezer:
             still=course.still,
             moved_frozen=course.moved_frozen,
             masked=course.masked,
+            masks=course.masks_looked_at,
             rate=_finite_or_none(course.rate),
             rate_zero=course.rate_zero,
             updates=tuple(map(finite, course.updates.points)),
@@ -469,7 +481,7 @@ class _Freezer:
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
         modules = tuple(
-            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all)
+            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all, mark.repeats)
             for mark in self.tape.marks.values()
             if mark.root is not None
         )
@@ -513,6 +525,8 @@ class _Freezer:
             mark.withheld,
             mark.in_a_row,
             self.span(mark.withheld_at),
+            _finite_or_none(mark.scale),
+            mark.stateful,
         )
 
     def discards(self) -> tuple[Discard, ...]:
@@ -565,6 +579,7 @@ class _Freezer:
             self.value(backward.roots[0]) if backward is not None and backward.roots else None,
             self.span(backward.site) if backward is not None else None,
             tuple(subject.serial for subject in event.taken),
+            event is self.withheld,
         )
 
     def profile(self, record: ProfileRecord) -> Profile:

@@ -28,7 +28,8 @@ _LOOKS = frozenset(
 _UNSCALE = torch._amp_foreach_non_finite_check_and_unscale_  # by what it finds, a GradScaler steps or skips
 _HELD_BY_US = 3  # references to a gradient while `_kept` looks at it, if nobody else has one
 _FILLS = frozenset({"fill_", "copy_", "set_", "normal_", "uniform_", "_foreach_copy_"})  # a gradient of another origin
-_MASKS = 4  # edits of one gradient that are compared with what was there before
+_MASKS = 4  # edits of one gradient that are compared with what was there before, and then
+_EVERY = 8  # every eighth of them: a mask may be made in the middle of a run
 
 
 def cleared(tape: Tape, leaf: Any, value: Any, site: Site | None) -> None:
@@ -74,13 +75,10 @@ def nonzero_before(tape: Tape, tensors: Sequence[Tensor], inputs: Sequence[Value
     """How many elements of a gradient are not zero before the program's own line works on it, for the first times."""
     subject = inputs[0][1]
     leaf = tape.leaves.get(subject.gradient_of)
-    if (
-        leaf is None
-        or leaf.course is None
-        or leaf.course.masks_seen >= _MASKS
-        or not _is_dense(tensors[0])
-        or capturing()
-    ):
+    if leaf is None or leaf.course is None or not _is_dense(tensors[0]) or capturing():
+        return None
+    leaf.course.edits += 1
+    if leaf.course.edits > _MASKS and leaf.course.edits % _EVERY:
         return None
     values = values_of(tensors[0])
     return None if values is None else int(torch.count_nonzero(values))
@@ -146,7 +144,6 @@ def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: in
             return
         account.changed((id(tensor), account.stamp[1]), stamp_of(tensor))
     if before is not None:
-        leaf.course.masks_seen += 1
         values = values_of(tensor)
         if values is not None and int(torch.count_nonzero(values)) < before:
             account.masked_at = site

@@ -178,6 +178,7 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
         flag = own.get("requires_grad")
         mark.requires_grad = flag if isinstance(flag, bool) else None
         mark.awaits_all = is_replica(module) and not (module.find_unused_parameters or module.static_graph)
+        mark.repeats = _repeats(module)
         prefix = path + "." if path else ""
         for name, parameter in registered(module, "_parameters"):
             if parameter is not None:
@@ -191,6 +192,15 @@ def name_module(tape: Tape, root: torch.nn.Module, root_mark: ModuleMark) -> Non
                     if tape.subject(tensor).registered is None:
                         _register(tape.keep(tensor), root_mark, place, "attribute")
                         _place_in(type(module), tape.subject(tensor))
+
+
+def _repeats(module: torch.nn.Module) -> int:
+    """How often a container holds one module with parameters, where that is all it holds: `[layer] * n`."""
+    if not is_a(module, (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)):
+        return 0
+    held = [part for _, part in registered(module, "_modules")]
+    alike = len(held) > 1 and all(part is held[0] for part in held) and held[0] is not None
+    return len(held) if alike and next(parameters_of(held[0]), None) is not None else 0
 
 
 def _named_modules(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -251,10 +261,19 @@ def _plain_tensors(tape: Tape, root: torch.nn.Module, value: Any, path: str) -> 
 
 
 def _place_in(owner: type, subject: Subject) -> None:
-    """What a module does not register was made where the constructor of its owner made what holds it."""
-    for code, lasti in subject.constructors:
-        if f".{code.co_qualname}".endswith(f".{owner.__name__}.__init__"):
-            subject.site = code, lasti
+    """What a module does not register was made where a constructor or a method of its owner made what holds it.
+
+    Or where a function did that these called: the constructors of parts come only after it.
+    """
+    chain = subject.constructors
+    methods = {name for kind in owner.__mro__ for name, member in vars(kind).items() if callable(member)}
+    classes = {kind.__name__ for kind in owner.__mro__}
+    for place, (code, _) in enumerate(chain):
+        scope, _, name = f".{code.co_qualname}".rpartition(".")
+        if scope.rpartition(".")[2] in classes and name in methods:
+            makers = itertools.takewhile(lambda site: site[0].co_name != "__init__", chain[:place][::-1])
+            subject.site = next(reversed([chain[place], *makers]))
+            return
 
 
 def _register(subject: Subject, root: ModuleMark, name: str, how: Any) -> None:

@@ -48,6 +48,7 @@ def before_step(tensors: Iterable[Held]) -> Moment:
         value = pick(held.tensor, index)
         if value.shape != first.shape:
             continue
+        judge_masked(held.course, value)
         gradient = gradient_of(held.tensor)
         usable = gradient is not None and gradient.layout is torch.strided and gradient.shape == held.tensor.shape
         usable = usable and gradient is not None and has_values(local(gradient))
@@ -89,8 +90,22 @@ def after_step(moment: Moment) -> None:
         if held.course.arrived and update > 0 and _is_masked(held, gradient):
             seen = moment.gradients[place]
             assert seen is not None
-            course.masked += bool(((picked[place] != moment.values[place]) & (seen == 0)).any())
+            moved = (picked[place] != moment.values[place]) & (seen == 0)
+            course.masked_before = (moved, moment.values[place]) if bool(moved.any()) else None
+        course.masks_looked_at += course.account.masked
         course.account.masked = False
+
+
+def judge_masked(course: Course, value: torch.Tensor) -> None:
+    """Count a step that moved what was masked, unless the program has put most of it back since.
+
+    Others may have had a gradient of exactly 0 as well, and go on by momentum as they should.
+    """
+    before, course.masked_before = course.masked_before, None
+    if before is not None and before[0].shape == value.shape and before[0].device == value.device:
+        moved, values = before
+        stayed = int((value[moved] != values[moved]).sum())
+        course.masked += stayed * 2 >= int(moved.sum())
 
 
 def _is_masked(held: Held, gradient: float) -> bool:

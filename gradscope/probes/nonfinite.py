@@ -609,6 +609,11 @@ def settle(tape: Tape, stepped: Mapping[int, Subject] | None = None) -> None:
         tape.pending = None
 
 
+def withheld(tape: Tape) -> Event | None:
+    """What is not finite now, as a scaler keeps a step back for it: harm is done if no step is ever taken again."""
+    return tape.pending if tape.harmed is None else None
+
+
 def _trains_nothing(tensor: torch.Tensor | None) -> bool:
     """Whether the gradient of a tensor is exactly zero."""
     gradient = gradient_of(tensor) if tensor is not None else None

@@ -32,6 +32,7 @@ from gradscope.probes.profiles import suspect, suspect_dead
 from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
+from gradscope.probes.scalers import note_withheld
 from gradscope.probes.scopes import attributes, maker_of, modules_around, parameters_of
 from gradscope.probes.tape import Tape, is_one_of_few
 from gradscope.probes.tracebacks import hidden, hide
@@ -112,6 +113,10 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
     def after(optimizer: Optimizer, *_: Any) -> None:
         if tape.active and not torch.compiler.is_compiling() and not capturing():
             resume(tape)
+            mark = tape.optimizer_mark(optimizer) if _is_withheld(optimizer) else None
+            if mark is not None:
+                note_withheld(tape, mark, None)
+                return
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:
                 raise StepsReached(0)
@@ -226,6 +231,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
             fed, used, robbed = False, set[Pass[Site]](), list[Account[Site]]()
+            handed = list[torch.Tensor]()
             for group in _groups(optimizer):
                 rate = group.get("lr")
                 for tensor in group["params"]:
@@ -248,6 +254,9 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     fed = fed or fresh
                     if looked_at is not None and gradient is not None:
                         looked_at.append(Held(course, tensor, fresh, float(rate) if rate is not None else None))
+                    if supplied:
+                        handed.append(tensor)
+            _use_where_it_came_from(tape, mark, handed)
             for account in robbed:
                 account.rob(used)
             mark.uses += 1
@@ -257,6 +266,15 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 mark.moment = before_step(looked_at)
     except Exception as error:
         tape.fail("optimizer probe", error)
+
+
+def _use_where_it_came_from(tape: Tape, mark: OptimizerMark, handed: list[torch.Tensor]) -> None:
+    """Gradients that were handed over as they are, `a.grad = b.grad`: the step uses those of the other tensors."""
+    given = {id(gradient_of(tensor)): tensor for tensor in handed}
+    for source, other in tape.watched() if handed else ():
+        gradient = gradient_of(other) if tape.readable(source) else None
+        if gradient is not None and given.get(id(gradient), other) is not other:
+            tape.course(source).account.use(mark.serial, stamp_of(gradient), supplied=False)
 
 
 def _supplied(course: Course, gradient: torch.Tensor) -> bool:
@@ -290,6 +308,9 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             if mark is None:
                 return
             mark.steps += 1
+            mark.in_a_row = 0
+            if mark.steps == 1:
+                mark.stateful = any(attributes(optimizer).get("state", {}).values())
             moment, mark.moment = mark.moment, None
             if moment is not None:
                 after_step(moment)
@@ -320,6 +341,12 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:
         tape.fail("optimizer probe", error)
+
+
+def _is_withheld(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has left it to a fused step to do nothing, since gradients are not finite."""
+    found = attributes(optimizer).get("found_inf")
+    return isinstance(found, torch.Tensor) and bool(found.item())
 
 
 def _waits(course: Course | None) -> bool:

@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler, OptState
 from torch.compiler import is_compiling
 
 from gradscope.graph.events import Unscaled, Withheld
+from gradscope.probes.nonfinite import settle, withheld
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.records import OptimizerMark
@@ -43,14 +44,14 @@ def watch_scalers(tape: Tape) -> Iterator[None]:
             mark = None
             if tape.active and not is_compiling() and self.is_enabled():
                 mark = _before_step(tape, self, optimizer)
-            steps = mark.steps if mark is not None else 0
+            before = (mark.steps, mark.withheld) if mark is not None else (0, 0)
             try:
                 result = original(self, optimizer, *args, **kwargs)
             except BaseException as error:
                 hide(error)
                 raise
             if mark is not None:
-                _after_step(tape, self, optimizer, mark, steps)
+                _after_step(tape, self, mark, before)
             return result
 
         return step
@@ -99,16 +100,33 @@ def _state(scaler: GradScaler, optimizer: torch.optim.Optimizer) -> dict[str, An
     return dict(states[id(optimizer)]) if id(optimizer) in states else {}
 
 
-def _after_step(
-    tape: Tape, scaler: GradScaler, optimizer: torch.optim.Optimizer, mark: OptimizerMark, steps: int
-) -> None:
-    """A step through a scaler is over: note whether it was taken. A fused optimizer runs, and leaves it out inside."""
+def _after_step(tape: Tape, scaler: GradScaler, mark: OptimizerMark, before: tuple[int, int]) -> None:
+    """A step through a scaler is over: note whether it was taken. A fused one notes itself that it did nothing."""
+    steps, withheld = before
+    if mark.steps == steps:
+        if mark.withheld == withheld:
+            note_withheld(tape, mark, _scale(scaler))
+        else:
+            mark.scale = _scale(scaler)
+
+
+def note_withheld(tape: Tape, mark: OptimizerMark, scale: float | None) -> None:
+    """A step of an optimizer was not taken: it ends here, and its gradients are counted, but nothing has used them."""
     try:
         with unobserved():
-            found = _state(scaler, optimizer).get("found_inf_per_device") or {}
-            withheld = mark.steps == steps or (_is_fused(optimizer) and any(float(each) for each in found.values()))
-            mark.scaled(withheld, tape.sites.here())
-            if withheld:
-                tape.note(Withheld(tape.next_operation(), mark.withheld_at, mark.serial, _scale(scaler)))
+            mark.withheld += 1
+            mark.in_a_row += 1
+            mark.withheld_at = tape.sites.caller()
+            mark.scale, mark.moment = scale, None
+            for subject in mark.subjects.values():
+                course = tape.course(subject)
+                if course.optimizer == mark.serial:
+                    course.withhold()
+            if mark.in_a_row == 1:
+                mark.withheld_event = None
+            mark.withheld_event = mark.withheld_event or withheld(tape)
+            settle(tape)
+            tape.note(Withheld(tape.next_operation(), mark.withheld_at, mark.serial, scale))
+            tape.end_step(mark.serial, mark.withheld_at)
     except Exception as error:
         tape.fail("scaler probe", error)

@@ -35,7 +35,9 @@ from gradscope.rules.not_reached.unused import unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
+from gradscope.rules.scaling import scaler_skips
 from gradscope.rules.semantics import double_softmax, loss_broadcast
+from gradscope.rules.sharing import rebuilt_optimizer, shared_module
 from gradscope.rules.squashed import squashed_output
 from gradscope.rules.step_size import step_size
 from gradscope.rules.values import exploding_gradient, vanishing_gradient
@@ -60,6 +62,7 @@ RULES: tuple[AnyRule, ...] = (
     missing_create_graph,
     non_differentiable_op,
     not_in_optimizer,
+    rebuilt_optimizer,
     step_without_backward,
     zero_grad_before_step,
     unused_parameter,
@@ -71,9 +74,11 @@ RULES: tuple[AnyRule, ...] = (
     step_size,
     exploding_gradient,
     no_update,
+    shared_module,
     graph_growth,
     nonfinite_forward,
     nonfinite_gradient,
+    scaler_skips,
     squashed_output,
     zero_gradient,
     identical_units,
