@@ -9,13 +9,13 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from gradscope.folds.accounts import Account
+from gradscope.folds.movement import POINTS, Moves
 from gradscope.folds.series import Series
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import detached
 from gradscope.probes.shards import has_values, local, values_of
 
-POINTS = 256
 SAMPLE, _RUN = 4_096, 8
 _PIECE = 1 << 18  # elements that are copied at a time
 _RESULTS = 512  # norms that lie side by side
@@ -48,9 +48,8 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
-        "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still",
-        "stirred", "supplied", "updates", "zero",
+        "account", "arrived", "change", "counted", "frozen_at", "masks_seen", "moves", "nonfinite", "norm", "norms",
+        "of", "optimizer", "predicted", "sample", "start", "steps", "supplied", "zero",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,9 +64,8 @@ class Course:
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
-        self.updates = Series(POINTS)
-        self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
-        self.rate: float | None = None
+        self.moves = Moves()
+        self.masks_seen = 0
         self.frozen_at: Site | None = None
 
     def arrive(self, norm: float | None) -> None:
