@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradscope.graph import limits
 from gradscope.probes.courses import Meter
 from gradscope.probes.nonfinite import graph_behind
 from gradscope.probes.quiet import unobserved
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 # Nodes of a graph that is looked at. Those that Python has seen die by recursion: 30,000 may be too many for a stack.
 LARGEST = 16_000
 MOST = 3  # profiles of one run
-_SMALL, _LARGE = 1e-5, 1e3
 _PATIENCE = 16  # passes that may go by before one reaches a suspect
 
 
@@ -88,8 +88,8 @@ def suspect(tape: Tape, mark: OptimizerMark) -> None:
     largest = max((size for _, size, _ in held if math.isfinite(size)), default=0.0)
     for subject, size, course in held:
         zero = course.zero == course.steps
-        small = 0 < size < _SMALL * largest
-        if (zero or small or max(course.norms.points[-4:]) > _LARGE) and tape.suspected.get(subject.serial, 0) < 2:
+        small = 0 < size < limits.VANISHED * largest
+        if (zero or small or max(course.norms.points[-4:]) > limits.EXPLODED) and tape.suspected.get(subject.serial, 0) < 2:
             tape.suspects.add(subject.serial)
             tape.patience = _PATIENCE
 
