@@ -89,7 +89,8 @@ def suspect(tape: Tape, mark: OptimizerMark) -> None:
     for subject, size, course in held:
         zero = course.zero == course.steps
         small = 0 < size < limits.VANISHED * largest
-        if (zero or small or max(course.norms.points[-4:]) > limits.EXPLODED) and tape.suspected.get(subject.serial, 0) < 2:
+        large = max(course.norms.points[-4:]) > limits.EXPLODED
+        if (zero or small or large) and tape.suspected.get(subject.serial, 0) < 2:
             tape.suspects.add(subject.serial)
             tape.patience = _PATIENCE
 
