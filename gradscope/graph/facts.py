@@ -63,13 +63,15 @@ class Span:
 class Received:
     """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
 
-    A gradient that is exactly zero or not finite has arrived too; both are counted apart.
+    A gradient that is exactly zero or not finite has arrived too; both are counted apart. `zeros` is how many of the
+    latest in a row were exactly zero.
     """
 
     steps: Count
     of: Count
     zero: Count = 0
     nonfinite: Count = 0
+    zeros: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +439,8 @@ class Modes:
 class Nonfinite:
     """The first value or gradient that was not finite and did harm: a tensor that is trained became NaN or infinite.
 
-    `kind` tells whether the loss was not finite already or only gradients were. `operation`, of the step `step`, made
+    `kind` tells whether the loss was not finite already or only gradients were, or whether a step made a parameter so
+    in places that no loss has met since. `operation`, of the step `step`, made
     it so, or its backward did; `given` says that what it took was not finite before, or, of gradients, that they met
     what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
@@ -446,7 +449,7 @@ class Nonfinite:
     the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
-    kind: Literal["forward", "gradient"]
+    kind: Literal["forward", "gradient", "step"]
     step: int
     operation: Operation | None
     node: str = ""
@@ -466,7 +469,8 @@ class ProfileNode:
     """One node of a profile. `edges` are places of nodes, towards the leaves, None where no gradient is needed.
 
     `arrived` is the largest 2-norm of the gradients that came in, `sent` those of what went out on each edge; None
-    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf.
+    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf. `half`
+    says that what it sent was in float16.
     """
 
     name: str
@@ -476,6 +480,7 @@ class ProfileNode:
     sent: tuple[Norm | None, ...]
     operation: int | None = None
     tensor: int | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,6 +518,37 @@ class Probabilities:
 
     value: int
     summed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """A tensor of which `alike` of all `rows` had an equal twin before the first step, and have it still at the end.
+
+    In `looks` passes that were looked at, their gradients were equal too, and not zero. `others` are the ids of tensors
+    with an element or a column for each row, that are the same for equal rows.
+    """
+
+    tensor: int
+    alike: Count
+    rows: Count
+    looks: Count
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An operation of a loss that compares what an activation or a dropout gave, `squash`, in the first pass looked at.
+
+    Over `looks` passes, `beyond` is the share of the targets that lie outside of what the activation can give, between
+    `low` and `high` in all. Of logits it is the share of those that were cut off at 0, of a dropout its rate.
+    """
+
+    operation: Operation
+    squash: Operation
+    looks: Count
+    beyond: Norm
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -598,6 +634,8 @@ class Run:
     profiles: tuple[Profile, ...] = ()
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     comments: Mapping[str, Mapping[int, str]] | None = None

@@ -11,6 +11,7 @@ import torch
 from gradscope.folds.accounts import Account
 from gradscope.folds.movement import POINTS, Moves
 from gradscope.folds.series import Series
+from gradscope.graph.limits import ZEROS_FOR_GOOD
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import detached
@@ -49,7 +50,7 @@ class Course:
 
     __slots__ = (
         "account", "arrived", "change", "counted", "frozen_at", "masks_seen", "moves", "nonfinite", "norm", "norms",
-        "of", "optimizer", "predicted", "sample", "start", "steps", "supplied", "zero",
+        "of", "optimizer", "predicted", "sample", "start", "steps", "supplied", "zero", "zeros",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -60,6 +61,7 @@ class Course:
         self.norm: float | None = None
         self.norms = Series(POINTS)
         self.steps = self.of = self.zero = self.nonfinite = 0
+        self.zeros = 0  # gradients in a row that were exactly 0, the latest among them
         self.sample: tuple[Selection, torch.Tensor] | None = None
         self.start: float | None = None
         self.change: float | None = None
@@ -73,16 +75,26 @@ class Course:
         self.arrived = True
         self.norm = norm
 
-    def count(self) -> None:
-        """Close a step, and note whether a gradient arrived since the last one."""
+    def count(self) -> bool:
+        """Close a step, and note whether a gradient arrived since the last one.
+
+        Gives whether it has died with this step: so many zeros in a row have followed gradients other than zero.
+        """
         self.of += 1
-        if self.arrived:
-            self.steps += 1
-            if self.norm is not None:
-                self.zero += self.norm == 0
-                self.nonfinite += not math.isfinite(self.norm)
-                self.norms.add(self.norm)
         self.counted, self.arrived = self.arrived, False
+        if not self.counted:
+            return False
+        self.steps += 1
+        if self.norm is None:
+            return False
+        self.norms.add(self.norm)
+        if self.norm == 0:
+            self.zero += 1
+            self.zeros += 1
+            return self.zeros == ZEROS_FOR_GOOD and self.zero < self.steps
+        self.zeros = 0
+        self.nonfinite += not math.isfinite(self.norm)
+        return False
 
     def uncount(self) -> None:
         """Open the latest step again: it was closed too early, before its optimizer was known."""
@@ -91,6 +103,7 @@ class Course:
             self.steps -= 1
             if self.norm is not None:
                 self.zero -= self.norm == 0
+                self.zeros = max(0, self.zeros - 1)
                 self.nonfinite -= not math.isfinite(self.norm)
                 self.norms.take_back()
         self.arrived = self.counted

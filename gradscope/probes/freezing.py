@@ -22,6 +22,7 @@ from gradscope.graph.facts import (
     BatchCheck,
     Call,
     Clips,
+    Compared,
     CustomBackward,
     Discard,
     Growth,
@@ -41,6 +42,7 @@ from gradscope.graph.facts import (
     Span,
     Step,
     Tensor,
+    Twins,
     Value,
 )
 from gradscope.graph.garbage import uncollected
@@ -50,6 +52,7 @@ from gradscope.probes.callsites import USER, Site
 from gradscope.probes.courses import Course
 from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.nonfinite import spoilt_by_steps
 from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.records import (
@@ -63,6 +66,7 @@ from gradscope.probes.records import (
 )
 from gradscope.probes.scopes import modules_in
 from gradscope.probes.tape import Tape
+from gradscope.probes.twins import twins_at_end
 
 _VIEWS = frozenset(
     [
@@ -113,6 +117,8 @@ class Frozen:
     profiles: tuple[Profile, ...]
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
+    compared: tuple[Compared, ...]
+    twins: tuple[Twins, ...]
     sources: Mapping[str, Mapping[int, str]]
     whole: tuple[str, ...]
     comments: Mapping[str, Mapping[int, str]]
@@ -373,7 +379,7 @@ class _Freezer:
             norm = course.norm
             zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
-        return Received(course.steps, course.of, course.zero, course.nonfinite)
+        return Received(course.steps, course.of, course.zero, course.nonfinite, course.zeros)
 
     def is_unstepped(self, course: Course) -> bool:
         """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
@@ -445,8 +451,20 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        compared = tuple(
+            Compared(
+                self.operation(each.operation),
+                self.operation(each.squash),
+                each.looks,
+                each.beyond / each.looks,
+                each.low,
+                each.high,
+            )
+            for each in self.tape.compared.values()
+        )
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
+        twins = tuple(self.twins())
         discards, growths = self.discards(), self.growths()
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
@@ -473,6 +491,8 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
+            compared=compared,
+            twins=twins,
             sources=sources,
             whole=tuple(whole),
             comments=self.comments(),
@@ -525,7 +545,7 @@ class _Freezer:
         return tuple(found)
 
     def nonfinite(self) -> Nonfinite | None:
-        event = self.spoilt
+        event = self.spoilt or spoilt_by_steps(self.tape)
         if event is None:
             return None
         for subject in (*event.leaves, *event.taken):
@@ -565,10 +585,17 @@ class _Freezer:
                     tuple(map(_finite_or_none, record.sent[place])),
                     made[place] if leaf is None else None,
                     leaf.serial if leaf is not None else None,
+                    place in record.halves,
                 )
             )
         used = sorted({number for number in made if number is not None})
         return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def twins(self) -> Iterator[Twins]:
+        for found in twins_at_end(self.tape):
+            self.subjects.update({subject.serial: subject for subject in (found.subject, *found.others)})
+            others = tuple(other.serial for other in found.others)
+            yield Twins(found.subject.serial, found.alike, found.rows, found.looks, others)
 
     def batch(self, check: BatchCheckRecord) -> BatchCheck:
         operation = self.operation(check.operation) if check.operation is not None else None

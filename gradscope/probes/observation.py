@@ -256,6 +256,8 @@ class Observation:
             profiles=frozen.profiles,
             batches=frozen.batches,
             probabilities=frozen.probabilities,
+            compared=frozen.compared,
+            twins=frozen.twins,
             sources=frozen.sources,
             whole=frozen.whole,
             comments=frozen.comments,

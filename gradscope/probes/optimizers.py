@@ -29,7 +29,7 @@ from gradscope.probes.modules import add_root
 from gradscope.probes.movement import Held, after_step, before_step
 from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
-from gradscope.probes.profiles import suspect
+from gradscope.probes.profiles import suspect, suspect_dead
 from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
@@ -296,10 +296,12 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                 after_step(moment)
             measured = {held.course for held in moment.held} if moment is not None else set()
             others: list[tuple[Course, torch.Tensor]] = []
+            died: list[int] = []
             for subject in mark.subjects.values():
                 course = tape.course(subject)
                 if course.optimizer == mark.serial:
-                    course.count()
+                    if course.count():
+                        died.append(subject.serial)
                     tensor = subject.ref()
                     if tensor is not None:
                         tape.stepped(tensor, subject)
@@ -313,6 +315,8 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             settle_modes(tape, mark.serial)
             settle(tape, mark.subjects)
             suspect(tape, mark)
+            if died:
+                suspect_dead(tape, died)
             tape.step_count += 1
             tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from gradscope.probes.custom import CustomRecord
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
+    from gradscope.probes.targets import Compared
+    from gradscope.probes.twins import Twins
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
@@ -99,12 +101,16 @@ class Tape:
         self.suspected: dict[int, int] = {}
         self.patience = 0
         self.profiles: list[Profile] = []
+        self.dead = 0  # times that gradients have become zero for good, of which a profile was wanted
         self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
         self.checked: dict[int, ModuleMark] = {}
         self.checks: list[BatchCheck] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
+        self.twins: dict[int, Twins] = {}
+        self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
+        self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
         self.closed = False
         self.walking = True
         self.confirmed = False
