@@ -32,6 +32,14 @@ LOOKS_AT_NO_RATE = 11
 REPLACED_IN_A_ROW = 3
 # Calls of one module that hang together: a cell that is unrolled by hand is seldom called as often in a step.
 CALLS_IN_A_CHAIN = 12
+# Steps through which a value's graph leads before it is followed: hidden states and momenta carried by hand live on for
+# two or three.
+STEPS_IN_A_CHAIN = 5
+# Calls that hang together before they are followed; `CALLS_IN_A_CHAIN` are needed to tell them.
+CALLS_TOGETHER = 8
+# Results that have lived through two censuses, and in how many of the steps since the first there must be one: a window
+# of the latest losses and a buffer that is emptied now and then stay below.
+RESULTS_KEPT, STEPS_WITH_RESULTS = 6, 0.75
 # How many times deeper than any graph that a backward has led through: what grows is not meant to be differentiated.
 DEEPER = 3
 

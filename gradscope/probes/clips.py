@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -46,7 +45,7 @@ def watch_clips(tape: Tape) -> Iterator[None]:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             if not tape.active or is_compiling() or capturing():
                 return original(parameters, *args, **kwargs)
-            if isinstance(parameters, types.GeneratorType):
+            if isinstance(parameters, Iterator):  # a generator, a filter, a map: it can be gone through once
                 parameters = list(parameters)
             with unwatched():
                 before = _before(tape, parameters)

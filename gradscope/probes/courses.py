@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from gradscope.folds.accounts import Account
+from gradscope.folds.movement import POINTS, Moves
 from gradscope.folds.series import Series
 from gradscope.graph.limits import ZEROS_FOR_GOOD
 from gradscope.probes.attributes import gradient_of
@@ -16,7 +17,6 @@ from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import detached
 from gradscope.probes.shards import has_values, local, values_of
 
-POINTS = 256
 SAMPLE, _RUN = 4_096, 8
 _PIECE = 1 << 18  # elements that are copied at a time
 _RESULTS = 512  # norms that lie side by side
@@ -49,9 +49,9 @@ class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
-        "account", "arrived", "change", "counted", "edits", "frozen_at", "masked", "masked_before", "masks_looked_at",
-        "moved_frozen", "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample",
-        "start", "steps", "still", "stirred", "supplied", "updates", "withheld", "zero", "zeros",
+        "account", "arrived", "change", "counted", "edits", "frozen_at", "masked_before", "masks_looked_at", "moves",
+        "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps", "supplied",
+        "withheld", "zero", "zeros",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,10 +67,8 @@ class Course:
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
-        self.updates = Series(POINTS)
-        self.stirred = self.still = self.moved_frozen = self.masked = self.rate_zero = 0
+        self.moves = Moves()
         self.masks_looked_at = self.edits = 0
-        self.rate: float | None = None
         self.frozen_at: Site | None = None
         # Elements whose gradient was set to zero at the latest look and which moved, and what they were before it.
         self.masked_before: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -1,174 +1,46 @@
-"""Graphs that live on from step to step: a value computed from those of earlier steps, or results that never die.
-
-A value's *links* count how often the graph behind it crosses from one step to the next (or, within a step, from one
-call of a root module to the next). A tensor that is merely reused has one link however long the run; a sum that is
-carried on has one more in every step. Results that die with their step have none.
-"""
+"""Which results of earlier steps are alive, and which line keeps them (see `gradscope.folds.growth`)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TypeAlias
 
-from gradscope.graph.facts import Span
+from gradscope.folds import growth
+from gradscope.folds.growth import Kind
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import CallSites, Site
 from gradscope.probes.keepers import keeper
+from gradscope.probes.records import Subject
 
-if TYPE_CHECKING:
-    from gradscope.probes.records import OperationRecord, Subject
-
-_STEPS, CALLS, _KEPT = 5, 8, 6
-_CENSUS = 8  # the first step after which live results are counted; then after 12, 18, 27, ...
-Kind = Literal["steps", "calls", "kept", "cycle"]
+Growth: TypeAlias = growth.Growth[Site, Subject]
 
 
-@dataclass(slots=True)
-class GrowthRecord:
-    """One line at which a graph grows: how many links or live results so far, and since which step.
+def census(fold: Growth, step: int, subjects: Mapping[int, Subject], cyclic: Site | None, sites: CallSites) -> None:
+    """At the end of a step, count what is alive, where a census is due.
 
-    `keeper` is the line that puts live results where they stay, if it is known; `ended` says that a backward had
-    started from the latest of these. `carried` is the serial of the value of the step before that was taken last.
+    `cyclic` is the line of a backward that left gradients with a graph in `.grad`, if there was any: leaves
+    among the living are then held by their own gradients.
     """
-
-    kind: Kind
-    site: Site
-    subject: Subject
-    count: int
-    since: int
-    until: int
-    keeper: Span | None = None
-    ended: bool = False
-    carried: int = 0
+    if not fold.is_due(step):
+        fold.passed_over()
+        return
+    for record, kept in fold.census(step, _alive(subjects, cyclic)):
+        tensors = [tensor for subject in kept.values() if (tensor := subject.ref()) is not None]
+        record.keeper = keeper(tensors, sites)
 
 
-class Growth:
-    """Watches the links of values as they are made, and counts live results now and then."""
-
-    def __init__(self, sites: CallSites) -> None:
-        self.sites = sites
-        self.found: dict[tuple[Kind, Site], GrowthRecord] = {}
-        self.calls = 0
-        # The most links that a backward ever led through.
-        self.trained: dict[Kind, int] = {"steps": 0, "calls": 0, "kept": 0}
-        self._passed = 0  # steps that passes of the engine had closed before there was any optimizer
-        self._readers: dict[Site, Site] = {}  # lines that only read a value which another line carries on
-        self._roots: set[int] = set()  # of the backwards of this step
-        self._census = _CENSUS
-        self._gathered: dict[tuple[Kind, Site], int] = {}  # the most results that were used and let go
-        self._alive: dict[tuple[Kind, Site], frozenset[int]] = {}  # the steps of what the latest census counted
-
-    def begin(self, subjects: Iterable[Subject], step: int) -> None:
-        """The first optimizer is there, and counts the steps from now on.
-
-        What passes of the engine had closed before were no steps: one forward may ask for many gradients.
-        """
-        self._passed = step - 1
-        self.found = {key: record for key, record in self.found.items() if key[0] == "calls"}
-        self._alive.clear()
-        for subject in subjects:
-            subject.steps = 0
-
-    def link(self, operation: OperationRecord, step: int, call: Site | None) -> None:
-        """Number the links of what an operation made; `call` is the line of the running call of a root module."""
-        steps = calls = 0
-        linked: Subject | None = None
-        deeper: Subject | None = None
-        for _, subject, history in operation.inputs:
-            if history and not subject.leaf:
-                crossing = subject.step != step
-                if subject.steps + crossing > steps:
-                    steps = subject.steps + crossing
-                    linked = subject if crossing else None
-                crossing = subject.call != self.calls
-                if subject.calls + crossing > calls:
-                    calls = subject.calls + crossing
-                    deeper = subject if crossing else None
-        for _, subject, history in operation.outputs:
-            if history:
-                subject.step, subject.call, subject.steps, subject.calls = step, self.calls, steps, calls
-        if steps >= _STEPS and linked is not None:
-            self._carry(call or operation.site, operation.outputs[0][1], linked, steps, step)
-        elif calls >= CALLS and deeper is not None:
-            self._note("calls", call or operation.site, deeper, calls, step)
-
-    def _carry(self, site: Site | None, subject: Subject, carried: Subject, count: int, step: int) -> None:
-        """A line takes a value of the step before. Of several that take the same one, that which made it carries it."""
-        site = self._readers.get(site, site) if site is not None else None
-        for (kind, other), record in list(self.found.items()):
-            if kind == "steps" and record.carried == carried.serial and site is not None and other != site:
-                if site == carried.site:
-                    del self.found[kind, other]
-                    self._readers[other] = site
-                else:
-                    self._readers[site] = site = other
-                    subject = record.subject
-        self._note("steps", site, subject, count, step)
-        if site is not None:
-            self.found["steps", site].carried = carried.serial
-
-    def _note(self, kind: Kind, site: Site | None, subject: Subject, count: int, step: int) -> None:
-        if site is None:
-            return
-        step -= self._passed
-        record = self.found.get((kind, site))
-        if record is None:
-            self.found[kind, site] = GrowthRecord(kind, site, subject, count, step, step)
-        else:
-            record.count, record.until, record.subject = max(record.count, count), step, subject
-
-    def differentiated(self, roots: Iterable[Subject]) -> None:
-        """A backward leads through the graph behind these: so many links are meant."""
-        for subject in roots:
-            self._roots.add(subject.serial)
-            self.trained["steps"] = max(self.trained["steps"], subject.steps)
-            self.trained["calls"] = max(self.trained["calls"], subject.calls)
-        self.trained["kept"] = self.trained["steps"]  # what is kept may be what led there
-
-    def is_due(self, step: int) -> bool:
-        """Whether live results are counted at the end of this step."""
-        return step >= self._census
-
-    def census(self, step: int, subjects: Mapping[int, Subject], cyclic: Site | None) -> None:
-        """Count the results of earlier steps that are still alive, by the line that made them.
-
-        What counts has lived through two censuses. What a program gathers over steps for a backward that leads through
-        it, and then lets go, is meant: as much of it again is told no more.
-        `cyclic` is the line of a backward that left gradients with a graph in `.grad`, if there was any: leaves
-        among the living are then held by their own gradients.
-        """
-        roots, self._roots = self._roots, set()
-        if not self.is_due(step):
-            return
-        self._census += self._census // 2
-        alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
-        # In the order in which they were made: of one line and step the last counts.
-        for subject in sorted(subjects.values(), key=lambda subject: subject.order):
-            if subject.site is None or not subject.requires_grad or subject.registered is not None:
-                continue
-            tensor = subject.ref()
-            if tensor is None:
-                continue
-            if not subject.leaf:
-                alive["kept", subject.site][subject.step] = subject
-            elif cyclic is not None and (gradient := gradient_of(tensor)) is not None and gradient.requires_grad:
-                alive["cycle", cyclic][subject.step] = subject
-        for key, steps in self._alive.items():
-            if self.trained["steps"] and len(steps.intersection(alive.get(key, ()))) * 2 < len(steps):
-                self._gathered[key] = max(len(steps), self._gathered.get(key, 0))
-                self.found.pop(key, None)
-        self._alive, before = {key: frozenset(found) for key, found in alive.items()}, self._alive
-        for (kind, site), found in alive.items():
-            first, earlier = min(found), before.get((kind, site), frozenset())
-            least = max(len(earlier) + 1, 2 * self._gathered.get((kind, site), 0))
-            staying = len(earlier.intersection(found)) >= _KEPT and len(found) >= least
-            if staying and len(found) * 4 >= (step - first + 1) * 3:
-                known = (kind, site) in self.found
-                self._note(kind, site, found[max(found)], len(found), step)
-                record = self.found[kind, site]
-                record.since, record.ended = first - self._passed, found[max(found)].serial in roots
-                if kind == "kept" and not known:
-                    tensors = [tensor for subject in found.values() if (tensor := subject.ref()) is not None]
-                    record.keeper = keeper(tensors, self.sites)
+def _alive(subjects: Mapping[int, Subject], cyclic: Site | None) -> Mapping[tuple[Kind, Site], Mapping[int, Subject]]:
+    alive: dict[tuple[Kind, Site], dict[int, Subject]] = defaultdict(dict)
+    # In the order in which they were made: of one line and step the last counts.
+    for subject in sorted(subjects.values(), key=lambda subject: subject.order):
+        if subject.site is None or not subject.requires_grad or subject.registered is not None:
+            continue
+        tensor = subject.ref()
+        if tensor is None:
+            continue
+        if not subject.leaf:
+            alive["kept", subject.site][subject.step] = subject
+        elif cyclic is not None and (gradient := gradient_of(tensor)) is not None and gradient.requires_grad:
+            alive["cycle", cyclic][subject.step] = subject
+    return alive

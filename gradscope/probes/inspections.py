@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
+from gradscope.folds.modes import ModeCount
 from gradscope.probes.quiet import capturing, detached, unobserved
 from gradscope.probes.shards import has_values, local
 
@@ -37,36 +38,11 @@ class Call(NamedTuple):
 Look: TypeAlias = Callable[["Tape", Call], None]
 
 
-class ModeCourse:
-    """In which mode a module that behaves differently in training has run, while gradients were kept.
-
-    `ran` holds the modes since the last step of an optimizer, `counts` for each optimizer the steps in which it ran in
-    training mode, and those in which it ran in evaluation mode only. `latest` tells where it had been put into that
-    mode when it last ran in it, and as a part of which module; `switched` the same of the last such step.
-    """
-
-    __slots__ = ("counts", "latest", "operation", "ran", "switched")
-
-    def __init__(self, operation: str) -> None:
-        self.operation = operation
-        self.ran: set[bool] = set()
-        self.counts: dict[int, list[int]] = {}
-        self.latest: tuple[Site | None, ModuleMark] | None = None
-        self.switched: tuple[Site | None, ModuleMark] | None = None
-
-
 def settle_modes(tape: Tape, optimizer: int) -> None:
     """An optimizer has stepped: count the modes in which modules ran for it."""
     for mark in tape.moded:
-        course = mark.modes
-        if course is not None and course.ran:
-            counts = course.counts.setdefault(optimizer, [0, 0])
-            if True in course.ran:
-                counts[0] += 1
-            else:
-                counts[1] += 1
-                course.switched = course.latest
-            course.ran.clear()
+        if mark.modes is not None:
+            mark.modes.step(optimizer)
     tape.moded.clear()
 
 
@@ -82,13 +58,9 @@ def _mode(place: int, name: str, default: bool, rate: int | None) -> Look:
             return
         mark = modules[-1]
         if mark.modes is None:
-            mark.modes = ModeCourse(call.func.__name__)
-        if not mark.modes.ran:
+            mark.modes = ModeCount(call.func.__name__)
+        if mark.modes.run(bool(call.argument(place, name, default)), mark.switched):
             tape.moded.append(mark)
-        training = bool(call.argument(place, name, default))
-        mark.modes.ran.add(training)
-        if not training:
-            mark.modes.latest = mark.switched
 
     return look
 

@@ -1,4 +1,4 @@
-"""How far single steps of an optimizer move its tensors, looked at in the first steps and in every eighth after."""
+"""How far single steps of an optimizer move its tensors (`gradscope.folds.movement` says which are looked at)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from gradscope.folds.movement import Move
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.courses import Course, differences, measure_picked, norms, pick
 from gradscope.probes.shards import has_values, local
-
-_FIRST, _EVERY = 8, 8
-
-
-def is_due(steps: int) -> bool:
-    """Whether the step after so many is looked at."""
-    return steps < _FIRST or steps % _EVERY == 0
 
 
 @dataclass(slots=True)
@@ -74,26 +68,17 @@ def after_step(moment: Moment) -> None:
     for place, update, size in zip(kept, updates, sizes, strict=True):
         held = moment.held[place]
         course = held.course
-        if size > 0:
-            course.updates.add(update / size)
-        if held.rate is not None:
-            course.rate = held.rate
-            course.rate_zero += held.rate == 0
         gradient = gradients.get(place)
-        if gradient is None:
-            continue
-        if not held.tensor.requires_grad:
-            course.moved_frozen += update > 0 and not held.fresh
-        elif held.fresh and gradient > 0:
-            course.still += update == 0
-            course.stirred += update != 0
-        if held.course.arrived and update > 0 and _is_masked(held, gradient):
+        if gradient is not None and course.arrived and update > 0 and _is_masked(held, gradient):
             seen = moment.gradients[place]
             assert seen is not None
             moved = (picked[place] != moment.values[place]) & (seen == 0)
             course.masked_before = (moved, moment.values[place]) if bool(moved.any()) else None
-        course.masks_looked_at += course.account.masked
-        course.account.masked = False
+        frozen = not held.tensor.requires_grad
+        course.moves.take(Move(update, size, gradient, held.fresh, frozen, held.rate))
+        if gradient is not None:
+            course.masks_looked_at += course.account.masked
+            course.account.masked = False
 
 
 def judge_masked(course: Course, value: torch.Tensor) -> None:
@@ -105,7 +90,7 @@ def judge_masked(course: Course, value: torch.Tensor) -> None:
     if before is not None and before[0].shape == value.shape and before[0].device == value.device:
         moved, values = before
         stayed = int((value[moved] != values[moved]).sum())
-        course.masked += stayed * 2 >= int(moved.sum())
+        course.moves.masked += stayed * 2 >= int(moved.sum())
 
 
 def _is_masked(held: Held, gradient: float) -> bool:

@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 )
 
 from gradscope.folds.accounts import Account, Pass
+from gradscope.folds.movement import is_due
 from gradscope.graph.events import Cleared, Updated
 from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
@@ -25,7 +26,7 @@ from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms_known
 from gradscope.probes.inspections import settle_modes
 from gradscope.probes.modules import add_root
-from gradscope.probes.movement import Held, after_step, before_step, is_due
+from gradscope.probes.movement import Held, after_step, before_step
 from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
 from gradscope.probes.profiles import suspect, suspect_dead

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradscope.graph import limits
 from gradscope.probes.courses import Meter
 from gradscope.probes.nonfinite import graph_behind
 from gradscope.probes.quiet import unobserved
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 LARGEST = 16_000
 MOST = 3  # profiles of one run,
 _OF_THE_DEAD = 2  # and those of gradients that have become zero for good midway
-_SMALL, _LARGE = 1e-5, 1e3
 _PATIENCE = 16  # passes that may go by before one reaches a suspect
 
 
@@ -90,8 +90,9 @@ def suspect(tape: Tape, mark: OptimizerMark) -> None:
     largest = max((size for _, size, _ in held if math.isfinite(size)), default=0.0)
     for subject, size, course in held:
         zero = course.zero == course.steps
-        small = 0 < size < _SMALL * largest
-        if (zero or small or max(course.norms.points[-4:]) > _LARGE) and tape.suspected.get(subject.serial, 0) < 2:
+        small = 0 < size < limits.VANISHED * largest
+        large = max(course.norms.points[-4:]) > limits.EXPLODED
+        if (zero or small or large) and tape.suspected.get(subject.serial, 0) < 2:
             tape.suspects.add(subject.serial)
             tape.patience = _PATIENCE
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 import torch
 
+from gradscope.folds.modes import ModeCount
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import Registration
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
 
 if TYPE_CHECKING:
-    from gradscope.probes.inspections import ModeCourse
     from gradscope.probes.movement import Moment
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.refusals import RefusalRecord
@@ -145,7 +145,7 @@ class ModuleMark:
         self.awaits_all = False
         self.repeats = 0
         self.root: ModuleMark | None = None
-        self.modes: ModeCourse | None = None
+        self.modes: ModeCount[tuple[Site | None, ModuleMark]] | None = None
         self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
 
 

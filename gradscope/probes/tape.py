@@ -22,11 +22,12 @@ import torch
 
 from gradscope.folds.accounts import Discards
 from gradscope.folds.losses import Losses
+from gradscope.graph import limits
 from gradscope.graph.events import AnyEvent
 from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, stamp_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
-from gradscope.probes.growth import CALLS, Growth
+from gradscope.probes.growth import Growth, census
 from gradscope.probes.jottings import Backlog, drop_idle
 from gradscope.probes.quiet import here
 from gradscope.probes.records import (
@@ -83,7 +84,7 @@ class Tape:
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
         self.discards: dict[Site | None, Discards[Site]] = {}
-        self.growth = Growth(self.sites)
+        self.growth = Growth()
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
         self.step_ended: Callable[[], None] = lambda: None
@@ -387,7 +388,7 @@ class Tape:
         if not torch.is_grad_enabled():
             return
         self.growth.calls += 1
-        if self.growth.calls - self.step.first_call >= CALLS:
+        if self.growth.calls - self.step.first_call >= limits.CALLS_TOGETHER:
             self.backlog.catch_up()
 
     # --- the course of things ----------------------------------------------------------------------------
@@ -468,7 +469,7 @@ class Tape:
         """Tell how far the graph behind the results of an operation leads back."""
         for value in operation.outputs:
             if value[2]:
-                self.growth.link(operation, step, call)
+                self.growth.link(operation.inputs, operation.outputs, step, call or operation.site)
                 return
 
     def _grown_long(self) -> None:
@@ -491,7 +492,7 @@ class Tape:
         step = self.step
         step.optimizer, step.site = optimizer, site
         self.backlog.end(step)
-        self.growth.census(step.index, self.known, self.cyclic)
+        census(self.growth, step.index, self.known, self.cyclic, self.sites)
         if self._begins():
             self.first.append(step)
         else:
