@@ -31,6 +31,10 @@ Symptom = Literal[
     "custom backward",
     "unfinished reduction",
     "no scaled gradient",
+    "shapes differ",
+    "types differ",
+    "devices differ",
+    "index out of range",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
@@ -508,11 +512,27 @@ class Wrapper:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedCall:
+    """The call of torch's that raised what ended the script.
+
+    `operation` is its id. `numbers` are the whole numbers among its arguments, such as the sizes of a view. `ranges`
+    holds of operands that choose places the value's id, the least and the largest place. `entered` is the user's line
+    that called the outermost module which was running.
+    """
+
+    operation: int
+    numbers: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    entered: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """The exception that ended the script, at the user's innermost line.
 
     `symptom` says of which trouble with gradients the exception is the usual sign, if of any. Where the script caught
     such an exception and raised another for it, this is the one that it caught, and `raised` the one that ended it.
+    `call` is the call of torch's that raised it, where that was one and is on record.
     """
 
     type: str
@@ -520,6 +540,7 @@ class Crash:
     span: Span | None = None
     symptom: Symptom | None = None
     raised: Wrapper | None = None
+    call: FailedCall | None = None
 
 
 @dataclass(frozen=True)

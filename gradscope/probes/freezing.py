@@ -415,6 +415,8 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        if self.tape.failed is not None:
+            self.span(self.tape.failed.entered)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         discards, growths = self.discards(), self.growths()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from gradscope.probes.batches import BatchCheck
     from gradscope.probes.custom import CustomRecord
+    from gradscope.probes.failing import FailedRecord
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
 
@@ -75,6 +76,7 @@ class Tape:
         self.optimizers: list[OptimizerMark] = []
         self._optimizer_marks: dict[int, OptimizerMark] = {}
         self.customs: dict[CodeType, CustomRecord] = {}
+        self.failed: FailedRecord | None = None  # the latest call that raised
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
