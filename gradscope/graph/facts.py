@@ -377,7 +377,8 @@ class CustomBackward:
     `given` in how many of these the backward gave one. `returned` is how many values the latest pass returned, None
     where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
     gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
-    was returned was exactly zero. `returns` are its return statements.
+    was returned was exactly zero. `returns` are its return statements. `raised` says that it raised the exception that
+    ended the script.
     """
 
     name: str
@@ -391,6 +392,7 @@ class CustomBackward:
     upstream_is_one: bool = True
     zero: bool = True
     complained: bool = False
+    raised: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ _CALLS_A_MODULE = "_call_impl"
 def call_that_raised(tape: Tape, error: BaseException) -> FailedCall | None:
     """The call that raised what ended the program, be it an operation or a module of torch's that checks its input."""
     try:
+        tape.ended_by = identity(error)
         frames = list(_frames(error))
         calls = [frame for frame in frames if frame.f_code.co_name == _CALLS_A_MODULE]
         if calls:

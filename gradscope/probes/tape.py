@@ -77,6 +77,7 @@ class Tape:
         self._optimizer_marks: dict[int, OptimizerMark] = {}
         self.customs: dict[CodeType, CustomRecord] = {}
         self.failed: FailedRecord | None = None  # the latest call that raised
+        self.ended_by: tuple[int, type, str] | None = None  # the exception that ended the program
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
