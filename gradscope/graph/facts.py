@@ -35,6 +35,9 @@ Symptom = Literal[
     "types differ",
     "devices differ",
     "index out of range",
+    "argument without derivative",
+    "copy of a result",
+    "changed in place under vmap",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]

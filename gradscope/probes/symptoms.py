@@ -31,6 +31,9 @@ _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
     (TypeError, "positional argument", "custom backward"),
     (RuntimeError, "Expected to have finished reduction in the prior iteration", "unfinished reduction"),
     (AssertionError, "No inf checks were recorded for this optimizer", "no scaled gradient"),
+    (RuntimeError, "is not differentiable with respect to argument", "argument without derivative"),
+    (RuntimeError, "(graph leaves) support the deepcopy protocol", "copy of a result"),
+    (RuntimeError, "vmap: inplace arithmetic", "changed in place under vmap"),
 )
 # What torch says of operands that do not go together; believed only of a call of torch's that raised.
 _OPERANDS: tuple[tuple[Symptom, tuple[str, ...]], ...] = (
