@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from gradscope.reports.drawing import check_drawable
 from gradscope.reports.report import Report
 from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
-from gradscope.shells.commands.streams import say, to_stream
+from gradscope.shells.commands.streams import colours, say, to_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,10 @@ class Delivery:
         output, graph = (path.absolute() if path is not None else None for path in (self.output, self.graph))
         return replace(self, output=output, graph=graph)
 
-    def deliver(self, run: Run, stream: TextIO | None) -> int:
-        """Judge a run, write and draw; see `hand_over`."""
-        return self.hand_over(Report.of(run, self.select, self.ignore), stream)
+    def deliver(self, run: Run, stream: TextIO | None, further: Callable[[Report], Report] | None = None) -> int:
+        """Judge a run, do what is `further` to be done with its report, write and draw; see `hand_over`."""
+        report = Report.of(run, self.select, self.ignore)
+        return self.hand_over(further(report) if further is not None else report, stream)
 
     def hand_over(self, report: Report, stream: TextIO | None) -> int:
         """Write and draw a report; `stream` is standard output, None where that is closed.
@@ -70,9 +70,10 @@ class Delivery:
             replace_file(self.output, written(report, format_, every_row=self.every_row).encode())
         else:
             terminal = stream is not None and not stream.closed and stream.isatty()
-            colour = terminal and "NO_COLOR" not in os.environ
             unicode = terminal and stream is not None and (stream.encoding or "").lower().replace("-", "") == "utf8"
-            to_stream(stream, written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode))
+            to_stream(
+                stream, written(report, format_, every_row=self.every_row, colour=colours(stream), unicode=unicode)
+            )
         return 0
 
     def _draw(self, report: Report) -> int:
