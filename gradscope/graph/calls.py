@@ -20,9 +20,9 @@ class Argument:
     span: Span
     literal: bool
 
-    def becomes(self, text: str) -> Edit:
+    def becomes(self, text: str) -> tuple[Edit, ...]:
         """The edit that puts another expression in its place."""
-        return Edit(self.span, text)
+        return (Edit(self.span, text),)
 
 
 def argument(

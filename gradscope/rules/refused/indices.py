@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.calls import argument, constructor, literals_of
-from gradscope.graph.facts import Help, Label, Span, Tensor
+from gradscope.graph.facts import Edit, Help, Label, Span, Tensor
 from gradscope.graph.naming import short_name
 from gradscope.graph.operands import is_held, layer_behind, module_at, tensor_of
 from gradscope.graph.refusals import Refusal, refused_operands
@@ -145,7 +145,8 @@ def _fixed(
     """What is told of a module that was made for too few."""
     operation, sources = refused.operation, ask.run.sources
     said = argument(made, sources, *where)
-    span, edit = made or operation.span, None
+    span = made or operation.span
+    edit: tuple[Edit, ...] = ()
     labels = (Label(operation.span, "so torch raises here"),) if made is not None and operation.span is not None else ()
     if said is not None and said.literal and needed is not None:
         edit = said.becomes(str(needed))
@@ -153,7 +154,7 @@ def _fixed(
         handed = literals_of(weight.built, number, sources)
         if len(handed) == 1 and made is not None:
             span, labels = weight.built, (Label(made, f"`{said.text}` is {number:,} here"), *labels)
-            edit = handed[0].becomes(str(needed)) if needed is not None else None
+            edit = handed[0].becomes(str(needed)) if needed is not None else ()
     mend = f"make it for all of them: `{where[1]}` is at least {needed:,}" if needed is not None else "make it larger"
     return Story(message, span, f"made for {number:,} {unit}", names, labels, (), (Help(mend, edit),))
 

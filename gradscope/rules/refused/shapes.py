@@ -9,7 +9,7 @@ from dataclasses import replace
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.calls import argument, constructor
-from gradscope.graph.facts import Help, Label, Operation, Tensor
+from gradscope.graph.facts import Edit, Help, Label, Operation, Tensor
 from gradscope.graph.fits import Fit, fit_of, fixed_at, mend_of_axes, name_in_code, number_of
 from gradscope.graph.naming import shape_text, short_name
 from gradscope.graph.operands import is_held, layer_behind, module_at, shapes_told, tensor_of, way
@@ -138,7 +138,7 @@ def _wrong_number(ask: Ask, refused: Refusal, fit: Fit) -> Story:
     fresh = size != fit.size
     if fresh:
         mend = f"flatten what comes in, `{name_in_code(fit.given)}.flatten(1)`, and let `{name}` be {number}"
-    edit = wrong.becomes(number) if wrong is not None and not fresh else None
+    edit = wrong.becomes(number) if wrong is not None and not fresh else ()
     return Story(
         f"{_layer(ask, operation, fit.weight)} is made for {fit.wanted:,} {_unit(operation)}, and {size:,} come in",
         span,
@@ -211,12 +211,12 @@ def _view(ask: Ask, refused: Refusal) -> Story | None:
     help_ = Help(f"each of the {batch:,} samples has {each:,} numbers: `flatten(1)` gives {batch}x{each}")
     if others == each and sizes[0] not in (-1, batch):
         said = argument(operation.span, sources, 0)
-        edit = said.becomes("-1") if said is not None and (said.literal or said.text.isidentifier()) else None
+        edit = said.becomes("-1") if said is not None and (said.literal or said.text.isidentifier()) else ()
         help_ = Help(f"{batch:,} samples come in here: take the number from the tensor, `x.shape[0]`, or -1", edit)
     elif len(sizes) == 2 and sizes[0] in (-1, batch):
         said = argument(operation.span, sources, 1)
         text = " * ".join(map(str, given.shape[1:]))
-        edit = said.becomes(text) if said is not None and said.literal else None
+        edit = said.becomes(text) if said is not None and said.literal else ()
         help_ = Help(f"each of the {batch:,} samples has {each:,} numbers, {text}, and a layer takes as many", edit)
     return Story(
         f"{_said(given)} has {math.prod(given.shape):,} numbers: they cannot be viewed as {wanted}",
@@ -269,14 +269,15 @@ def _batch_lost(ask: Ask, refused: Refusal, value: int, batch: tuple[int, ...], 
             return None
         if before.shape[:1] == batch and after.shape[:1] != batch:
             operation, each = stage.operation, math.prod(before.shape[1:])
-            name, edit = short_name(operation.name), None
+            name = short_name(operation.name)
+            edit: tuple[Edit, ...] = ()
             mend = f"keep the first axis: {before.shape[0]:,} samples went in here"
             if ops.is_a(operation, ops.FLATTENS):
                 mend = f"each of the {before.shape[0]:,} samples has {each:,} numbers: `.flatten(1)`"
                 mend += f", and the layer behind takes {each:,} features"
                 said = argument(operation.span, ask.run.sources, 1)
                 text = " * ".join(map(str, before.shape[1:]))
-                edit = said.becomes(text) if said is not None and said.literal and name != "flatten" else None
+                edit = said.becomes(text) if said is not None and said.literal and name != "flatten" else ()
             labels = (Label(refused.operation.span, "so these do not go together"),) if refused.operation.span else ()
             return Story(
                 f"`{name}` makes {shape_text(after.shape)} of {shape_text(before.shape)}, which mixes the samples: "
@@ -299,7 +300,7 @@ def _last_layer(ask: Ask, refused: Refusal, given: Tensor, target: Tensor, messa
         return None
     place, keyword = ops.GIVES_SIZE[module.type]
     said = argument(made, ask.run.sources, place, keyword)
-    edit = said.becomes(str(target.shape[-1])) if said is not None and said.literal else None
+    edit = said.becomes(str(target.shape[-1])) if said is not None and said.literal else ()
     labels = (Label(refused.operation.span, "compared here"),) if refused.operation.span is not None else ()
     return Story(
         f"{message}: the last layer gives {given.shape[-1]:,} values a sample, the target has {target.shape[-1]:,}",

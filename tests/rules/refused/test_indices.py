@@ -97,8 +97,7 @@ def test_told_at_the_line_of_the_cause(workshop: Workshop, body: str) -> None:
 )
 def test_number_is_computed(workshop: Workshop, case: str, text: str) -> None:
     """One more than the largest number that came in."""
-    edit = must_be(workshop, "index-range", WRONG[case]).help[0].edit
-    assert edit is not None
+    (edit,) = must_be(workshop, "index-range", WRONG[case]).help[0].edits
     assert edit.text == text
 
 

@@ -240,8 +240,7 @@ MENDS = {
 def test_mend_is_computed(workshop: Workshop, case: str) -> None:
     """The edit puts the number there that fits what came in."""
     found = must_be(workshop, "shape-mismatch", WRONG[case])
-    edit = found.help[0].edit
-    assert edit is not None
+    (edit,) = found.help[0].edits
     assert edit.span.line == edit.span.end_line
     lines = (workshop.folder / "script.py").read_text(encoding="utf-8").splitlines()
     line = lines[edit.span.line - 1]
