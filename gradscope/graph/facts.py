@@ -34,6 +34,13 @@ Symptom = Literal[
     "custom backward",
     "unfinished reduction",
     "no scaled gradient",
+    "shapes differ",
+    "types differ",
+    "devices differ",
+    "index out of range",
+    "argument without derivative",
+    "copy of a result",
+    "changed in place under vmap",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
@@ -409,7 +416,8 @@ class CustomBackward:
     `given` in how many of these the backward gave one. `returned` is how many values the latest pass returned, None
     where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
     gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
-    was returned was exactly zero. `returns` are its return statements.
+    was returned was exactly zero. `returns` are its return statements. `raised` says that it raised the exception that
+    ended the script.
     """
 
     name: str
@@ -423,6 +431,7 @@ class CustomBackward:
     upstream_is_one: bool = True
     zero: bool = True
     complained: bool = False
+    raised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -597,11 +606,27 @@ class Wrapper:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedCall:
+    """The call of torch's that raised what ended the script.
+
+    `operation` is its id. `numbers` are the whole numbers among its arguments, such as the sizes of a view. `ranges`
+    holds of operands that choose places the value's id, the least and the largest place. `entered` is the user's line
+    that called the outermost module which was running.
+    """
+
+    operation: int
+    numbers: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    entered: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """The exception that ended the script, at the user's innermost line.
 
     `symptom` says of which trouble with gradients the exception is the usual sign, if of any. Where the script caught
     such an exception and raised another for it, this is the one that it caught, and `raised` the one that ended it.
+    `call` is the call of torch's that raised it, where that was one and is on record.
     """
 
     type: str
@@ -609,6 +634,7 @@ class Crash:
     span: Span | None = None
     symptom: Symptom | None = None
     raised: Wrapper | None = None
+    call: FailedCall | None = None
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,45 @@ LOG_SOFTMAXES = _names("log_softmax")
 TAKES_LOGITS = LOG_SOFTMAXES | _names("cross_entropy binary_cross_entropy_with_logits")
 COMPARES_VALUES = _names("mse_loss l1_loss smooth_l1_loss huber_loss sub rsub subtract isub")
 EVEN = _names("square pow abs norm vector_norm logcosh cosh mul sqrt")  # the same for a difference and its negative
+COMPARES_PAIRS = COMPARES | _names("binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss")
+LOSSES_OF_CLASSES = _names("cross_entropy nll_loss multi_margin_loss")
+LOSSES = COMPARES_PAIRS | LOSSES_OF_CLASSES
+
+# --- layers, and what may not go into them -------------------------------------------------------------------------
+LINEAR = _names("linear")
+CONVOLUTIONS = {f"conv{kind}{count}d": count for kind in ("", "_transpose") for count in (1, 2, 3)}
+CONVOLVES = frozenset(CONVOLUTIONS)
+TRANSPOSED = _names("conv_transpose1d conv_transpose2d conv_transpose3d")
+POOLS = _names(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d_with_indices max_pool2d_with_indices"
+)
+NORMS_CHANNELS = _names("batch_norm instance_norm group_norm BatchNorm1d BatchNorm2d BatchNorm3d")
+RECURRENT_MODULES = _names("LSTM GRU RNN")
+CELLS = _names("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell LSTMCell GRUCell RNNCell")
+ATTENTION = _names("multi_head_attention_forward")
+LOOKS_UP = _names("embedding embedding_bag")
+MATRIX_PRODUCTS = _names("matmul rmatmul mm bmm mv dot addmm baddbmm")
+JOINS = _names("cat concat concatenate stack vstack hstack")
+VIEWS = _names("view reshape")
+FLATTENS = _names("flatten view reshape")
+MOVES_AXES = _names("transpose permute T t mT H mH movedim swapaxes moveaxis expand")
+# Which argument of a module's constructor says what size it takes: its place and its name.
+TAKES_SIZE = {
+    "Linear": (0, "in_features"),
+    **{f"{name}{count}d": (0, "in_channels") for name in ("Conv", "ConvTranspose") for count in (1, 2, 3)},
+    **{f"{name}{count}d": (0, "num_features") for name in ("BatchNorm", "InstanceNorm") for count in (1, 2, 3)},
+    "LayerNorm": (0, "normalized_shape"),
+    "RMSNorm": (0, "normalized_shape"),
+    "GroupNorm": (1, "num_channels"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), (0, "input_size")),
+    "MultiheadAttention": (0, "embed_dim"),
+    "TransformerEncoderLayer": (0, "d_model"),
+    "TransformerDecoderLayer": (0, "d_model"),
+    "Embedding": (0, "num_embeddings"),
+    "EmbeddingBag": (0, "num_embeddings"),
+}
+GIVES_SIZE = {"Linear": (1, "out_features")}
+
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu")
 TAKES_A_PLACE = _names("getitem select")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import CodeType
@@ -17,10 +17,12 @@ from torch.compiler import is_compiling
 
 from gradscope.graph.facts import CustomBackward, Span
 from gradscope.probes.callsites import USER, CallSites
+from gradscope.probes.failing import identity
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.shards import values_of
 from gradscope.probes.sources import Definition, definition_of
+from gradscope.probes.symptoms import symptom_of
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hidden
 
@@ -49,6 +51,7 @@ class CustomRecord:
     upstream_is_one: bool = True
     zero: bool = True
     complained: bool = False
+    raised: tuple[int, type, str] | None = None  # the latest exception that came out of it
 
 
 def watch_custom_backwards(tape: Tape) -> AbstractContextManager[None]:
@@ -63,8 +66,13 @@ def watch_custom_backwards(tape: Tape) -> AbstractContextManager[None]:
             if not tape.active or is_compiling():
                 return original(self, *gradients)
             record = _entered(tape, self, gradients)
-            with hidden:
-                result = original(self, *gradients)
+            try:
+                with hidden:
+                    result = original(self, *gradients)
+            except Exception as error:
+                if record is not None:
+                    _raised(record, self, error)
+                raise
             if record is not None:
                 _returned(tape, record, self, result)
             return result
@@ -107,17 +115,32 @@ def _entered(tape: Tape, node: Any, gradients: tuple[Any, ...]) -> CustomRecord 
         return None
 
 
+def _raised(record: CustomRecord, node: Any, error: Exception) -> None:
+    """An exception leaves it, and is compared at the end with the one that ends the program.
+
+    One that says how the backward cannot even be called is no doing of its code.
+    """
+    if symptom_of(error) != "custom backward":
+        record.raised = identity(error)
+        _count_needs(record, node.needs_input_grad)
+
+
+def _count_needs(record: CustomRecord, needs: Sequence[bool]) -> None:
+    missing = len(needs) - len(record.needed)
+    record.needed += [0] * missing
+    record.given += [0] * missing
+    for place, need in enumerate(needs):
+        record.needed[place] += need
+
+
 def _returned(tape: Tape, record: CustomRecord, node: Any, result: Any) -> None:
     try:
         results = result if isinstance(result, tuple) else (result,)
         record.returned = None if result is None else len(results)
         needs = node.needs_input_grad
-        missing = len(needs) - len(record.needed)
-        record.needed += [0] * missing
-        record.given += [0] * missing
+        _count_needs(record, needs)
         for place, need in enumerate(needs):
             if need:
-                record.needed[place] += 1
                 record.given[place] += place < len(results) and results[place] is not None
         if not record.reads_upstream and record.passes <= _LOOKS and record.zero:
             with unobserved():
@@ -183,6 +206,7 @@ def custom_backwards(tape: Tape) -> Iterator[CustomBackward]:
             record.upstream_is_one,
             record.zero,
             record.complained,
+            record.raised is not None and record.raised == tape.ended_by,
         )
 
 

@@ -474,6 +474,8 @@ class _Freezer:
             )
             for each in self.tape.compared.values()
         )
+        if self.tape.failed is not None:
+            self.span(self.tape.failed.entered)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         twins = tuple(self.twins())

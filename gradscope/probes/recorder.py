@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from gradscope.probes import gradients, stacks
+from gradscope.probes import failing, gradients, stacks
 from gradscope.probes.callsites import PASSING, USER
 from gradscope.probes.inspections import LOOKS, Call
 from gradscope.probes.jottings import ITEMS, PLAIN
@@ -192,7 +192,7 @@ class Recorder(HiddenMode):
                 try:
                     call = self._before(func, frame, args, None)
                     if call is not None:
-                        self._failed(call)
+                        self._failed(call, error, args)
                     hide(error)
                 except RecursionError:
                     error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
@@ -264,7 +264,7 @@ class Recorder(HiddenMode):
         except BaseException as error:
             try:
                 if call is not None:
-                    self._failed(call)
+                    self._failed(call, error, (*args, *(kwargs or {}).values()))
                 hide(error)
             except RecursionError:
                 error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
@@ -295,9 +295,9 @@ class Recorder(HiddenMode):
         del frame
         try:
             result = func(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             if call is not None:
-                self._failed(call)
+                self._failed(call, error, (*args, *kwargs.values()))
             raise
         if call is not None:
             if others:
@@ -423,9 +423,10 @@ class Recorder(HiddenMode):
         except Exception as error:
             tape.fail("recorder", error)
 
-    def _failed(self, call: _Call) -> None:
+    def _failed(self, call: _Call, raised: BaseException, arguments: tuple[Any, ...]) -> None:
         try:
-            self._write(call, (), None, failed=True)
+            operation = self._write(call, (), None, failed=True)
+            failing.note(self.tape, operation, raised, arguments, call[2], self.here.get("root"))
         except Exception as error:
             self.tape.fail("recorder", error)
 

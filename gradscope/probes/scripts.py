@@ -29,6 +29,7 @@ from gradscope.graph.facts import Crash, Ending, Run, Span, Wrapper
 from gradscope.probes.callsites import USER, legible
 from gradscope.probes.observation import Observation
 from gradscope.probes.optimizers import StepsReached
+from gradscope.probes.raising import call_that_raised
 from gradscope.probes.recursion import run_at_foot
 from gradscope.probes.symptoms import cause_in, symptom_of
 from gradscope.probes.tape import first_line
@@ -320,7 +321,8 @@ def crash_of(error: BaseException, observation: Observation) -> Crash:
     """Why the program ended: what torch raised, also where the program wrapped it in an exception of its own."""
     cause = cause_in(error)
     raised = Wrapper(*_told(error, observation)) if cause is not error else None
-    return Crash(*_told(cause, observation), symptom_of(cause), raised)
+    call = call_that_raised(observation.tape, cause)
+    return Crash(*_told(cause, observation), symptom_of(cause), raised, call)
 
 
 def _told(error: BaseException, observation: Observation) -> tuple[str, str, Span | None]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from gradscope.probes.batches import BatchCheck
     from gradscope.probes.custom import CustomRecord
+    from gradscope.probes.failing import FailedRecord
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
     from gradscope.probes.targets import Compared
@@ -80,6 +81,8 @@ class Tape:
         self.optimizers: list[OptimizerMark] = []
         self._optimizer_marks: dict[int, OptimizerMark] = {}
         self.customs: dict[CodeType, CustomRecord] = {}
+        self.failed: FailedRecord | None = None  # the latest call that raised
+        self.ended_by: tuple[int, type, str] | None = None  # the exception that ended the program
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}

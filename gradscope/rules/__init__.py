@@ -35,6 +35,10 @@ from gradscope.rules.not_reached.unused import unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
+from gradscope.rules.refused.history import deepcopy_non_leaf, non_differentiable_argument, vmap_inplace
+from gradscope.rules.refused.indices import index_range
+from gradscope.rules.refused.shapes import shape_mismatch
+from gradscope.rules.refused.types import device_mismatch, dtype_mismatch
 from gradscope.rules.scaling import scaler_skips
 from gradscope.rules.semantics import double_softmax, loss_broadcast
 from gradscope.rules.sharing import rebuilt_optimizer, shared_module
@@ -45,6 +49,9 @@ from gradscope.rules.zero import zero_gradient
 
 # What comes first is the better explanation of the same trouble.
 RULES: tuple[AnyRule, ...] = (
+    vmap_inplace,
+    deepcopy_non_leaf,
+    non_differentiable_argument,
     inplace_modified,
     leaf_inplace,
     non_leaf,
@@ -53,6 +60,10 @@ RULES: tuple[AnyRule, ...] = (
     inference_tensor,
     integer_requires_grad,
     custom_function,
+    device_mismatch,
+    dtype_mismatch,
+    shape_mismatch,
+    index_range,
     frozen_parameter,
     stale_optimizer,
     detach,
