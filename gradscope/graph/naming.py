@@ -226,3 +226,16 @@ def argument_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str |
     if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
         return plain_name(node.args[0])
     return None
+
+
+def argument_names(span: Span, keyword: str, place: int, sources: Mapping[str, Mapping[int, str]]) -> list[str | None]:
+    """What the parts of one argument of a call are called: `x` and `t` in `grad(u, [x, t])`, at its place or keyword."""
+    node = expression(span, sources)
+    if not isinstance(node, ast.Call):
+        return []
+    given = next((part.value for part in node.keywords if part.arg == keyword), None)
+    if given is None and len(node.args) > place:
+        given = node.args[place]
+    if given is None:
+        return []
+    return [plain_name(part) for part in (given.elts if isinstance(given, (ast.Tuple, ast.List)) else [given])]
