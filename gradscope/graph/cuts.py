@@ -16,10 +16,14 @@ from gradscope.graph.refusals import Refused, cleared_last, refused_pass
 from gradscope.graph.reliance import frozen_out, only_returned, unmet
 from gradscope.graph.replicas import waited_for
 from gradscope.graph.terms import terms
+from gradscope.graph.ties import freed_by_gradient
 
 
 def cuts(ask: Ask) -> tuple[Cut, ...]:
     """All places at which a gradient that someone relies on is lost."""
+    freed = ask(freed_by_gradient)
+    if freed is not None:
+        return (freed,)
     refused = _refused(ask)
     found = [*refused, *_never(ask, _settled(ask, refused))]
     told = {tensor.id for cut in found for tensor in cut.tensors}
@@ -49,10 +53,14 @@ def _never(ask: Ask, told: Collection[int]) -> list[Cut]:
     left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
     turns = {number: ask(rounds, number) for number in (None, *(optimizer.id for optimizer in run.optimizers))}
     waited = ask(waited_for)
+    refused = ask(refused_pass)
     for tensor in ask(unmet):
         if tensor.id in told:
             continue
-        for flow in [waited[tensor.id]] if tensor.id in waited else turns[tensor.optimizer]:
+        ways = [waited[tensor.id]] if tensor.id in waited else turns[tensor.optimizer]
+        if refused is not None and not refused.leaves and tensor.id in refused.flow.values_of:
+            ways = [refused.flow]
+        for flow in ways:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
@@ -84,9 +92,7 @@ def _cuts_of(groups: Iterable[Sequence[tuple[Tensor, Reach, StepFlow]]]) -> Iter
             others, further = tuple(cut for cut in others if leads_on(flow, cut, flow.roots)), []
         sufferers = tuple(tensor for tensor, _, _ in group)
         others = distinct((*others, *further), first)
-        yield Cut(
-            cause_of(flow, first), first, flow, sufferers, "error", others=others, further=tuple(further)
-        )
+        yield Cut(cause_of(flow, first), first, flow, sufferers, "error", others=others, further=tuple(further))
 
 
 def _exits_of(ask: Ask, groups: Iterable[Sequence[tuple[Tensor, Operation, StepFlow]]]) -> Iterator[Cut]:

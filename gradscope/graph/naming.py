@@ -229,7 +229,7 @@ def argument_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str |
 
 
 def argument_names(span: Span, keyword: str, place: int, sources: Mapping[str, Mapping[int, str]]) -> list[str | None]:
-    """What the parts of one argument of a call are called: `x` and `t` in `grad(u, [x, t])`, at its place or keyword."""
+    """What the parts of one argument of a call are called, by its keyword or place: `x` and `t` in `grad(u, [x, t])`."""
     node = expression(span, sources)
     if not isinstance(node, ast.Call):
         return []

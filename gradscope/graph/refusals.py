@@ -72,7 +72,8 @@ class Refused(NamedTuple):
 def refused_pass(ask: Ask) -> Refused | None:
     """The pass with which the script crashed since the roots have no way back, if it did.
 
-    What lies behind its roots may have been computed in steps before its own.
+    What lies behind its roots may have been computed in steps before its own. Where nothing does, it has left torch,
+    and the flow is that of the step alone.
     """
     refused = refused_backward(ask, "no graph")
     if refused is None or not refused.backward.roots:
@@ -80,18 +81,21 @@ def refused_pass(ask: Ask) -> Refused | None:
     steps = ask.run.steps
     since = next((at for at in reversed(range(1, len(steps))) if steps[at].index != steps[at - 1].index + 1), 0)
     last = next(at for at in reversed(range(len(steps))) if steps[at].backwards)
-    for first in dict.fromkeys((last, since)):
-        flow = StepFlow(ask.run, *steps[first : last + 1], roots=refused.backward.roots)
-        call = next((op for op in reversed(flow.operations) if op.failed and op.name == "autograd.grad"), None)
-        asked = () if call is None else tuple(v for v in call.inputs if v not in refused.backward.roots)
-        behind = {flow.holder[value] for value in flow.behind_roots}
-        leaves = frozenset(number for number in behind if _is_trainable(flow.tensors.get(number)))
-        if leaves:
-            break
     cleared = cleared_last(ask.run, refused.backward)
-    if cleared.isdisjoint(leaves) and cleared:
-        leaves = frozenset()  # what was to be trained has left torch: only the rest of the loss lies behind the roots
-    return Refused(flow, refused.backward, asked, leaves)
+    for first in (last, since, last):
+        found = _appeal(StepFlow(ask.run, *steps[first : last + 1], roots=refused.backward.roots), refused.backward)
+        if cleared and cleared.isdisjoint(found.leaves):
+            found = found._replace(leaves=frozenset())  # what was to be trained is nowhere behind the roots
+        if found.leaves:
+            break
+    return found
+
+
+def _appeal(flow: StepFlow, backward: Backward) -> Refused:
+    call = next((op for op in reversed(flow.operations) if op.failed and op.name == "autograd.grad"), None)
+    asked = () if call is None else tuple(v for v in call.inputs if v not in backward.roots)
+    behind = {flow.holder[value] for value in flow.behind_roots}
+    return Refused(flow, backward, asked, frozenset(n for n in behind if _is_trainable(flow.tensors.get(n))))
 
 
 def cleared_last(run: Run, backward: Backward) -> frozenset[int]:
@@ -110,4 +114,4 @@ def cleared_last(run: Run, backward: Backward) -> frozenset[int]:
 
 
 def _is_trainable(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.leaf and tensor.requires_grad
+    return tensor is not None and tensor.leaf and tensor.requires_grad and tensor.name is not None
