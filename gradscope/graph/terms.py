@@ -206,7 +206,7 @@ def _residuals(flow: StepFlow) -> Iterator[Cut]:
 
 def freed_for_a_loss(flow: StepFlow, backward: Backward, roots: Collection[int]) -> Cut | None:
     """The gradient without a graph that freed what its own use in a loss needs again, if this pass computed it."""
-    call = next((op for op in reversed(flow.operations) if op.id <= backward.began + 1 and _is_of(op, backward)), None)
+    call = next((op for op in flow.operations if op.id > backward.began and _is_of(op, backward)), None)
     if call is None or any(flow.history[value] for value in call.outputs) or not _is_used(flow, call, roots):
         return None
     trained = _trained_behind(flow, call.inputs)

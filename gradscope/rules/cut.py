@@ -451,8 +451,8 @@ def _message(run: Run, cut: Cut) -> tuple[str, tuple[Label, ...]]:
     if cut.term:
         return f"a term of the loss trains nothing: no gradient flows through it to {those.subject}", ()
     if crash is not None and _frees(run, cut):
-        labels = (Label(crash.span, f"the loss needs it: torch raises {crash.type} here"),) if crash.span else ()
-        return f"the gradient of {those.subject} through `autograd.grad` is lost: it frees its graph", labels
+        labels = (Label(crash.span, f"so torch raises {crash.type} here"),) if crash.span else ()
+        return f"a gradient without `create_graph` frees the graph of {those.subject}, which backward needs", labels
     if crash is not None and _is_refused(run):
         labels = (Label(crash.span, f"so torch raises {crash.type} here"),) if crash.span is not None else ()
         return f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}", labels

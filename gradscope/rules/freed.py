@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Backward, Crash, Help, Label, Run, Span, Tensor
-from gradscope.graph.naming import expression, within
+from gradscope.graph.naming import expression, within, written_at
 from gradscope.graph.refusals import refused_backward
 from gradscope.graph.ties import Tie, freed_by_gradient, tie_of
 from gradscope.rules.claim import Claim, Story, Trouble, rule
@@ -85,7 +85,7 @@ def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
         message,
         span,
         caret,
-        tuple(dict.fromkeys(tensor.name for tensor in tie.carried if tensor.name)),
+        tuple(dict.fromkeys([*(tensor.name for tensor in tie.carried if tensor.name), *_kept_as(run, span, backward)])),
         tuple(labels),
         (),
         (
@@ -94,6 +94,12 @@ def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
         ),
         raised=True,
     )
+
+
+def _kept_as(run: Run, span: Span | None, backward: Backward) -> tuple[str, ...]:
+    """What the line that keeps the tensors calls them, or the container that they lie in."""
+    passes = {other.span for step in run.steps for other in step.backwards} | {backward.span}
+    return written_at(span, run.sources) if span not in passes else ()
 
 
 def _lines(span: Span | None, labels: list[Label]) -> set[int]:
@@ -148,21 +154,50 @@ def _kept_by(run: Run, tie: Tie, carried: Tensor) -> Span | None:
         for target in _targets(node)
     ]
     for node in _statements(run, user.file):
-        if _keeps(node, wanted, named):
+        if _keeps(node, wanted, named) and _is_same_variable(run, node, user):
             return _span_of(user.file, node)
     if any(target in wanted and within(made, _span_of(user.file, node)) for target, node in assignments):
         return came  # where it is made it gets its name
-    if came is not None or (made.file, made.function) == (user.file, user.function):
+    nearest = came or made
+    if (nearest.file, nearest.function) == (user.file, user.function) or (came is not None and came.file != user.file):
         return came
     # Made in another function: a line that only calls that function gives the name.
     busy = {(op.span.file, op.span.line) for step in run.steps for op in step.operations if op.span is not None}
     calls = [
-        _span_of(user.file, node)
+        (target, _span_of(user.file, node))
         for target, node in assignments
-        if target in wanted and isinstance(node.value, ast.Call) and (user.file, node.lineno) not in busy
+        if target in wanted and _is_of_calls(node.value) and (user.file, node.lineno) not in busy
     ]
-    above = [span for span in calls if span.line < user.line]
-    return above[-1] if above else None
+    called = {(tensor.name or "").partition("[")[0] for tensor in tie.carried}
+    # Another operand of the user may have been given its name by the same function, after the first pass.
+    own = [(target, span) for target, span in calls if target in called] or calls
+    above = [span for _, span in own if span.line < user.line]
+    return above[-1] if above else came
+
+
+def _is_of_calls(value: ast.expr) -> bool:
+    """Whether calls give a value, or what it is a part or a list of: `f(x)`, `f(x)[-1]`, `[f(x) for x in xs]`."""
+    while isinstance(value, (ast.Subscript, ast.Attribute, ast.ListComp)):
+        value = value.elt if isinstance(value, ast.ListComp) else value.value
+    return isinstance(value, ast.Call)
+
+
+def _is_same_variable(run: Run, node: ast.stmt, user: Span) -> bool:
+    """Whether a statement puts something into what the user takes, and into no local variable of another function.
+
+    A line belongs to the function of the nearest line above at which an operation ran.
+    """
+    target = node.targets[0] if isinstance(node, ast.Assign) else node.value if isinstance(node, ast.Expr) else None
+    if isinstance(target, ast.Call) and isinstance(target.func, ast.Attribute):
+        target = target.func.value
+    while isinstance(target, ast.Subscript):
+        target = target.value
+    if not isinstance(target, ast.Name):
+        return True
+    spans = (operation.span for step in run.steps for operation in step.operations)
+    above = [span for span in spans if span is not None and span.file == user.file and span.line <= node.lineno]
+    nearest = max(above, key=lambda span: span.line, default=None)
+    return nearest is None or nearest.function == user.function or nearest.function == "<module>"
 
 
 def _operands(run: Run, span: Span) -> set[str]:

@@ -288,7 +288,7 @@ def test_parameter_that_was_never_made(workshop: Workshop) -> None:
         Basis()
         """
     found = must_be(workshop, "integer-requires-grad", body)
-    assert found.tensors == ("centres",)
+    assert found.tensors == ("centres", "self.centres")
     assert found.message.startswith("`centres`, of int64, cannot require grad")
 
 
