@@ -1,51 +1,49 @@
-"""What an operation writes into: a tensor, or what that is a view of."""
+"""What leads to a loss straight: the comparison with a target, and the layer that gives the prediction."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from gradscope.graph import ops
 from gradscope.graph.facts import Operation, Tensor
 from gradscope.graph.flow import StepFlow
 
 
-class Written(NamedTuple):
-    """What an operation was to write into.
+def is_a_loss(flow: StepFlow, operation: Operation) -> bool:
+    """Whether what a comparison gives is reduced to a loss: no layer, and no other comparison, lies between.
 
-    `base` is the tensor itself, or the one that the target is a `view` of, `splitter` what gave the target as one of
-    several views. `by_gradient` says that what is written was computed from a gradient of it.
+    A difference is one only if something makes it count the same in both directions; logarithms of a softmax only if
+    they go into a likelihood.
     """
-
-    base: Tensor | None
-    view: bool
-    splitter: Operation | None
-    by_gradient: bool
-
-
-def written(flow: StepFlow, operation: Operation) -> Written:
-    """The target comes first among what an operation takes, or, for `out=`, last; a view leads back by its makers."""
-    takers = (operation.inputs[:1], operation.inputs[-1:])
-    ends = [_base(flow, value) for values in takers for value in values]
-    leaves = [
-        end for end in ends if (tensor := flow.tensor(end[0])) is not None and tensor.leaf and tensor.requires_grad
-    ]
-    if not ends:
-        return Written(None, False, None, False)
-    value, view, splitter = (leaves or ends)[0]
-    behind = flow.behind(operation.inputs[1:])
-    by_gradient = any(
-        ops.is_a(other, ops.GRADIENTS) and not behind.isdisjoint(other.outputs) for other in flow.operations
-    )
-    return Written(flow.tensor(value), view, splitter, by_gradient)
+    if ops.is_a(operation, ops.LOG_SOFTMAXES):
+        return any(
+            ops.is_a(user, ops.LOSSES_OF_LOGARITHMS) and user.inputs[:1] == operation.outputs[:1]
+            for user in flow.operations
+        )
+    even = not ops.is_a(operation, ops.DIFFERENCES)
+    values = set(operation.outputs)
+    later = [other for other in flow.operations if other.id > operation.id]
+    for user in later:
+        if values.isdisjoint(user.inputs) or not user.outputs:
+            continue
+        both = ops.is_a(user, ops.SUMS) and not ops.is_a(user, ops.REDUCES)
+        if both and not all(flow.is_scalar(value) for value in user.inputs):
+            continue
+        even = even or ops.is_a(user, ops.EVEN)
+        if ops.is_a(user, ops.ELEMENTWISE, ops.EVEN):
+            values.update(user.outputs)
+    return even and not values.isdisjoint(flow.roots)
 
 
-def _base(flow: StepFlow, value: int) -> tuple[int, bool, Operation | None]:
-    """The value that another is a view of, whether it is one, and the operation that gave it among several views."""
-    view, splitter = False, None
-    while True:
-        maker = flow.maker.get(value)
-        if maker is None or not maker.inputs or not ops.is_a(maker, ops.SINGLE_VIEWS, ops.SEVERAL_VIEWS):
-            return value, view, splitter
-        if ops.is_a(maker, ops.SEVERAL_VIEWS):
-            splitter = splitter or maker
-        value, view = maker.inputs[0], True
+def layer_before(flow: StepFlow, operation: Operation) -> list[Tensor]:
+    """The parameters of the operation that gave what an activation took."""
+    value = operation.inputs[0] if operation.inputs else None
+    seen: set[int] = set()
+    while value is not None and value not in seen and (maker := flow.maker.get(value)) is not None:
+        seen.add(value)
+        tensors = [tensor for source in maker.inputs if (tensor := flow.tensor(source)) is not None]
+        found = [tensor for tensor in tensors if tensor.leaf and tensor.requires_grad and tensor.name is not None]
+        if found:
+            return found
+        if not ops.is_a(maker, ops.PICKS, ops.DROPOUTS, ops.CASTS, frozenset(ops.RANGES)):
+            return []
+        value = maker.inputs[0] if maker.inputs else None
+    return []

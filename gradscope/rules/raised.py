@@ -12,7 +12,7 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Crash, Help, Label, Operation, Span
 from gradscope.graph.naming import argument_name, shape_text, short_name, written_at
 from gradscope.graph.refusals import Refusal, refused_call
-from gradscope.graph.targets import Written, written
+from gradscope.graph.written import Written, written
 from gradscope.rules.claim import Claim, Story, Trouble, rule
 from gradscope.rules.words import raised_at
 
