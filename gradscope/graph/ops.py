@@ -42,6 +42,13 @@ FITS = _names(
     "to type_as expand_as view_as reshape_as resize_as resize_as_"
 )  # the first to the shape or type of others
 SIDE_BY_SIDE = _names("broadcast_tensors meshgrid atleast_1d atleast_2d atleast_3d")  # each operand gives a result
+# They give views of what they take: what is written into the result is written into that.
+SINGLE_VIEWS = _names(
+    "getitem select narrow view view_as reshape reshape_as flatten squeeze unsqueeze transpose permute t T mT H mH "
+    "movedim swapaxes swapdims unflatten expand expand_as diagonal as_strided unfold real imag ravel"
+)
+# They give several at once, and autograd follows no change of one of them.
+SEVERAL_VIEWS = _names("iter unbind split chunk tensor_split hsplit vsplit dsplit split_with_sizes unsafe_chunk")
 COPIES = _names("data detach clone copy_")
 COPIES_A_PARAMETER = COPIES | _names("deepcopy Parameter")
 

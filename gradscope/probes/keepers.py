@@ -54,7 +54,7 @@ def _holder(variables: Mapping[str, Any], wanted: set[int], sites: CallSites) ->
         if type(value) in _CONTAINERS and len(value) <= _ITEMS:
             seen.add(id(value))
             items = list(value.items() if isinstance(value, dict) else ((None, item) for item in value))
-            flat = [part for _, item in items for part in (item if type(item) is tuple else (item,))]
+            flat = [part for _, item in items for part in _parts(item, sites)]
             if len(wanted.intersection(map(id, flat))) >= 2:
                 return holder
             waiting += [
@@ -66,6 +66,15 @@ def _holder(variables: Mapping[str, Any], wanted: set[int], sites: CallSites) ->
             seen.add(id(value))
             waiting += [(_Holder(key, None, True), item, depth - 1) for key, item in attributes(value).items()]
     return None
+
+
+def _parts(item: Any, sites: CallSites) -> Collection[Any]:
+    """What an entry of a container consists of: of a record (a tuple, a dict, a dataclass), its fields."""
+    if isinstance(item, tuple):
+        return tuple(tuple.__iter__(item))
+    if type(item) is dict:
+        return tuple(item.values())
+    return tuple(attributes(item).values()) if is_own_class(type(item), sites) else (item,)
 
 
 def _line_that_adds(holder: _Holder, code: CodeType, sites: CallSites) -> Span | None:

@@ -29,6 +29,7 @@ from gradscope.rules.modes import eval_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.nonfinite import nonfinite_forward, nonfinite_gradient
 from gradscope.rules.not_reached.frozen import frozen_parameter
+from gradscope.rules.not_reached.inputs import unused_input
 from gradscope.rules.not_reached.non_leaf import non_leaf
 from gradscope.rules.not_reached.unregistered import unregistered_parameter
 from gradscope.rules.not_reached.unused import unused_parameter
@@ -72,6 +73,7 @@ RULES: tuple[AnyRule, ...] = (
     left_torch,
     missing_create_graph,
     non_differentiable_op,
+    unused_input,
     not_in_optimizer,
     rebuilt_optimizer,
     step_without_backward,
