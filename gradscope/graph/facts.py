@@ -490,6 +490,22 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Softmax:
+    """The axis along which an operation was about to take the softmax of a value."""
+
+    value: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCall:
+    """A value that dropout or batch norm of a module took in training mode, while grad mode was off."""
+
+    value: int
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
 
@@ -554,6 +570,8 @@ class Run:
     profiles: tuple[Profile, ...] = ()
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
+    softmaxes: tuple[Softmax, ...] = ()
+    training_calls: tuple[TrainingCall, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()

@@ -31,9 +31,11 @@ from gradscope.graph.facts import (
     ProfileNode,
     Received,
     Refused,
+    Softmax,
     Span,
     Step,
     Tensor,
+    TrainingCall,
     Value,
 )
 from gradscope.graph.garbage import uncollected
@@ -105,6 +107,8 @@ class Frozen:
     profiles: tuple[Profile, ...]
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
+    softmaxes: tuple[Softmax, ...]
+    training_calls: tuple[TrainingCall, ...]
     sources: Mapping[str, Mapping[int, str]]
     comments: Mapping[str, Mapping[int, str]]
 
@@ -415,6 +419,12 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        softmaxes = tuple(Softmax(self.value(value), axis) for value, axis in self.tape.softmaxes)
+        training_calls = tuple(
+            TrainingCall(value[0], self.path(mark) or "")
+            for value, mark in self.tape.training_calls
+            if value[0] in self.values
+        )
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         discards, growths = self.discards(), self.growths()
@@ -441,6 +451,8 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
+            softmaxes=softmaxes,
+            training_calls=training_calls,
             sources=self.lines(),
             comments=self.comments(),
         )
@@ -544,8 +556,8 @@ class _Freezer:
         for mark in self.tape.marks.values():
             if mark.modes is None or mark.root is None:
                 continue
-            site, by = mark.modes.switched or (None, None)
             for optimizer, (training, evaluation) in mark.modes.counts.items():
+                site, by = mark.modes.switched.get(optimizer) or (None, None)
                 yield Modes(
                     self.path(mark) or "",
                     mark.modes.operation,

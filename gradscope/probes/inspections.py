@@ -42,7 +42,7 @@ class ModeCourse:
 
     `ran` holds the modes since the last step of an optimizer, `counts` for each optimizer the steps in which it ran in
     training mode, and those in which it ran in evaluation mode only. `latest` tells where it had been put into that
-    mode when it last ran in it, and as a part of which module; `switched` the same of the last such step.
+    mode when it last ran in it, and as a part of which module; `switched` the same of the last such step of each optimizer.
     """
 
     __slots__ = ("counts", "latest", "operation", "ran", "switched")
@@ -52,7 +52,7 @@ class ModeCourse:
         self.ran: set[bool] = set()
         self.counts: dict[int, list[int]] = {}
         self.latest: tuple[Site | None, ModuleMark] | None = None
-        self.switched: tuple[Site | None, ModuleMark] | None = None
+        self.switched: dict[int, tuple[Site | None, ModuleMark] | None] = {}
 
 
 def settle_modes(tape: Tape, optimizer: int) -> None:
@@ -65,7 +65,7 @@ def settle_modes(tape: Tape, optimizer: int) -> None:
                 counts[0] += 1
             else:
                 counts[1] += 1
-                course.switched = course.latest
+                course.switched[optimizer] = course.latest
             course.ran.clear()
     tape.moded.clear()
 
@@ -78,9 +78,13 @@ def _mode(place: int, name: str, default: bool, rate: int | None) -> Look:
 
     def look(tape: Tape, call: Call) -> None:
         modules: list[ModuleMark] | None = tape.local.__dict__.get("modules")
-        if not modules or not torch.is_grad_enabled() or (rate is not None and not call.argument(rate, "p", 1)):
+        if not modules or (rate is not None and not call.argument(rate, "p", 1)):
             return
         mark = modules[-1]
+        if not torch.is_grad_enabled():
+            if call.inputs and call.argument(place, name, default):
+                tape.training_calls.append((call.inputs[0], mark))
+            return
         if mark.modes is None:
             mark.modes = ModeCourse(call.func.__name__)
         if not mark.modes.ran:
@@ -115,6 +119,8 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
         tape.looks[where] = looks + 1
         value = call.argument(0, "input")
         record = next((record for record in call.inputs if record[1].ref() is value), None)
+        if record is not None and place is not None:
+            tape.softmaxes.append((record, _axis(value.dim(), call.argument(place, "dim"))))
         told = record is not None and value.is_floating_point() and has_values(local(value))
         if record is None or not told or not 1 < value.numel() <= _LARGEST:
             return
@@ -130,6 +136,13 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
             tape.probabilities.append((record, summed))
 
     return look
+
+
+def _axis(dims: int, dim: Any) -> int:
+    """The axis of a softmax. Where none is given, torch takes the first of 0, 1 or 3 dimensions, else the second."""
+    if isinstance(dim, int):
+        return dim % max(dims, 1)
+    return 0 if dims in (0, 1, 3) else 1
 
 
 def _masked(place: int) -> Look:

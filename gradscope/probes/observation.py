@@ -252,6 +252,8 @@ class Observation:
             profiles=frozen.profiles,
             batches=frozen.batches,
             probabilities=frozen.probabilities,
+            softmaxes=frozen.softmaxes,
+            training_calls=frozen.training_calls,
             sources=frozen.sources,
             comments=frozen.comments,
             observed=("operations", "values") if self._operations else ("values",),

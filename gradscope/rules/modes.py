@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gradscope.graph import limits
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Modes, Run, Tensor
-from gradscope.graph.naming import short_name
+from gradscope.graph.naming import short_name, spelled_callee
 from gradscope.rules.claim import Claim, Story, rule
 from gradscope.rules.words import steps_text
 
@@ -71,7 +71,7 @@ def _(told: Sequence[Claim[Modes]], ask: Ask) -> Story:
         f"`{worst.by}` was in evaluation mode in {worst.evaluation:,} of {steps_text(run, steps)} that train it",
         worst.switched,
         "this puts it into evaluation mode, and no `train()` follows",
-        (worst.by or "", *names),
+        tuple(dict.fromkeys((worst.by or "", *names, *_spelled(group, ask)))),
         facts=(
             f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
             f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
@@ -80,12 +80,28 @@ def _(told: Sequence[Claim[Modes]], ask: Ask) -> Story:
     )
 
 
+def _spelled(group: Sequence[Modes], ask: Ask) -> Iterator[str]:
+    """What is in evaluation mode, as the lines call it that put it there and that run it."""
+    sources = ask.run.sources
+    ran = {(modes.module, modes.operation) for modes in group}
+    spans = [modes.switched for modes in group]
+    spans += [
+        operation.span
+        for step in ask.run.steps
+        for operation in step.operations
+        if (operation.module, short_name(operation.name)) in ran
+    ]
+    yield from (name for span in dict.fromkeys(spans) if (name := spelled_callee(span, sources)) not in (None, "self"))
+
+
 def _is_training(run: Run, modes: Modes) -> bool:
     """Whether the module that was put into evaluation mode is one that the optimizer trains for the most part.
 
     A frozen backbone is kept in evaluation mode on purpose, and so is a layer that was put there by itself.
     """
     by = modes.by or ""
+    # Whoever trained it may have frozen it since, or given it to another.
+    held = {number for optimizer in run.optimizers if optimizer.id == modes.optimizer for number in optimizer.tensors}
     inside = [
         tensor
         for tensor in run.tensors
@@ -96,7 +112,7 @@ def _is_training(run: Run, modes: Modes) -> bool:
     trained = [
         tensor
         for tensor in inside
-        if tensor.requires_grad and tensor.optimizer == modes.optimizer and tensor.received and tensor.received.steps
+        if tensor.id in held and tensor.received and tensor.received.steps
     ]
     alone = by == modes.module and modes.operation == "batch_norm"
     return len(trained) * 2 > len(inside) and not alone
