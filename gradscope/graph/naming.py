@@ -213,8 +213,8 @@ def spelled_operands(span: Span | None, sources: Mapping[str, Mapping[int, str]]
     node = expression(span, sources) if span is not None else None
     if node is None:
         return ()
-    operands = (operand for operand in operands_of(node) if plain_name(operand) is not None)
-    return tuple(dict.fromkeys(map(ast.unparse, operands)))
+    names = (ast.unparse(operand) for operand in operands_of(node) if plain_name(operand) is not None)
+    return tuple(dict.fromkeys(name for name in names if name != "self"))
 
 
 def spelled_callee(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> str | None:

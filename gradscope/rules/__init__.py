@@ -15,12 +15,15 @@ from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
+from gradscope.rules.axes import softmax_dim
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.engine import AnyRule, Judgement
 from gradscope.rules.freed import freed_graph
 from gradscope.rules.inplace import inplace_modified
+from gradscope.rules.losses import target_gradient, weights_after_reduction
+from gradscope.rules.masking import mask_after_softmax
 from gradscope.rules.memory import graph_growth
 from gradscope.rules.modes import eval_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
@@ -70,7 +73,11 @@ RULES: tuple[AnyRule, ...] = (
     zero_gradient,
     vanishing_gradient,
     double_softmax,
+    target_gradient,
+    weights_after_reduction,
     loss_broadcast,
+    mask_after_softmax,
+    softmax_dim,
     eval_mode,
     batch_leak,
 )

@@ -10,6 +10,7 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Operation, Span, Tensor
 from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import expression, shape_text, short_name, spelled_operands
+from gradscope.graph.sums import elementwise_after
 from gradscope.rules.claim import Claim, Story, rule
 
 
@@ -308,13 +309,7 @@ def _is_reshaped_within(flow: StepFlow, operation: Operation) -> bool:
 
 def _ends_in_loss(flow: StepFlow, operation: Operation) -> bool:
     """Whether nothing but arithmetic on elements and reductions lies between an operation and a loss."""
-    roots = frozenset(flow.roots)
-    reached = set(operation.outputs)
-    for later in flow.operations:
-        follows = later.id > operation.id and not reached.isdisjoint(later.inputs)
-        if follows and ops.is_a(later, ops.ELEMENTWISE):
-            reached.update(later.outputs)
-    return not roots.isdisjoint(reached)
+    return not elementwise_after(flow, operation).isdisjoint(flow.roots)
 
 
 @dataclass(frozen=True, slots=True)
