@@ -15,7 +15,7 @@ from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
-from gradscope.rules.axes import softmax_dim
+from gradscope.rules.axes import reshape_mixes_axes, softmax_dim
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
@@ -77,6 +77,7 @@ RULES: tuple[AnyRule, ...] = (
     weights_after_reduction,
     loss_broadcast,
     mask_after_softmax,
+    reshape_mixes_axes,
     softmax_dim,
     eval_mode,
     batch_leak,
