@@ -499,7 +499,7 @@ class Softmax:
 
 @dataclass(frozen=True, slots=True)
 class TrainingCall:
-    """A value that dropout or batch norm of a module took in training mode, while grad mode was off."""
+    """A value that dropout or batch norm of a module took in training mode, where no gradient was kept."""
 
     value: int
     module: str

@@ -120,6 +120,11 @@ LOSSES_OF_LOGARITHMS = _names("nll_loss ctc_loss kl_div")
 LIKELIHOODS = _names("nll_loss binary_cross_entropy kl_div log log2 log10")
 # They compare prediction and target element by element.
 COMPARES = _names("mse_loss l1_loss smooth_l1_loss huber_loss kl_div poisson_nll_loss soft_margin_loss")
+# They work in one way in training, and in another in evaluation.
+MODED = _names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout batch_norm lstm gru")
+# Results are compared with what they should be.
+SCORES = COMPARES | LOSSES_OF_LOGITS | LOSSES_OF_LOGARITHMS | _names("binary_cross_entropy eq ne sub rsub isclose")
+READS = _names("bool print")
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu")
 TAKES_A_PLACE = _names("getitem select")
 

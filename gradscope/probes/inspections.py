@@ -81,10 +81,11 @@ def _mode(place: int, name: str, default: bool, rate: int | None) -> Look:
         if not modules or (rate is not None and not call.argument(rate, "p", 1)):
             return
         mark = modules[-1]
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not any(history for _, _, history in call.inputs):
             if call.inputs and call.argument(place, name, default):
                 tape.training_calls.append((call.inputs[0], mark))
-            return
+            if not torch.is_grad_enabled():
+                return
         if mark.modes is None:
             mark.modes = ModeCourse(call.func.__name__)
         if not mark.modes.ran:

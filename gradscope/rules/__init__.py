@@ -25,7 +25,7 @@ from gradscope.rules.inplace import inplace_modified
 from gradscope.rules.losses import target_gradient, weights_after_reduction
 from gradscope.rules.masking import mask_after_softmax
 from gradscope.rules.memory import graph_growth
-from gradscope.rules.modes import eval_mode
+from gradscope.rules.modes import eval_mode, train_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.nonfinite import nonfinite_forward, nonfinite_gradient
 from gradscope.rules.not_reached.frozen import frozen_parameter
@@ -80,6 +80,7 @@ RULES: tuple[AnyRule, ...] = (
     reshape_mixes_axes,
     softmax_dim,
     eval_mode,
+    train_mode,
     batch_leak,
 )
 
