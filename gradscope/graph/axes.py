@@ -1,4 +1,4 @@
-"""Axes: what becomes of one axis of a value in the operations that follow, told by the shapes that they take and give."""
+"""Axes: what becomes of one axis of a value in the operations that follow, told by their shapes."""
 
 from __future__ import annotations
 

@@ -53,7 +53,11 @@ def _unmoded(flow: StepFlow, operation: Operation, module: str) -> Unmoded | Non
     root = module.partition(".")[0]
     if operation.grad_enabled or not _is_trained(flow.run, root) or not flow.behind_roots.isdisjoint(touched):
         return None
-    return Unmoded(flow, operation, "evaluation", module, root, _call(flow, touched)) if _is_scored(flow, touched) else None
+    return (
+        Unmoded(flow, operation, "evaluation", module, root, _call(flow, touched))
+        if _is_scored(flow, touched)
+        else None
+    )
 
 
 def _repeated(flow: StepFlow, ran: list[Operation]) -> set[str]:
@@ -91,16 +95,26 @@ def is_part(tensor: Tensor, path: str) -> bool:
 
 
 def _frozen_around(flow: StepFlow, module: str) -> str | None:
-    """The outermost module around another one that nobody trains by now, nor moves by hand after one that is trained."""
+    """The outermost module around another one that nobody trains by now, nor moves by hand after what learns."""
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
         inside = parameters_in(flow.run, path)
         if not inside or any(_is_in_training(tensor, flow.step.index) for tensor in inside):
             continue
-        followers = any(tensor.change and not _got(tensor) for tensor in inside)
+        followers = any(not _got(tensor) and (tensor.change or _is_written(flow.run, tensor)) for tensor in inside)
         return None if followers else path
     return None
+
+
+def _is_written(run: Run, tensor: Tensor) -> bool:
+    """Whether a value is written into a tensor once training runs, as averages of what is trained are."""
+    return any(
+        run.holder[value] == tensor.id
+        for step in run.steps[1:]
+        for operation in step.operations
+        for value in operation.outputs
+    )
 
 
 def _is_in_training(tensor: Tensor, step: int) -> bool:
@@ -128,7 +142,7 @@ def _is_target(flow: StepFlow, touched: set[int]) -> bool:
 
 
 def _is_scored(flow: StepFlow, touched: set[int]) -> bool:
-    """Whether results are compared with other data, and what comes of it leaves torch: a loss or an accuracy is read."""
+    """Whether results are compared with other data, and what comes of it is read, as a loss or an accuracy."""
     scores: set[int] = set()
     for operation in flow.operations:
         if not scores.isdisjoint(operation.inputs):

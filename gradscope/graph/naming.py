@@ -217,6 +217,13 @@ def spelled_operands(span: Span | None, sources: Mapping[str, Mapping[int, str]]
     return tuple(dict.fromkeys(name for name in names if name != "self"))
 
 
+def spelled_first(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+    """The first operand of an expression as it is written, where it has a name: `frames` in `frames.view(t, b)`."""
+    node = expression(span, sources) if span is not None else None
+    first = operands_of(node)[:1] if node is not None else []
+    return tuple(ast.unparse(operand) for operand in first if plain_name(operand) is not None)
+
+
 def spelled_callee(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> str | None:
     """The object that is called at a span, or whose method is, as it is written there: `self.drop`, `self.model`."""
     node = expression(span, sources) if span is not None else None

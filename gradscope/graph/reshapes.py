@@ -39,7 +39,7 @@ def mixing_reshapes(ask: Ask) -> list[Mixed]:
                 continue
             if flow.behind_roots.isdisjoint(operation.outputs) or _is_skewed(flow, operation):
                 continue
-            if not _is_taken_back(flow, operation, before, after):
+            if not _is_taken_back(flow, operation, before) and not _takes_back(flow, operation, after):
                 found.append(Mixed(flow, operation, before, after, _order(before, after)))
     return found
 
@@ -47,7 +47,7 @@ def mixing_reshapes(ask: Ask) -> list[Mixed]:
 def _mixes(
     flow: StepFlow, operation: Operation, before: Shape, after: Shape, mine: tuple[int, ...], theirs: tuple[int, ...]
 ) -> bool:
-    """Whether an axis of a group comes back at another place of it: at the same place it would be a group of its own."""
+    """Whether an axis of a group comes back at another place of it: else it would be a group of its own."""
     one, other = [before[axis] for axis in mine], [after[axis] for axis in theirs]
     if not set(one) & set(other) or len(one) > 5:
         return False
@@ -102,7 +102,7 @@ def _is_summarised(flow: StepFlow, operation: Operation) -> bool:
     return any(ops.is_a(later, ops.SUMMARIES) for later, _ in _followed(flow, operation))
 
 
-def _is_taken_back(flow: StepFlow, operation: Operation, before: Shape, after: Shape) -> bool:
+def _is_taken_back(flow: StepFlow, operation: Operation, before: Shape) -> bool:
     """Whether a later view restores the first shape, with operations on elements or rows between."""
     for later, taken in _followed(flow, operation):
         if ops.is_a(later, ops.VIEWS) and shape_of(flow, taken) is not None:
@@ -112,8 +112,25 @@ def _is_taken_back(flow: StepFlow, operation: Operation, before: Shape, after: S
     return False
 
 
+def _takes_back(flow: StepFlow, operation: Operation, after: Shape) -> bool:
+    """Whether a view restores what another one cut before, with operations on elements or rows between."""
+    waiting, seen = [operation.inputs[0]], set[int]()
+    while waiting:
+        value = waiting.pop()
+        maker = flow.maker.get(value)
+        if maker is None or value in seen:
+            continue
+        seen.add(value)
+        if ops.is_a(maker, ops.VIEWS) and maker.inputs and shape_of(flow, maker.inputs[0]) == after:
+            return True
+        if ops.is_a(maker, ops.ELEMENTWISE, ops.KEEPS_ELEMENTS, ops.ROW_BY_ROW):
+            shape = shape_of(flow, value)
+            waiting += [source for source in maker.inputs if shape_of(flow, source) == shape]
+    return False
+
+
 def _is_skewed(flow: StepFlow, operation: Operation) -> bool:
-    """Whether rows are shifted against each other, as for relative positions: padded by one, cut anew, and one dropped."""
+    """Whether rows are shifted, as for relative positions: padded by one, cut anew, and one dropped."""
     maker = flow.maker.get(operation.inputs[0])
     if maker is None or not ops.is_a(maker, ops.PADS):
         return False

@@ -48,7 +48,7 @@ class _Way:
         self.flow, self.softmax, self.axis = flow, softmax, axis
         self.shape = shape_of(flow, softmax.outputs[0]) or ()
         self.places = {softmax.outputs[0]: axis}
-        # For each value, the axes of the softmax's own result, by their places: what else there is came by broadcasting.
+        # For each value, the axes of the softmax's own result, by their places: any other came by broadcasting.
         self.own = {softmax.outputs[0]: {place: place for place in range(len(self.shape))}}
 
     def crossed(self) -> Crossed | None:
@@ -142,20 +142,13 @@ class _Way:
         return self.axis
 
     def _is_samples(self, place: int, shape: tuple[int, ...]) -> bool:
-        """Whether the axis is that of the samples: what the loss compares with has as many, and no parameter has.
+        """Whether the axis is that of the samples: the data that the loss is computed from have as many.
 
         Capsules and slots are normalised along one axis and summed along another, neither of which is the batch.
         """
         size = shape[place]
         if place != 0 or self.axis != 0:
             return False
-        data = parameters = False
-        for value in self.flow.behind_roots:
-            tensor = self.flow.tensor(value)
-            if tensor is None or not tensor.leaf:
-                continue
-            if tensor.requires_grad:
-                parameters = parameters or size in tensor.shape
-            else:
-                data = data or tensor.shape[:1] == (size,)
-        return data and not parameters
+        behind = map(self.flow.tensor, self.flow.behind_roots)
+        leaves = (tensor for tensor in behind if tensor is not None and tensor.leaf and not tensor.requires_grad)
+        return any(tensor.shape[:1] == (size,) for tensor in leaves)

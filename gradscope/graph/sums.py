@@ -63,7 +63,12 @@ def reduction_of(flow: StepFlow, value: int) -> Operation | None:
             continue
         if any(not flow.is_scalar(source) for source in operation.inputs[:1]):
             whole = ops.is_a(
-                operation, ops.REDUCES, ops.COMPARES, ops.DIRECTED_LOSSES, ops.LOSSES_OF_LOGITS, ops.LOSSES_OF_LOGARITHMS
+                operation,
+                ops.REDUCES,
+                ops.COMPARES,
+                ops.DIRECTED_LOSSES,
+                ops.LOSSES_OF_LOGITS,
+                ops.LOSSES_OF_LOGARITHMS,
             )
             return operation if whole else None
         if ops.is_a(operation, ops.SUMS, ops.SCALES):

@@ -42,7 +42,8 @@ class ModeCourse:
 
     `ran` holds the modes since the last step of an optimizer, `counts` for each optimizer the steps in which it ran in
     training mode, and those in which it ran in evaluation mode only. `latest` tells where it had been put into that
-    mode when it last ran in it, and as a part of which module; `switched` the same of the last such step of each optimizer.
+    mode when it last ran in it, and as a part of which module; `switched` the same of the last such step of each
+    optimizer.
     """
 
     __slots__ = ("counts", "latest", "operation", "ran", "switched")

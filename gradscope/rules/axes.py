@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Edit, Help, Label
-from gradscope.graph.naming import expression, is_library, shape_text, short_name, source_of
+from gradscope.graph.naming import expression, is_library, shape_text, short_name, source_of, spelled_first
 from gradscope.graph.reshapes import Mixed, mixing_reshapes
 from gradscope.graph.softmaxes import Crossed, crossed_softmaxes
-from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.claim import Claim, Story, Trouble, rule
 
 
 @rule("warning")
@@ -47,7 +47,7 @@ def softmax_dim(ask: Ask) -> Iterator[Claim[Crossed]]:
             optimizer.step()
     """
     for crossed in ask(crossed_softmaxes):
-        yield Claim(crossed.softmax.span, crossed)
+        yield Claim(crossed.softmax.span, crossed, explains=((Trouble.MIXES, crossed.softmax.span),))
 
 
 @softmax_dim.words
@@ -118,7 +118,7 @@ def reshape_mixes_axes(ask: Ask) -> Iterator[Claim[Mixed]]:
             optimizer.step()
     """
     for mixed in ask(mixing_reshapes):
-        yield Claim(mixed.operation.span, mixed)
+        yield Claim(mixed.operation.span, mixed, explains=((Trouble.MIXES, mixed.operation.span),))
 
 
 @reshape_mixes_axes.words
@@ -127,11 +127,13 @@ def _(told: Sequence[Claim[Mixed]], ask: Ask) -> Story:
     operation, name = mixed.operation, short_name(mixed.operation.name)
     before, after = shape_text(mixed.before), shape_text(mixed.after)
     tensors = [mixed.flow.tensor(value) for value in (*operation.inputs[:1], *operation.outputs[:1])]
+    names = [tensor.name for tensor in tensors if tensor is not None and tensor.name]
+    names += spelled_first(operation.span, ask.run.sources)
     return Story(
         f"`{name}` of {before} as {after} moves no axis: it mixes what belongs to different places",
         operation.span,
         f"{before} is cut anew into {after}",
-        tuple(dict.fromkeys(tensor.name for tensor in tensors if tensor is not None and tensor.name)),
+        tuple(dict.fromkeys(names)),
         facts=("note: the numbers stay in their order in memory, and each new place gets some of several old ones",),
         help=(_moved(mixed, ask),),
     )
@@ -150,7 +152,11 @@ def _moved(mixed: Mixed, ask: Ask) -> Help:
     text = source_of(span, ask.run.sources) if span is not None else None
     if span is None or text is None or "\n" in text or not text.isascii() or not isinstance(node, ast.Call):
         return Help(message)
-    if not isinstance(node.func, ast.Attribute) or is_library(node.func.value) or node.func.value.end_col_offset is None:
+    if (
+        not isinstance(node.func, ast.Attribute)
+        or is_library(node.func.value)
+        or node.func.value.end_col_offset is None
+    ):
         return Help(message)
     # A view of a tensor whose axes were moved needs it in one piece.
     return Help(message, Edit(span, text[: node.func.value.end_col_offset - 1] + call + ".contiguous()"))

@@ -20,6 +20,7 @@ class Trouble(Enum):
     NOT_FINITE = "not finite"  # of a run: values or gradients are NaN or infinite
     OUT_OF_RANGE = "out of range"  # of a run: gradients are too large for what is done with them
     WASTED = "wasted"  # of a line: it calls backward, and nothing uses what that brings
+    MIXES = "mixes"  # of a line: what belongs to one sample or place gets into others
     REFUSED = "refused"  # of a run: torch raised an exception
 
 

@@ -12,7 +12,7 @@ from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import shape_text, short_name, spelled_operands
 from gradscope.graph.sums import elementwise_after, is_uniform, reduction_of
 from gradscope.graph.swaps import swapped_arguments
-from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.claim import Claim, Story, Trouble, rule
 
 
 @rule("warning")
@@ -63,7 +63,14 @@ def target_gradient(ask: Ask) -> Iterator[Claim[_Swapped]]:
             same = given is not None and target is not None and given.shape == target.shape
             # Both ways round together they are symmetric; and what a cut has made a constant is a prediction.
             if same and not _is_both_ways(flow, losses, second) and not _is_predicted(flow, first):
-                yield Claim(operation.span, _Swapped(flow, operation))
+                spoilt = ask.run.nonfinite is not None and ask.run.nonfinite.operation == operation
+                yield Claim(
+                    operation.span,
+                    _Swapped(flow, operation),
+                    # Logarithms of what is no probability are NaN.
+                    besides=((Trouble.NOT_FINITE, None),) if spoilt else (),
+                    severity="error" if spoilt else None,
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ def _(told: Sequence[Claim[_Swapped]], ask: Ask) -> Story:
         operation.span,
         "the first argument has no history, and the second has one",
         tuple(dict.fromkeys(names)),
-        facts=(f"note: `{name}` takes the prediction first and then the target, and is another function the other way round",),
+        facts=(f"note: `{name}` takes the prediction first and then the target, and is not symmetric",),
         help=(Help("swap the two", Edit(*edit) if edit is not None else None),),
     )
 
@@ -123,7 +130,7 @@ def weights_after_reduction(ask: Ask) -> Iterator[Claim[_Weighted]]:
     """Weights of single samples meet a loss that is one number already.
 
     A loss reduces to the mean of the batch unless it is told `reduction="none"`. The product with the weights of the
-    samples is then the same mean times each of them: their mean scales the loss, and no sample counts more than another.
+    samples is then the same mean times each of them: their mean scales the loss, and all samples count the same.
 
     Bad:
 
@@ -178,7 +185,7 @@ def _weighted(flow: StepFlow, operation: Operation) -> _Weighted | None:
             continue
         samples = max(weights.shape, default=1)
         # What is trained itself weighs tasks, or channels; per sample there is one number in one axis.
-        if samples < 2 or sum(size > 1 for size in weights.shape) != 1 or weights.requires_grad and weights.leaf:
+        if samples < 2 or sum(size > 1 for size in weights.shape) != 1 or (weights.requires_grad and weights.leaf):
             continue
         reduction = reduction_of(flow, loss)
         if reduction is None or not reduction.inputs:
@@ -204,7 +211,9 @@ def _(told: Sequence[Claim[_Weighted]], ask: Ask) -> Story:
         tuple(dict.fromkeys(filter(None, (weights.name, *_spelled(weighted, ask))))),
         facts=("note: the product is the unweighted loss times each weight, and only the mean of the weights counts",),
         help=(
-            Help('give the loss `reduction="none"`, and reduce the product' if inside else f"multiply before `{before}`"),
+            Help(
+                'give the loss `reduction="none"`, and reduce the product' if inside else f"multiply before `{before}`"
+            ),
         ),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label
 from gradscope.graph.masking import Masked, masked_probabilities
-from gradscope.graph.naming import short_name, spelled_operands
+from gradscope.graph.naming import short_name, spelled_first
 from gradscope.rules.claim import Claim, Story, rule
 
 
@@ -16,8 +16,8 @@ def mask_after_softmax(ask: Ask) -> Iterator[Claim[Masked]]:
     """Probabilities are masked after the softmax, and nothing normalises them again.
 
     What is masked has taken its share of the softmax already. The weights that are left sum to less than 1, to the less
-    the more is masked: the result depends on how much padding there is. Scores are masked before the softmax, with minus
-    infinity.
+    the more is masked: the result depends on how much padding there is. Scores are masked before the softmax, with
+    minus infinity.
 
     Bad:
 
@@ -68,7 +68,7 @@ def _(told: Sequence[Claim[Masked]], ask: Ask) -> Story:
         "probabilities are masked after the softmax and never normalised again",
         masked.mask.span,
         f"of {name} some are set to 0 here, and the others sum to less than 1",
-        tuple(dict.fromkeys((*names, *spelled_operands(masked.mask.span, ask.run.sources)[:1]))),
+        tuple(dict.fromkeys((*names, *spelled_first(masked.mask.span, ask.run.sources)))),
         labels,
         ("note: what is masked has had its share: the result depends on how much there is of it",),
         (Help('mask the scores before the softmax, with `masked_fill(mask, float("-inf"))`'),),

@@ -110,11 +110,7 @@ def _is_training(run: Run, modes: Modes) -> bool:
         and tensor.module is not None
         and f"{_full_name(tensor)}.".startswith(f"{by}.")
     ]
-    trained = [
-        tensor
-        for tensor in inside
-        if tensor.id in held and tensor.received and tensor.received.steps
-    ]
+    trained = [tensor for tensor in inside if tensor.id in held and tensor.received and tensor.received.steps]
     alone = by == modes.module and modes.operation == "batch_norm"
     return len(trained) * 2 > len(inside) and not alone
 
@@ -181,7 +177,9 @@ def _(told: Sequence[Claim[Unmoded]], ask: Ask) -> Story:
     statistics = [
         tensor.name
         for tensor in ask.run.tensors
-        if tensor.registered == "buffer" and tensor.dtype.startswith("float") and any(is_part(tensor, module) for module in normed)
+        if tensor.registered == "buffer"
+        and tensor.dtype.startswith("float")
+        and any(is_part(tensor, module) for module in normed)
     ]
     kinds = " and ".join(sorted({short_name(found.operation.name).replace("_", " ") for found in group}))
     doing = "is evaluated" if first.kind == "evaluation" else "gives targets"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Operation, Span, Tensor
@@ -90,6 +91,8 @@ def _twice_squashed(flow: StepFlow, operation: Operation, summed: Mapping[int, b
 def _unlogged(flow: StepFlow, operation: Operation) -> _Twice | None:
     if not ops.is_a(operation, ops.LOSSES_OF_LOGARITHMS) or not operation.inputs:
         return None
+    if not flow.history[operation.inputs[0]]:
+        return None  # it is no prediction
     first = _squashed_before(flow, operation.inputs[0], summed=False)
     if first is None or flow.behind_roots.isdisjoint(operation.outputs):
         return None
