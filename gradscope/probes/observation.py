@@ -255,6 +255,7 @@ class Observation:
             softmaxes=frozen.softmaxes,
             training_calls=frozen.training_calls,
             sources=frozen.sources,
+            whole=frozen.whole,
             comments=frozen.comments,
             observed=("operations", "values") if self._operations else ("values",),
             failures=tuple(tape.failures),

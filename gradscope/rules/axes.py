@@ -159,4 +159,4 @@ def _moved(mixed: Mixed, ask: Ask) -> Help:
     ):
         return Help(message)
     # A view of a tensor whose axes were moved needs it in one piece.
-    return Help(message, Edit(span, text[: node.func.value.end_col_offset - 1] + call + ".contiguous()"))
+    return Help(message, (Edit(span, text[: node.func.value.end_col_offset - 1] + call + ".contiguous()"),))

@@ -121,7 +121,7 @@ def _(told: Sequence[Claim[_Swapped]], ask: Ask) -> Story:
         "the first argument has no history, and the second has one",
         tuple(dict.fromkeys(names)),
         facts=(f"note: `{name}` takes the prediction first and then the target, and is not symmetric",),
-        help=(Help("swap the two", Edit(*edit) if edit is not None else None),),
+        help=(Help("swap the two", (Edit(*edit),) if edit is not None else ()),),
     )
 
 

@@ -235,6 +235,6 @@ def test_views_that_split_and_merge(workshop: Workshop, before: str, body: str) 
 def test_the_help_moves_the_axes(workshop: Workshop) -> None:
     """The edit is the transposition; the shapes of the tensors before and after are named."""
     (finding,) = report_of(workshop, *MIXED["time first"]).findings
-    assert finding.help[0].edit is not None
-    assert finding.help[0].edit.text == "h.transpose(0, 1).contiguous()"
+    (edit,) = finding.help[0].edits
+    assert edit.text == "h.transpose(0, 1).contiguous()"
     assert "h" in finding.tensors
