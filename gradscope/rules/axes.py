@@ -91,9 +91,8 @@ def reshape_mixes_axes(ask: Ask) -> Iterator[Claim[Mixed]]:
         import torch
         from torch import nn
 
-        rnn = nn.GRU(4, 5)
-        optimizer = torch.optim.SGD(rnn.parameters(), lr=0.1)
-        embed = nn.Linear(4, 4)
+        rnn, embed = nn.GRU(4, 5), nn.Linear(4, 4)
+        optimizer = torch.optim.SGD([*rnn.parameters(), *embed.parameters()], lr=0.1)
         for _ in range(3):
             x = embed(torch.rand(8, 6, 4))
             outputs, _ = rnn(x.view(6, 8, 4))
