@@ -11,7 +11,7 @@ class ModeCount(Generic[Switch]):
     """The modes of a module that behaves differently in training, while gradients were kept.
 
     `counts` has for each optimizer the steps in which it ran in training mode, and those in which it ran in evaluation
-    mode only. `switched` tells what had put it into that mode before the last such step.
+    mode only; `switched` tells for each what had put it into that mode before the last such step.
     """
 
     __slots__ = ("_latest", "_ran", "counts", "operation", "switched")
@@ -19,7 +19,7 @@ class ModeCount(Generic[Switch]):
     def __init__(self, operation: str) -> None:
         self.operation = operation
         self.counts: dict[int, list[int]] = {}
-        self.switched: Switch | None = None
+        self.switched: dict[int, Switch | None] = {}
         self._ran: set[bool] = set()
         self._latest: Switch | None = None
 
@@ -40,5 +40,5 @@ class ModeCount(Generic[Switch]):
             counts[0] += 1
         else:
             counts[1] += 1
-            self.switched = self._latest
+            self.switched[optimizer] = self._latest
         self._ran.clear()

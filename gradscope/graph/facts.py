@@ -540,6 +540,22 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Softmax:
+    """The axis along which an operation was about to take the softmax of a value."""
+
+    value: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCall:
+    """A value that dropout or batch norm of a module took in training mode, where no gradient was kept."""
+
+    value: int
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
 class Twins:
     """A tensor of which `alike` of all `rows` had an equal twin before the first step, and have it still at the end.
 
@@ -670,6 +686,8 @@ class Run:
     profiles: tuple[Profile, ...] = ()
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
+    softmaxes: tuple[Softmax, ...] = ()
+    training_calls: tuple[TrainingCall, ...] = ()
     compared: tuple[Compared, ...] = ()
     twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -82,6 +82,34 @@ KEEPS_ELEMENTS = _names(
     "add sub where masked_fill nan_to_num"
 )
 
+# --- weights and masks ---------------------------------------------------------------------------------------------
+PROBABILITIES = _names("softmax")
+MULTIPLIES = _names("mul rmul imul multiply mul_")
+MASKS = _names("masked_fill masked_fill_ where setitem index_fill index_fill_")  # they put a number in some places
+COMPLEMENTS = _names("sub rsub invert logical_not bitwise_not eq ne lt le gt ge")
+TRIANGLES = _names("tril triu tril_ triu_")
+# What is drawn by chance.
+DRAWS = _names("rand rand_like bernoulli bernoulli_ dropout empty_like uniform_ multinomial gumbel_softmax")
+# Weights stay weights, of the same things.
+KEEPS_WEIGHTS = _names(
+    "dropout alpha_dropout to float double half bfloat16 type clone contiguous view reshape expand identity type_as "
+    "squeeze unsqueeze nan_to_num mul imul requires_grad_"
+)
+NORMALISES = _names("sum div truediv itruediv div_ normalize divide log softmax renorm amax max")
+CONTRACTS = _names("matmul rmatmul bmm einsum mm baddbmm mul rmul mv")
+
+# --- axes ----------------------------------------------------------------------------------------------------------
+TRANSPOSES = _names("transpose permute t T mT swapaxes swapdims movedim moveaxis adjoint")
+VIEWS = _names("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as getitem")
+RECUTS = _names("view reshape view_as reshape_as unflatten")
+ROW_BY_ROW = _names("linear layer_norm softmax log_softmax dropout relu gelu silu tanh sigmoid rms_norm normalize")
+SUMMARIES = _names("mean sum var std var_mean std_mean norm vector_norm amax amin max min")
+PADS = _names("pad cat concat constant_pad_nd")
+PICKS_A_CLASS = _names("nll_loss")
+MATRIX_PRODUCTS = _names("matmul bmm mm")
+PRODUCTS_OF_MATRICES = _names("matmul bmm mm einsum baddbmm")
+SUMS_AWAY = _names("sum mean logsumexp nansum")
+
 # --- losses and what they take -------------------------------------------------------------------------------------
 SOFTMAXES = _names("softmax log_softmax gumbel_softmax")
 # What is squashed, and how.
@@ -96,10 +124,18 @@ SQUASHES = {
 }
 SQUASHING = frozenset(SQUASHES)
 LOSSES_OF_LOGITS = _names("cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss")
+# The prediction comes first, and they are not the same the other way round.
+DIRECTED_LOSSES = _names("kl_div cross_entropy binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss")
+UNIFORM = _names("full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros")  # one number everywhere
 LOSSES_OF_LOGARITHMS = _names("nll_loss ctc_loss kl_div")
 LIKELIHOODS = _names("nll_loss binary_cross_entropy kl_div log log2 log10")
 # They compare prediction and target element by element.
 COMPARES = _names("mse_loss l1_loss smooth_l1_loss huber_loss kl_div poisson_nll_loss soft_margin_loss")
+# They work in one way in training, and in another in evaluation.
+MODED = _names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout batch_norm lstm gru")
+# Results are compared with what they should be.
+SCORES = COMPARES | LOSSES_OF_LOGITS | LOSSES_OF_LOGARITHMS | _names("binary_cross_entropy eq ne sub rsub isclose")
+READS = _names("bool print")
 # Of activations, what they give nothing beyond.
 RANGES = {
     **dict.fromkeys(("relu", "relu_", "softplus"), (0.0, float("inf"))),

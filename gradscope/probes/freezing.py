@@ -39,9 +39,11 @@ from gradscope.graph.facts import (
     ProfileNode,
     Received,
     Refused,
+    Softmax,
     Span,
     Step,
     Tensor,
+    TrainingCall,
     Twins,
     Value,
 )
@@ -119,6 +121,8 @@ class Frozen:
     profiles: tuple[Profile, ...]
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
+    softmaxes: tuple[Softmax, ...]
+    training_calls: tuple[TrainingCall, ...]
     compared: tuple[Compared, ...]
     twins: tuple[Twins, ...]
     sources: Mapping[str, Mapping[int, str]]
@@ -463,6 +467,12 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        softmaxes = tuple(Softmax(self.value(value), axis) for value, axis in self.tape.softmaxes)
+        training_calls = tuple(
+            TrainingCall(value[0], self.path(mark) or "")
+            for value, mark in self.tape.training_calls
+            if value[0] in self.values
+        )
         compared = tuple(
             Compared(
                 self.operation(each.operation),
@@ -505,6 +515,8 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
+            softmaxes=softmaxes,
+            training_calls=training_calls,
             compared=compared,
             twins=twins,
             sources=sources,
@@ -624,8 +636,8 @@ class _Freezer:
         for mark in self.tape.marks.values():
             if mark.modes is None or mark.root is None:
                 continue
-            site, by = mark.modes.switched or (None, None)
             for optimizer, (training, evaluation) in mark.modes.counts.items():
+                site, by = mark.modes.switched.get(optimizer) or (None, None)
                 yield Modes(
                     self.path(mark) or "",
                     mark.modes.operation,

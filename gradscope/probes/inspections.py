@@ -54,9 +54,14 @@ def _mode(place: int, name: str, default: bool, rate: int | None) -> Look:
 
     def look(tape: Tape, call: Call) -> None:
         modules: list[ModuleMark] | None = tape.local.__dict__.get("modules")
-        if not modules or not torch.is_grad_enabled() or (rate is not None and not call.argument(rate, "p", 1)):
+        if not modules or (rate is not None and not call.argument(rate, "p", 1)):
             return
         mark = modules[-1]
+        if not torch.is_grad_enabled() or not any(history for _, _, history in call.inputs):
+            if call.inputs and call.argument(place, name, default):
+                tape.training_calls.append((call.inputs[0], mark))
+            if not torch.is_grad_enabled():
+                return
         if mark.modes is None:
             mark.modes = ModeCount(call.func.__name__)
         if mark.modes.run(bool(call.argument(place, name, default)), mark.switched):
@@ -87,6 +92,8 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
         tape.looks[where] = looks + 1
         value = call.argument(0, "input")
         record = next((record for record in call.inputs if record[1].ref() is value), None)
+        if record is not None and place is not None:
+            tape.softmaxes.append((record, _axis(value.dim(), call.argument(place, "dim"))))
         told = record is not None and value.is_floating_point() and has_values(local(value))
         if record is None or not told or not 1 < value.numel() <= _LARGEST:
             return
@@ -102,6 +109,13 @@ def _squash(dim: int | None = None, place: int | None = None) -> Look:
             tape.probabilities.append((record, summed))
 
     return look
+
+
+def _axis(dims: int, dim: Any) -> int:
+    """The axis of a softmax. Where none is given, torch takes the first of 0, 1 or 3 dimensions, else the second."""
+    if isinstance(dim, int):
+        return dim % max(dims, 1)
+    return 0 if dims in (0, 1, 3) else 1
 
 
 def _masked(place: int) -> Look:

@@ -256,6 +256,8 @@ class Observation:
             profiles=frozen.profiles,
             batches=frozen.batches,
             probabilities=frozen.probabilities,
+            softmaxes=frozen.softmaxes,
+            training_calls=frozen.training_calls,
             compared=frozen.compared,
             twins=frozen.twins,
             sources=frozen.sources,

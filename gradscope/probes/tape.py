@@ -60,6 +60,7 @@ KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 20_000  # operations of one step: few programs call as many for one update, and it takes some megabytes
 JOT_AT = 2_000  # operations of one step that are written at once, though it be one of the first
+_CALLS = 2_000  # of dropout and batch norm in training mode without gradients that are remembered, the latest
 _DEAD = 100  # leaves that may be looked at in vain: programs that differentiate at ever new points leave them behind
 
 
@@ -111,6 +112,8 @@ class Tape:
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
+        self.softmaxes: list[tuple[ValueRecord, int]] = []
+        self.training_calls: deque[tuple[ValueRecord, ModuleMark]] = deque(maxlen=_CALLS)
         self.twins: dict[int, Twins] = {}
         self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}

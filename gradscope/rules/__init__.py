@@ -15,6 +15,7 @@ from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
+from gradscope.rules.axes import reshape_mixes_axes, softmax_dim
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.clips import misplaced_clip
 from gradscope.rules.constant import constant_loss
@@ -24,8 +25,10 @@ from gradscope.rules.engine import AnyRule, Judgement
 from gradscope.rules.freed import freed_graph
 from gradscope.rules.identical import identical_units
 from gradscope.rules.inplace import inplace_modified
+from gradscope.rules.losses import target_gradient, weights_after_reduction
+from gradscope.rules.masking import mask_after_softmax
 from gradscope.rules.memory import graph_growth
-from gradscope.rules.modes import eval_mode
+from gradscope.rules.modes import eval_mode, train_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.nonfinite import nonfinite_forward, nonfinite_gradient
 from gradscope.rules.not_reached.frozen import frozen_parameter
@@ -89,6 +92,7 @@ RULES: tuple[AnyRule, ...] = (
     no_update,
     shared_module,
     graph_growth,
+    target_gradient,
     nonfinite_forward,
     nonfinite_gradient,
     scaler_skips,
@@ -98,8 +102,13 @@ RULES: tuple[AnyRule, ...] = (
     constant_loss,
     vanishing_gradient,
     double_softmax,
+    weights_after_reduction,
     loss_broadcast,
+    mask_after_softmax,
+    reshape_mixes_axes,
+    softmax_dim,
     eval_mode,
+    train_mode,
     batch_leak,
 )
 

@@ -24,4 +24,4 @@ def test_a_step_counts_once(steps: list[list[bool]], counts: list[int], switched
             first = count.run(training, None if training else "eval at 2")
             assert first == (place == 0)
         count.step(1)
-    assert (count.counts, count.switched) == ({1: counts}, switched)
+    assert (count.counts, count.switched.get(1)) == ({1: counts}, switched)
