@@ -8,7 +8,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
+import msgspec
 import pyte
+from msgspec import structs
 
 from gradscope.graph.facts import Finding, Run
 
@@ -49,12 +51,14 @@ def whole(kind: Any, text: str) -> Any:
         return tuple(whole(one, text) for one in inner if one is not Ellipsis)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {whole(inner[0], text): whole(inner[1], text)}
-    assert dataclasses.is_dataclass(kind), f"how is a {kind} made?"
+    is_struct = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    assert is_struct or dataclasses.is_dataclass(kind), f"how is a {kind} made?"
     hints = typing.get_type_hints(kind)
-    given = {field.name: whole(hints[field.name], text) for field in dataclasses.fields(kind)}
+    names = kind.__struct_fields__ if is_struct else [field.name for field in dataclasses.fields(kind)]
+    given = {name: whole(hints[name], text) for name in names}
     if "end_column" in given:
         given |= {"line": 1, "column": 1, "end_line": 1, "end_column": 5}
-    return kind(**given)  # type: ignore[operator]
+    return kind(**given)
 
 
 def run_of(text: str) -> Run:
@@ -66,8 +70,8 @@ def run_of(text: str) -> Run:
 
 def findings_of(text: str) -> tuple[Finding, ...]:
     """A finding whose texts are all this one, and one that quotes it as rules do."""
-    bare: Finding = dataclasses.replace(whole(Finding, text), rule="detach")  # a rule of ours has a page
-    quoted = dataclasses.replace(
+    bare: Finding = structs.replace(whole(Finding, text), rule="detach")  # a rule of ours has a page
+    quoted = structs.replace(
         bare,
         span=dataclasses.replace(bare.span, line=2, end_line=2, column=7, end_column=7 + len(text)),
         message=f"`{text}` never learns: its 4 parameters got no gradient in 20 steps",

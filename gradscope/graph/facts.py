@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal, TypeAlias
 
+import msgspec
 from msgspec import Meta
 
 Severity = Literal["error", "warning", "info"]
@@ -527,7 +528,8 @@ class Run:
     """Everything that was seen. `steps` keeps the first and the latest ones; `step_count` counts all.
 
     `sources` holds the text of the lines that the facts refer to, by file and line number, and `comments` the comments
-    in these files that speak to gradscope; None where nobody looked for them. `failures` are one-line accounts of our
+    in these files that speak to gradscope; None where nobody looked for them. Of the files in `whole` all lines were
+    kept: their author may change them. `failures` are one-line accounts of our
     own parts that failed. `observed` says what was looked at besides counts.
     """
 
@@ -555,6 +557,7 @@ class Run:
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
     comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()
     observed: tuple[Observed, ...] = ("operations", "values")
@@ -584,32 +587,44 @@ class Run:
         return {value.id: value.history for value in self.values}
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(msgspec.Struct, frozen=True, rename={"span": "location"}):
     """A further place of a finding's story."""
 
     span: Span
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(msgspec.Struct, frozen=True, rename={"span": "location"}):
     """The text that should stand at a span."""
 
     span: Span
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Help:
-    """A mend in words, with the edit that makes it where one line is enough."""
+TrialOutcome = Literal["mended", "helped", "unchanged", "broke", "stopped"]
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What came of a mend when the program was run again with it.
+
+    `mended`: the finding is gone and nothing else is found; `helped`: it is gone, and what is told now is another one;
+    `unchanged`: it is still told, or who suffered still gets no gradient; `broke`: the program raises where it did not;
+    `stopped`: the time was up. `message` says it in words.
+    """
+
+    outcome: TrialOutcome
+    message: str
+
+
+class Help(msgspec.Struct, frozen=True):
+    """A mend in words, with the edits that make it where the source says what they are; `tried` once it was."""
 
     message: str
-    edit: Edit | None = None
+    edits: tuple[Edit, ...] = ()
+    tried: Trial | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True, rename={"span": "location"}):
     """What a rule has to say: data only, reports turn it into text.
 
     `message` stands alone. `span` is the place of the cause, `caret` what is said under it. `tensors` are the

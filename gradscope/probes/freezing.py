@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import linecache
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
@@ -39,7 +40,7 @@ from gradscope.graph.facts import (
 from gradscope.graph.garbage import uncollected
 from gradscope.probes.attributes import INFERENCE, plain
 from gradscope.probes.batches import BatchCheck as BatchCheckRecord
-from gradscope.probes.callsites import Site
+from gradscope.probes.callsites import USER, Site
 from gradscope.probes.courses import Course
 from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
@@ -85,6 +86,7 @@ _VIEWS = frozenset(
 _SCALING = frozenset({"mul", "rmul", "multiply", "div", "divide", "truediv", "true_divide"})
 _LINES_ABOVE = 30
 _LINES_MOST = 400
+_LINES_OF_A_FILE = 20_000  # what is longer was written by a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Frozen:
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
     sources: Mapping[str, Mapping[int, str]]
+    whole: tuple[str, ...]
     comments: Mapping[str, Mapping[int, str]]
 
 
@@ -426,6 +429,8 @@ class _Freezer:
             if mark.root is not None
         )
         functions = tuple(custom_backwards(self.tape))
+        whole = self.whole()
+        sources = {**self.lines(), **whole}
         return Frozen(
             tensors=tensors,
             values=tuple(self.values.values()),
@@ -441,7 +446,8 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
-            sources=self.lines(),
+            sources=sources,
+            whole=tuple(whole),
             comments=self.comments(),
         )
 
@@ -603,6 +609,18 @@ class _Freezer:
                 if text:
                     kept[number] = text.rstrip("\n")
         return lines
+
+    def whole(self) -> dict[str, dict[int, str]]:
+        """All lines of the files that their author may change: those of the program itself that lie on the disk."""
+        files = {site[0].co_filename for site, span in self.spans.items() if site is not None and span is not None}
+        found = {}
+        for file in files:
+            lines = linecache.getlines(file)
+            name = self.tape.sites.name(file)
+            is_own = self.tape.sites.kind(file) == USER and os.path.isfile(os.path.join(self.tape.sites.folder, name))
+            if is_own and len(lines) <= _LINES_OF_A_FILE:
+                found[name] = {number: line.rstrip("\n") for number, line in enumerate(lines, 1)}
+        return found
 
     def comments(self) -> dict[str, dict[int, str]]:
         """The comments that speak to us, in the files that spans lie in."""

@@ -253,6 +253,7 @@ class Observation:
             batches=frozen.batches,
             probabilities=frozen.probabilities,
             sources=frozen.sources,
+            whole=frozen.whole,
             comments=frozen.comments,
             observed=("operations", "values") if self._operations else ("values",),
             failures=tuple(tape.failures),

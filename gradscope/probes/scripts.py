@@ -74,7 +74,8 @@ def program_of_script(script: str, args: Sequence[str]) -> Program:
     if archive is not None:
         return _program_in(archive, script, args)
     try:
-        source = path.read_bytes()
+        # As the import system reads it: what serves modules from memory serves the script as well.
+        source = importlib.machinery.SourceFileLoader("__main__", script).get_data(script)
     except FileNotFoundError:
         raise ScriptError(f"no such file: {script}") from None
     except OSError as error:

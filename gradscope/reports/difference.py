@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gradscope.reports.document import Document, FindingRow, TensorRow
+from gradscope.graph.facts import Finding
+from gradscope.reports.document import Document, TensorRow
 from gradscope.reports.escaping import plain, shown
 
 _LISTED = 20
@@ -18,8 +19,8 @@ class Difference(msgspec.Struct, frozen=True):
     A tensor learns where a gradient reached it and its value moved. `stays` counts the findings that both have.
     """
 
-    gone: tuple[FindingRow, ...]
-    new: tuple[FindingRow, ...]
+    gone: tuple[Finding, ...]
+    new: tuple[Finding, ...]
     stays: int
     learns_now: tuple[str, ...]
     learns_no_longer: tuple[str, ...]
@@ -28,7 +29,7 @@ class Difference(msgspec.Struct, frozen=True):
 def difference(before: Document, after: Document) -> Difference:
     """Compare two reports. A finding is the same if its rule is and it names the same tensors or the same line."""
     left = list(before.findings)
-    new: list[FindingRow] = []
+    new: list[Finding] = []
     for finding in after.findings:
         same = next((other for other in left if _is_same(other, finding)), None)
         if same is None:
@@ -46,12 +47,12 @@ def difference(before: Document, after: Document) -> Difference:
     )
 
 
-def _is_same(one: FindingRow, other: FindingRow) -> bool:
+def _is_same(one: Finding, other: Finding) -> bool:
     if one.rule != other.rule:
         return False
     if one.tensors and set(one.tensors) == set(other.tensors):
         return True
-    places = [(row.location.file, row.location.line) if row.location is not None else None for row in (one, other)]
+    places = [(row.span.file, row.span.line) if row.span is not None else None for row in (one, other)]
     return places[0] == places[1]
 
 
@@ -68,7 +69,7 @@ def difference_text(found: Difference, before: str, after: str) -> str:
     lines[0] += f", {found.stays} in both" if found.stays else ""
     for word, findings in (("gone", found.gone), ("new", found.new)):
         for row in findings:
-            place = f" {row.location.file}:{row.location.line}" if row.location is not None else ""
+            place = f" {row.span.file}:{row.span.line}" if row.span is not None else ""
             lines.append(f"{word}: {row.severity}[{row.rule}]{place}: {row.message}")
     lines += _listed("learns now", found.learns_now)
     lines += _listed("learns no longer", found.learns_no_longer)

@@ -9,20 +9,10 @@ from typing import Literal
 
 import msgspec
 
-from gradscope.graph.facts import Ending, Finding, Run, Severity, Span, Tensor
+from gradscope.graph.facts import Ending, Finding, Loss, Run, Span, Tensor
 from gradscope.graph.roles import Role, role
 
-SCHEMA: Literal["gradscope.report/1"] = "gradscope.report/1"
-
-
-class Location(msgspec.Struct, frozen=True):
-    """A place in the user's source; lines and columns from 1, `end_column` exclusive."""
-
-    file: str
-    line: int
-    column: int | None = None
-    end_line: int | None = None
-    end_column: int | None = None
+SCHEMA: Literal["gradscope.report/2"] = "gradscope.report/2"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -49,14 +39,6 @@ class RunSummary(msgspec.Struct, frozen=True):
     ended: Ending
     seconds: float
     exception: Raised | None
-
-
-class LossRow(msgspec.Struct, frozen=True):
-    """A scalar that backward started from, at its first and latest value; null where it is not finite."""
-
-    name: str
-    first: float | None
-    last: float | None
 
 
 class Gradients(msgspec.Struct, frozen=True):
@@ -96,44 +78,6 @@ class TensorRow(msgspec.Struct, frozen=True):
     ranks: tuple[int, ...] | None = None
 
 
-class LabelRow(msgspec.Struct, frozen=True):
-    """A further place of the same story."""
-
-    location: Location
-    message: str
-
-
-class EditRow(msgspec.Struct, frozen=True):
-    """The text that should stand at a location."""
-
-    location: Location
-    text: str
-
-
-class HelpRow(msgspec.Struct, frozen=True):
-    """A mend, with its edit where there is one."""
-
-    message: str
-    edit: EditRow | None
-
-
-class FindingRow(msgspec.Struct, frozen=True):
-    """One finding; `location` is the cause, null where no line of the user's is to blame.
-
-    Of a run in several processes, `ranks` are those that found it; null for a single process.
-    """
-
-    rule: str
-    severity: Severity
-    message: str
-    location: Location | None
-    tensors: tuple[str, ...]
-    labels: tuple[LabelRow, ...]
-    facts: tuple[str, ...]
-    help: tuple[HelpRow, ...]
-    ranks: tuple[int, ...] | None = None
-
-
 class RankRow(msgspec.Struct, frozen=True):
     """How the run of one process went, of several; `ended` is null where it did not report."""
 
@@ -169,14 +113,14 @@ class Document(msgspec.Struct, frozen=True):
     script: str | None
     argv: tuple[str, ...]
     run: RunSummary
-    losses: tuple[LossRow, ...]
+    losses: tuple[Loss, ...]
     tensors: tuple[TensorRow, ...]
-    findings: tuple[FindingRow, ...]
+    findings: tuple[Finding, ...]
     graph: GraphSize
     failures: tuple[str, ...]
     not_asked: tuple[NotAsked, ...] = ()
     ranks: tuple[RankRow, ...] = ()
-    schema: Literal["gradscope.report/1"] = SCHEMA
+    schema: Literal["gradscope.report/2"] = SCHEMA
 
 
 def document(
@@ -195,9 +139,9 @@ def document(
         script=run.script,
         argv=run.argv,
         run=RunSummary(run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised),
-        losses=tuple(LossRow(loss.name, loss.first, loss.last) for loss in run.losses),
+        losses=run.losses,
         tensors=_rows(run, findings),
-        findings=tuple(map(_finding, findings)),
+        findings=findings,
         graph=_size(run),
         failures=run.failures + failures,
         not_asked=tuple(NotAsked(rule, need) for rule, need in not_asked.items()),
@@ -305,27 +249,6 @@ def _row(tensor: Tensor, optimizers: dict[int, str], finding: str | None) -> Ten
     )
 
 
-def _finding(finding: Finding) -> FindingRow:
-    return FindingRow(
-        finding.rule,
-        finding.severity,
-        finding.message,
-        _location(finding.span) if finding.span else None,
-        finding.tensors,
-        tuple(LabelRow(_location(label.span), label.message) for label in finding.labels),
-        finding.facts,
-        tuple(
-            HelpRow(help_.message, EditRow(_location(help_.edit.span), help_.edit.text) if help_.edit else None)
-            for help_ in finding.help
-        ),
-        finding.ranks or None,
-    )
-
-
-def _location(span: Span) -> Location:
-    return Location(span.file, span.line, span.column, span.end_line, span.end_column)
-
-
 def _size(run: Run) -> GraphSize:
     steps = [step for step in run.steps if step.backwards] or list(run.steps)
     parameters = sum(role(tensor) == "parameter" for tensor in run.tensors)
@@ -350,7 +273,7 @@ def schema() -> dict[str, object]:
     """The JSON Schema (2020-12) of a report; `report.schema.json` beside this file holds it."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "gradscope.report/1",
+        "$id": "gradscope.report/2",
         "title": "A report of gradscope",
         **msgspec.json.schema(Document),
     }

@@ -22,7 +22,6 @@ from typing import TypeVar
 
 from gradscope.graph.facts import Edit
 from gradscope.graph.texts import throughout
-from gradscope.reports.document import EditRow
 
 _Facts = TypeVar("_Facts")
 # Letters and marks that no font draws, and that `str.isprintable` lets through.
@@ -64,7 +63,7 @@ def plain(facts: _Facts) -> _Facts:
 
     Edits stay as they are: they are code, which is shown when it has been put into its line.
     """
-    return throughout(facts, shown, leave=(Edit, EditRow))
+    return throughout(facts, shown, leave=(Edit,))
 
 
 def plain_files(sources: Mapping[str, Mapping[int, str]]) -> dict[str, Mapping[int, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradscope.reports.document import Document, FindingRow
+from gradscope.graph.facts import Finding
+from gradscope.reports.document import Document
 from gradscope.reports.escaping import command_data, command_property, plain
 from gradscope.reports.text import headline
 
@@ -20,9 +21,9 @@ def github(report: Document) -> str:
     )
 
 
-def _annotation(finding: FindingRow) -> str:
+def _annotation(finding: Finding) -> str:
     place: dict[str, object] = {}
-    location = finding.location
+    location = finding.span
     if location is not None:
         place = {"file": location.file, "line": location.line}
         # GitHub refuses columns of what goes over several lines.

@@ -87,9 +87,11 @@ def _finding(number: int, finding: Finding, sources: Mapping[str, Mapping[int, s
         lines.append("<ul>" + "".join(f"<li>{html_text(fact)}</li>" for fact in finding.facts) + "</ul>")
     for help_ in finding.help:
         lines.append(f"<p>help: {html_text(help_.message)}</p>")
-        edit = edit_lines(help_.edit, sources) if help_.edit is not None else []
+        edit = edit_lines(help_.edits, sources)
         if edit:
             lines.append(f'<pre class="edit">{html_text(chr(10).join(edit))}</pre>')
+        if help_.tried is not None:
+            lines.append(f"<p>tried: {html_text(help_.tried.message)}</p>")
     more = f"more: gradscope rule {finding.rule}"
     if finding.allowed_at is not None:
         more = f"on purpose? end line {finding.allowed_at} with # gradscope: allow[{finding.rule}]; {more}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 from gradscope.graph.facts import Finding, Run
+from gradscope.reports.diffs import changes
 from gradscope.reports.document import Document
 from gradscope.reports.escaping import code_span, fence, plain, plain_files, prose, shown
-from gradscope.reports.text import changed_line, evidence, headline_parts, table_text
+from gradscope.reports.text import evidence, headline_parts, table_text
 
 _Sources = Mapping[str, Mapping[int, str]]
 
@@ -35,10 +36,16 @@ def _finding(finding: Finding, sources: _Sources, quotes: Set[str]) -> list[str]
         parts.append(fence("\n".join(lines)))
     for help_ in finding.help:
         parts.append(f"Help: {prose(help_.message, quotes)}")
-        changed = changed_line(help_.edit, sources) if help_.edit is not None else None
-        if changed is not None:
-            before, after = (shown(line, kept="\t") for line in changed)
-            parts.append(fence(f"-{before}" + (f"\n+{after}" if after.strip() else ""), "diff"))
+        diff = [
+            sign + shown(line, kept="\t")
+            for change in changes(help_.edits, sources)
+            for sign, code in (("-", change.before), ("+", change.after))
+            for line in code
+        ]
+        if diff:
+            parts.append(fence("\n".join(diff), "diff"))
+        if help_.tried is not None:
+            parts.append(f"Tried: {prose(help_.tried.message, quotes)}")
     if finding.span is not None:
         more = f"More: {code_span(f'gradscope rule {finding.rule}')}"
         if finding.allowed_at is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from gradscope.graph.facts import Ending, Finding, Span
 from gradscope.graph.texts import encoded
@@ -64,7 +65,7 @@ def _cited(findings: Sequence[Finding], sources: Mapping[str, Mapping[int, str]]
 
 
 def _spans(finding: Finding) -> list[Span]:
-    edits = [help_.edit.span for help_ in finding.help if help_.edit is not None]
+    edits = [edit.span for help_ in finding.help for edit in help_.edits]
     own = [finding.span] if finding.span is not None else []
     return [*own, *(label.span for label in finding.labels), *edits]
 

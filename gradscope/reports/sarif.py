@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import msgspec
 
+from gradscope.graph.facts import Edit, Finding, Help, Span
 from gradscope.graph.texts import encoded
-from gradscope.reports.document import Document, EditRow, FindingRow, Location
+from gradscope.reports.document import Document
 from gradscope.reports.escaping import plain, printable_json, sarif_message
 from gradscope.rules import rule_named
 from gradscope.rules.pages import page_of
@@ -62,7 +63,7 @@ def _invocation(report: Document) -> _Json:
     return {"executionSuccessful": True, **({"toolExecutionNotifications": told} if told else {})}
 
 
-def _result(finding: FindingRow, index: int, script: str | None) -> _Json:
+def _result(finding: Finding, index: int, script: str | None) -> _Json:
     result: _Json = {
         "ruleId": finding.rule,
         "ruleIndex": index,
@@ -70,16 +71,16 @@ def _result(finding: FindingRow, index: int, script: str | None) -> _Json:
         "message": _message(finding.message, *finding.facts, *(row.message for row in finding.help)),
         "partialFingerprints": {"finding/v1": _fingerprint(finding)},
     }
-    if finding.location is not None:
-        result["locations"] = [{"physicalLocation": _physical(finding.location)}]
+    if finding.span is not None:
+        result["locations"] = [{"physicalLocation": _physical(finding.span)}]
     elif script is not None and script.endswith(".py"):
         result["locations"] = [{"physicalLocation": {"artifactLocation": _artifact(script)}}]
     if finding.labels:
         result["relatedLocations"] = [
-            {"id": number, "physicalLocation": _physical(label.location), "message": _message(label.message)}
+            {"id": number, "physicalLocation": _physical(label.span), "message": _message(label.message)}
             for number, label in enumerate(finding.labels, 1)
         ]
-    fixes = [_fix(row.message, row.edit) for row in finding.help if row.edit is not None and _is_exact(row.edit)]
+    fixes = [_fix(help_) for help_ in finding.help if help_.edits and all(map(_is_exact, help_.edits))]
     if fixes:
         result["fixes"] = fixes
     return result
@@ -89,17 +90,17 @@ def _message(*lines: str) -> _Json:
     return {"text": sarif_message("\n".join(plain(lines)))}
 
 
-def _fingerprint(finding: FindingRow) -> str:
+def _fingerprint(finding: Finding) -> str:
     """The same for a finding that only moved to another line."""
-    parts = [finding.rule, finding.location.file if finding.location is not None else "", *finding.tensors]
+    parts = [finding.rule, finding.span.file if finding.span is not None else "", *finding.tensors]
     return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
-def _physical(location: Location) -> _Json:
+def _physical(location: Span) -> _Json:
     return {"artifactLocation": _artifact(location.file), "region": _region(location)}
 
 
-def _region(location: Location) -> _Json:
+def _region(location: Span) -> _Json:
     region = {
         "startLine": location.line,
         "startColumn": location.column,
@@ -116,11 +117,14 @@ def _artifact(file: str) -> _Json:
     return {"uri": f"file://{path}"} if path.startswith("/") else {"uri": path, "uriBaseId": "%SRCROOT%"}
 
 
-def _is_exact(edit: EditRow) -> bool:
-    return edit.location.column is not None and edit.location.end_column is not None
+def _is_exact(edit: Edit) -> bool:
+    return edit.span.column is not None and edit.span.end_column is not None
 
 
-def _fix(message: str, edit: EditRow) -> _Json:
-    replacement = {"deletedRegion": _region(edit.location), "insertedContent": {"text": edit.text}}
-    change = {"artifactLocation": _artifact(edit.location.file), "replacements": [replacement]}
-    return {"description": _message(message), "artifactChanges": [change]}
+def _fix(help_: Help) -> _Json:
+    replaced: dict[str, list[_Json]] = {}
+    for edit in help_.edits:
+        replacement = {"deletedRegion": _region(edit.span), "insertedContent": {"text": edit.text}}
+        replaced.setdefault(edit.span.file, []).append(replacement)
+    changes = [{"artifactLocation": _artifact(file), "replacements": found} for file, found in replaced.items()]
+    return {"description": _message(help_.message), "artifactChanges": changes}

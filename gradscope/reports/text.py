@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.cells import Wrapper, cells, left, right, shortened
+from gradscope.reports.diffs import changes
 from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.escaping import plain, plain_files
 from gradscope.reports.frames import WIDTH, excerpt, frame, paint
@@ -22,6 +23,7 @@ _SHORTEST = 16
 _UNBROKEN = "\0"  # a blank at which no line is broken; what is plain holds none
 _HELP = Wrapper(WIDTH, initial_indent="help: ", subsequent_indent="      ")
 _HEADLINE = Wrapper(WIDTH, subsequent_indent="  ")
+_TRIED = Wrapper(WIDTH, initial_indent="tried: ", subsequent_indent="       ")
 _TITLE = Wrapper(WIDTH, subsequent_indent="  ")
 _FACTS = Wrapper(WIDTH, initial_indent="   = ", subsequent_indent="     ")
 
@@ -126,8 +128,9 @@ def finding_text(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, 
     lines += evidence(finding, sources, colour=colour)
     for help_ in finding.help:
         lines += _HELP.wrap(help_.message)
-        if help_.edit is not None:
-            lines += edit_lines(help_.edit, sources)
+        lines += edit_lines(help_.edits, sources)
+        if help_.tried is not None:
+            lines += _TRIED.wrap(help_.tried.message)
     if finding.allowed_at is not None:
         lines.append(
             f"help: if this is on purpose, end line {finding.allowed_at} with `# gradscope: allow[{finding.rule}]`"
@@ -144,26 +147,22 @@ def evidence(finding: Finding, sources: Mapping[str, Mapping[int, str]], *, colo
     return lines
 
 
-def edit_lines(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> list[str]:
-    """An edit as a diff of its line; empty where the line was not kept."""
-    changed = changed_line(edit, sources)
-    if changed is None:
+def edit_lines(edits: Sequence[Edit], sources: Mapping[str, Mapping[int, str]]) -> list[str]:
+    """The edits of one mend as a diff; empty where a line of it was not kept."""
+    found = changes(edits, sources)
+    if not found:
         return []
-    before, after = (excerpt(line, edit.span.column).text for line in changed)
-    number = edit.span.line
-    gutter = len(str(number))
-    lines = [f"{'':{gutter}} |", f"{number} - {before}"]
-    lines += [f"{number} + {after}"] if after.strip() else []
+    gutter = max(len(str(change.first + len(change.before))) for change in found)
+    lines = [f"{'':{gutter}} |"]
+    for number, change in enumerate(found):
+        if number:
+            lines.append("...")
+        if len({edit.span.file for edit in edits}) > 1:
+            lines.append(f"{'':{gutter}} {change.file}")
+        for sign, code in (("-", change.before), ("+", change.after)):
+            for line, text in enumerate(code, change.first):
+                lines.append(f"{line:>{gutter}} {sign} {excerpt(text, change.column).text}".rstrip())
     return [*lines, f"{'':{gutter}} |"]
-
-
-def changed_line(edit: Edit, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, str] | None:
-    """The line of an edit before and after it, None where the line was not kept."""
-    span = edit.span
-    before = sources.get(span.file, {}).get(span.line)
-    if before is None or span.column is None or span.end_column is None:
-        return None
-    return before, before[: span.column - 1] + edit.text + before[span.end_column - 1 :]
 
 
 _COLUMNS = ("tensor", "shape", "role", "leaf", "requires", "got grad", "|grad|", "moved")

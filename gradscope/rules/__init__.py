@@ -105,6 +105,12 @@ def judge(run: Run, rules: Iterable[AnyRule] = RULES) -> Judgement:
         return engine.judge(run, rules, _is_allowed)
 
 
+def next_causes(run: Run, finding: Finding, rules: Iterable[AnyRule] = RULES) -> tuple[Finding, ...]:
+    """What else would explain the trouble of a finding, the likeliest first."""
+    with uncollected():
+        return engine.next_causes(run, finding, rules)
+
+
 def _is_allowed(run: Run, finding: Finding) -> bool:
     if finding.span is None:
         return False

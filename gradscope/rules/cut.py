@@ -71,7 +71,7 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
         again = short_name(cut.further[0].name)
         help_ = Help(f"{help_.message}, and mend `{again}` behind it, which ends the history again")
     elif place is not None and place != span and source_of(place, ask.run.sources) == word:
-        help_ = Help(help_.message, Edit(place, ""))
+        help_ = Help(help_.message, (Edit(place, ""),))
     elif called is not None and called not in _DETACHING:
         help_ = Help(f"`{called}` leaves the history behind: compute the loss without it, or optimize its result")
     return _story(ask, cut, place, "the path to the loss is cut here", help_)

@@ -87,6 +87,22 @@ class _Pass:
             self.known[trouble] = min(weight, self.known.get(trouble, weight))
 
 
+def next_causes(run: Run, finding: Finding, rules: Iterable[AnyRule]) -> tuple[Finding, ...]:
+    """What else explains the trouble of a finding: what was claimed of the same tensors and not told, in its order."""
+    work = _Pass(Ask(run), lambda *_: False)
+    found: list[Finding] = []
+    for rule in rules:
+        if not all(need.value in run.observed for need in rule.needs):
+            continue
+        before = len(work.explained)
+        work.take(rule)
+        others = [
+            claim for _, claim in work.explained[before:] if claim.tensor and claim.tensor.name in finding.tensors
+        ]
+        found += (_told(rule, claims, work.ask) for claims in rule.grouped(others, work.ask))
+    return tuple(found)
+
+
 def troubles_of(rule: AnyRule, claim: Claim[Any]) -> tuple[Explained, ...]:
     """What a claim explains: what it says itself, else the trouble of its rule with its tensor."""
     if claim.explains is not None:

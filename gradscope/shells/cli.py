@@ -13,6 +13,7 @@ from gradscope.shells.commands.streams import forget, say
 
 COMMANDS = {
     "explain": "Run a script and explain which tensors get a gradient, which do not, and why.",
+    "fix": "Try the mend of each finding by running the script again, and write those that help.",
     "show": "Report again on a kept run, without running the script.",
     "diff": "Compare two kept runs: findings gone and new, tensors that learn now or no longer.",
     "rules": "List every rule, a line each.",

@@ -50,9 +50,9 @@ def test_the_schema_is_a_schema_and_refuses() -> None:
     loaded = json.loads(FILE.read_text())
     jsonschema.Draft202012Validator.check_schema(loaded)
     assert loaded["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert loaded["$id"] == "gradscope.report/1"
+    assert loaded["$id"] == "gradscope.report/2"
     good = valid(Report.of(Run("0", "2")))
-    for damage in ({"schema": "gradscope.report/2"}, {"run": None}, {"tensors": [{}]}, {"gradscope": 1}):
+    for damage in ({"schema": "gradscope.report/1"}, {"run": None}, {"tensors": [{}]}, {"gradscope": 1}):
         with pytest.raises(jsonschema.ValidationError):
             validator().validate({**good, **damage})
 
@@ -75,7 +75,7 @@ def test_a_report_has_the_fields_of_the_design(workshop: Workshop) -> None:
     workshop.gradscope("explain", "--save", "run.json", "-o", "report.json", "script.py")
     report = json.loads((workshop.folder / "report.json").read_bytes())
     validator().validate(report)
-    assert report["schema"] == "gradscope.report/1"
+    assert report["schema"] == "gradscope.report/2"
     assert report.keys() >= {"gradscope", "torch", "script", "argv", "run", "tensors", "findings", "graph"}
     assert report["run"].keys() >= {"steps", "backwards", "ended", "seconds", "exception"}
     assert report["run"]["exception"] == {
@@ -105,9 +105,9 @@ def test_a_report_has_the_fields_of_the_design(workshop: Workshop) -> None:
     finding = next(finding for finding in report["findings"] if finding["rule"] == "unused-parameter")
     assert finding["severity"] == "warning"
     assert finding["tensors"] == ["b.weight", "b.bias"]
-    assert finding["location"].keys() == {"file", "line", "column", "end_line", "end_column"}
+    assert finding["location"].keys() == {"file", "line", "column", "end_line", "end_column", "function"}
     assert finding.keys() >= {"message", "labels", "facts", "help"}
-    assert finding["help"][0].keys() == {"message", "edit"}
+    assert finding["help"][0].keys() == {"message", "edits", "tried"}
     assert report["graph"].keys() == {"operations", "edges", "parameters"}
     assert report["graph"]["parameters"] == 4
 

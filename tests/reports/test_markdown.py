@@ -29,7 +29,7 @@ def test_a_finding_has_its_lines_and_its_mend_in_fences() -> None:
             SPAN,
             caret="cut here",
             facts=("path: w -> z",),
-            help=(Help("leave it out", Edit(Span("train.py", 3, 10, 3, 19), "")), Help("or do not")),
+            help=(Help("leave it out", (Edit(Span("train.py", 3, 10, 3, 19), ""),)), Help("or do not")),
         )
     )
     assert "**error** `detach`: `w` never learns\n\n```text\n  --> train.py:3:10\n" in text
@@ -41,8 +41,8 @@ def test_a_finding_has_its_lines_and_its_mend_in_fences() -> None:
 
 
 def test_a_line_that_goes_leaves_nothing() -> None:
-    """The diff of an edit that empties its line has no second line."""
-    text = page(Finding("detach", "error", "m", SPAN, help=(Help("drop", Edit(Span("train.py", 3, 1, 3, 19), "")),)))
+    """The diff of an edit that takes a line away has no second line."""
+    text = page(Finding("detach", "error", "m", SPAN, help=(Help("drop", (Edit(Span("train.py", 3, 1, 4, 1), ""),)),)))
     assert "```diff\n-    z = w.detach()\n```" in text
 
 

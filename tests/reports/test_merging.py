@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from gradscope.graph.facts import Crash, Finding, Optimizer, Received, Run, Span
 from gradscope.graph.facts import Tensor as TensorFacts
 from gradscope.reports.merging import Others, RankReport, rank_report, ranks_text, read_rank
@@ -41,7 +43,7 @@ def posted(rank: int, of: Report) -> RankReport:
 def test_what_all_ranks_found_is_told_once() -> None:
     """Findings at the same line are one, without a word on ranks in the text."""
     whole = report(DETACH).with_ranks(Others(2, (posted(1, report(DETACH)),)))
-    assert whole.findings == (replace(DETACH, ranks=(0, 1)),)
+    assert whole.findings == (structs.replace(DETACH, ranks=(0, 1)),)
     assert "found on" not in str(whole)
     assert valid(whole)["findings"][0]["ranks"] == [0, 1]
 
@@ -60,7 +62,7 @@ def test_what_some_ranks_found_says_on_which() -> None:
 
 def test_sources_of_other_ranks_come_along() -> None:
     """Rank 0 may never have read the file that only another rank ran."""
-    elsewhere = replace(DETACH, span=Span("other.py", 9, 1, 9, 4))
+    elsewhere = structs.replace(DETACH, span=Span("other.py", 9, 1, 9, 4))
     own = report()
     other = Report(replace(report().run, sources={"other.py": {9: "only there"}}), (elsewhere,))
     assert "9 | only there" in str(own.with_ranks(Others(2, (posted(1, other),))))
@@ -105,7 +107,7 @@ def test_a_single_process_has_no_ranks() -> None:
     """Nothing of it shows where there is one process."""
     document = valid(report(DETACH))
     assert document["ranks"] == []
-    assert document["findings"][0]["ranks"] is None
+    assert document["findings"][0]["ranks"] == []
     assert {row["ranks"] for row in document["tensors"]} == {None}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from msgspec.structs import replace
 
 from gradscope.graph.facts import Edit, Finding, Help, Label, Run, Severity, Span
 from gradscope.reports.report import Report
@@ -45,7 +45,11 @@ def test_a_finding_is_a_result() -> None:
         tensors=("w",),
         labels=(Label(Span("pkg/loss.py", 9), "used here"),),
         facts=("cut off: w",),
-        help=(Help("leave it out", Edit(span, "")), Help("or not"), Help("no columns", Edit(Span("a.py", 1), "x"))),
+        help=(
+            Help("leave it out", (Edit(span, ""),)),
+            Help("or not"),
+            Help("no columns", (Edit(Span("a.py", 1), "x"),)),
+        ),
     )
     log = log_of(finding)
     result = log["results"][0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gradscope.graph.facts import Edit, Finding, Help, Label, Loss, Received, Run, Span
 from gradscope.reports.document import document
@@ -192,7 +193,7 @@ FINDING = Finding(
     tensors=("encoder.weight",),
     labels=(Label(Span("detached.py", 23, 5, 23, 20), "backward starts here"),),
     facts=("path: x -> linear",),
-    help=(Help("keep it attached", Edit(Span("detached.py", 12, 28, 12, 37), "")),),
+    help=(Help("keep it attached", (Edit(Span("detached.py", 12, 28, 12, 37), ""),)),),
 )
 
 
@@ -234,7 +235,7 @@ def test_a_finding_without_source_is_told_all_the_same() -> None:
     lines = finding_text(FINDING, {}).splitlines()
     assert lines[0].startswith("error[detach]: ")
     assert "  --> detached.py:12:28" in lines
-    assert finding_text(replace(FINDING, span=None), {}).count("\n") >= 2
+    assert finding_text(structs.replace(FINDING, span=None), {}).count("\n") >= 2
 
 
 def test_findings_come_before_the_table() -> None:
@@ -269,7 +270,7 @@ def test_a_very_long_line_is_shown_around_the_place() -> None:
     code = "loss = (" + "w + " * 1000 + "h.detach()).sum()" + " + w" * 1000
     column = code.index(".detach()") + 1
     span = Span("train.py", 3, column, 3, column + len(".detach()"))
-    cut = Finding("detach", "error", "lost", span, "cut here", help=(Help("leave it out", Edit(span, "")),))
+    cut = Finding("detach", "error", "lost", span, "cut here", help=(Help("leave it out", (Edit(span, ""),)),))
     lines = finding_text(cut, {"train.py": {3: code}}).splitlines()
     assert max(map(len, lines)) < 200
     place = next(number for number, line in enumerate(lines) if "^" in line)

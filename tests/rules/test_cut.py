@@ -507,7 +507,7 @@ def test_cut_behind_a_cut(workshop: Workshop) -> None:
     body = "z = torch.autograd.Variable(encoder(x).data, requires_grad=True)\nloss = (decoder(z) - y).square().mean()"
     _, (finding,) = findings(workshop, body)
     (mend, *_) = finding.help
-    assert (finding.rule, mend.edit) == ("detach", None)
+    assert (finding.rule, mend.edits) == ("detach", ())
     assert mend.message.endswith("leave out `.data`, and mend `Variable` behind it, which ends the history again")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from gradscope.reports.drawing import check_drawable
 from gradscope.reports.report import Report
 from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
-from gradscope.shells.commands.streams import say, to_stream
+from gradscope.shells.commands.streams import colours, say, to_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +69,10 @@ class Delivery:
             replace_file(self.output, written(report, format_, every_row=self.every_row).encode())
         else:
             terminal = stream is not None and not stream.closed and stream.isatty()
-            colour = terminal and "NO_COLOR" not in os.environ
             unicode = terminal and stream is not None and (stream.encoding or "").lower().replace("-", "") == "utf8"
-            to_stream(stream, written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode))
+            to_stream(
+                stream, written(report, format_, every_row=self.every_row, colour=colours(stream), unicode=unicode)
+            )
         return 0
 
     def _draw(self, report: Report) -> int:

@@ -13,7 +13,7 @@ from gradscope.shells.commands.delivery import Delivery
 from gradscope.shells.commands.destinations import FORMATS
 
 
-def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+def rule_names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """RULE[,RULE], given once or more often."""
     return tuple(name.strip() for text in value for name in text.split(",") if name.strip())
 
@@ -40,8 +40,8 @@ _OPTIONS = (
         "--style", type=click.Choice(["gradscope", "torchviz"]), default="gradscope", help="How the graph is drawn."
     ),
     click.option("--all", "every_row", is_flag=True, help="Show every tensor, also in a table of over 20 rows."),
-    click.option("--select", multiple=True, callback=_names, metavar="RULE[,RULE]", help="Apply these rules only."),
-    click.option("--ignore", multiple=True, callback=_names, metavar="RULE[,RULE]", help="Leave these rules out."),
+    click.option("--select", multiple=True, callback=rule_names, metavar="RULE[,RULE]", help="Apply these rules only."),
+    click.option("--ignore", multiple=True, callback=rule_names, metavar="RULE[,RULE]", help="Leave these rules out."),
     click.option(
         "--fail-on",
         type=click.Choice(["error", "warning", "info", "never"]),

@@ -22,6 +22,11 @@ def say(line: str) -> None:
         click.echo(f"gradscope: {shown(line)}", err=True)
 
 
+def colours(stream: TextIO | None) -> bool:
+    """Whether what is written there may be coloured: it is a terminal, and nobody asked for none."""
+    return stream is not None and not stream.closed and stream.isatty() and "NO_COLOR" not in os.environ
+
+
 def to_stream(stream: TextIO | None, text: str) -> None:
     """Write to standard output, to its end. Who reads there and has enough may go. Raises Unwritable."""
     if stream is None or stream.closed:

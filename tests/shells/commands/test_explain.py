@@ -57,7 +57,7 @@ def test_with_an_output_file_stdout_is_the_scripts_alone(workshop: Workshop) -> 
         assert ended == (0, "before []\nno newline", "")
     assert (workshop.folder / "report.txt").read_text().startswith("gradscope: script.py, 1 step")
     document = json.loads((workshop.folder / "report.json").read_bytes())
-    assert document["schema"] == "gradscope.report/1"
+    assert document["schema"] == "gradscope.report/2"
     assert sorted(path.name for path in workshop.folder.glob("*report*")) == ["report.json", "report.txt"]
 
 

@@ -82,7 +82,7 @@ def test_the_graph_is_drawn_from_a_kept_run(workshop: Workshop) -> None:
         (b"hello", "bad.json is cut short or not JSON"),
         (b"\xff\xfe\x00", "bad.json is cut short or not JSON"),
         (b"[1, 2]", "bad.json is not a kept run"),
-        (b'{"schema": "gradscope.report/1"}', "bad.json has the schema 'gradscope.report/1'"),
+        (b'{"schema": "gradscope.report/2"}', "bad.json has the schema 'gradscope.report/2'"),
         (b'{"schema": "gradscope.run/2"}', "bad.json has the schema 'gradscope.run/2'"),
         (b'{"schema": "gradscope.run/1"}', "bad.json is damaged"),
         (b'{"schema": "gradscope.run/1", "gradscope": "\xff", "torch": "2"}', "bad.json is damaged"),
