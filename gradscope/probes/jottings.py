@@ -139,6 +139,11 @@ class Backlog:
         if step.jottings is None or len(step.jottings.items) > most // 2 * ITEMS:
             self.catch_up(rest=False)
 
+    def write_next(self) -> None:
+        """Write out what is jotted, and jot neither in this step nor in the next."""
+        self.catch_up(rest=False)
+        self._from = max(self._from, self.tape.step.index + 1)
+
     def catch_up(self, rest: bool = True) -> None:
         """Write out what is jotted, and jot no more in this step.
 

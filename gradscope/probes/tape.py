@@ -431,8 +431,7 @@ class Tape:
         calls = self.growth.calls - self.step.first_call
         self._steps_of_many += calls == CALLS
         if calls >= CALLS and is_one_of_few(self._steps_of_many - 1):
-            self.backlog.catch_up(rest=False)
-            self.write_at_once()
+            self.backlog.write_next()
 
     # --- the course of things ----------------------------------------------------------------------------
 
