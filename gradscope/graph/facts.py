@@ -15,6 +15,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from gradscope.graph.events import AnyEvent
+
 Severity = Literal["error", "warning", "info"]
 Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
 Symptom = Literal[
@@ -61,13 +63,32 @@ class Span:
 class Received:
     """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
 
-    A gradient that is exactly zero or not finite has arrived too; both are counted apart.
+    A gradient that is exactly zero or not finite has arrived too; both are counted apart. `zeros` is how many of the
+    latest in a row were exactly zero.
     """
 
     steps: Count
     of: Count
     zero: Count = 0
     nonfinite: Count = 0
+    zeros: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """The clips of one line, by the uses of one leaf's gradient whose latest clip they were.
+
+    Those `in_time` lay between a backward and the use, `early` ones before the backward, `late` ones after the step
+    that had used what they clipped, and `scaled` ones before a GradScaler divided by its `scale`.
+    """
+
+    span: Span
+    limit: float
+    in_time: Count = 0
+    early: Count = 0
+    late: Count = 0
+    scaled: Count = 0
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,7 @@ class Ledger:
     swept: bool = False
     masked_at: Span | None = None
     frozen: Span | None = None
+    clips: tuple[Clips, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +312,7 @@ class Step:
     optimizer: int | None = None
     span: Span | None = None
     calls: tuple[Call, ...] = ()
+    events: tuple[AnyEvent[Span | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +321,8 @@ class Optimizer:
 
     `refused` is true where torch raised while it was made; then `tensors` are those that it was offered. `uses` counts
     its steps, or the calls of their closures, and `fed` those that found a new gradient at any of its tensors;
-    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`.
+    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. A GradScaler has left out
+    `withheld` steps, last at `withheld_at`, and the last `in_a_row` that it was to take.
     """
 
     id: int
@@ -311,6 +335,9 @@ class Optimizer:
     fed: int = 0
     stepped: Span | None = None
     cleared: Span | None = None
+    withheld: Count = 0
+    in_a_row: Count = 0
+    withheld_at: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +439,8 @@ class Modes:
 class Nonfinite:
     """The first value or gradient that was not finite and did harm: a tensor that is trained became NaN or infinite.
 
-    `kind` tells whether the loss was not finite already or only gradients were. `operation`, of the step `step`, made
+    `kind` tells whether the loss was not finite already or only gradients were, or whether a step made a parameter so
+    in places that no loss has met since. `operation`, of the step `step`, made
     it so, or its backward did; `given` says that what it took was not finite before, or, of gradients, that they met
     what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
@@ -421,7 +449,7 @@ class Nonfinite:
     the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
-    kind: Literal["forward", "gradient"]
+    kind: Literal["forward", "gradient", "step"]
     step: int
     operation: Operation | None
     node: str = ""
@@ -441,7 +469,8 @@ class ProfileNode:
     """One node of a profile. `edges` are places of nodes, towards the leaves, None where no gradient is needed.
 
     `arrived` is the largest 2-norm of the gradients that came in, `sent` those of what went out on each edge; None
-    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf.
+    where there was none. `operation` is the id of the operation that made the node, `tensor` that of a leaf. `half`
+    says that what it sent was in float16.
     """
 
     name: str
@@ -451,6 +480,7 @@ class ProfileNode:
     sent: tuple[Norm | None, ...]
     operation: int | None = None
     tensor: int | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,12 +521,60 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Twins:
+    """A tensor of which `alike` of all `rows` had an equal twin before the first step, and have it still at the end.
+
+    In `looks` passes that were looked at, their gradients were equal too, and not zero. `others` are the ids of tensors
+    with an element or a column for each row, that are the same for equal rows.
+    """
+
+    tensor: int
+    alike: Count
+    rows: Count
+    looks: Count
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An operation of a loss that compares what an activation or a dropout gave, `squash`, in the first pass looked at.
+
+    Over `looks` passes, `beyond` is the share of the targets that lie outside of what the activation can give, between
+    `low` and `high` in all. Of logits it is the share of those that were cut off at 0, of a dropout its rate.
+    """
+
+    operation: Operation
+    squash: Operation
+    looks: Count
+    beyond: Norm
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
-    """The value of a scalar root of backward at the first and at the latest pass, None where it is not finite."""
+    """The value of a scalar root of the backwards of one line, None where it is not finite.
+
+    `first` and `last` are those of the first and the latest pass. `series` has one value a step (the mean, where a step
+    had several passes), or one every `stride` steps of a run of many; `steps` counts them all. What follows is told of
+    every pass of the run: `constant` says that the value was one number to the last bit; `lowest`, `highest`, `mean`
+    and `deviation` are those of the finite values, and `slope` by how much they rise from pass to pass, by least
+    squares. `span` is the line of the backward.
+    """
 
     name: str
     first: float | None
     last: float | None
+    series: tuple[float | None, ...] = ()
+    stride: Count = 1
+    steps: Count = 0
+    constant: bool = False
+    lowest: float | None = None
+    highest: float | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    slope: float | None = None
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,6 +634,8 @@ class Run:
     profiles: tuple[Profile, ...] = ()
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     comments: Mapping[str, Mapping[int, str]] | None = None

@@ -39,6 +39,8 @@ SHRUNK = -3
 AT_ONCE = 0.6
 # A chain is the same factor again and again: fewer are layers of their own.
 LINKS = 5
+# A gradient whose norm is larger has elements that float16 can hold a small multiple of (its least is 6e-8).
+ROUNDED = 1e-3
 # A 2-norm that no clipped or normalised training reaches.
 EXPLODED = 1e3
 # Powers of ten by which the links of a chain make a gradient larger: 10 links of 1.8 each.
@@ -47,6 +49,23 @@ EXPLODED_ON_THE_WAY = 2.5
 DIVERGED = 1e4
 # Of the largest gradient beside it: what is smaller is rounding, as of biases before a batch norm.
 NOISE = 1e-4
+# Of a GradScaler's scale: a limit for clipping that is no smaller was multiplied by the scale as well, for nobody clips
+# gradients to a hundredth, and limits are mostly 0.1 to 10 while scales begin at 1,024 or 65,536.
+SCALED_LIMIT = 1e-2
+
+# Updates as large as the value itself in a first step leave nothing of what a layer was initialised to.
+OVERSTEP = 1.0
+# Looks at single steps that count as first ones: a schedule may begin with a rate of next to nothing.
+FIRST_LOOKS = 3
+# Of its norm, what a value moves in a step where ten thousand steps would change the second digit.
+STANDSTILL = 1e-6
+# A loss that changes by less than this share over the run has not learned; batches alone make it differ.
+FLAT = 0.05
+# Of the value, an update that trains: between a hundredth and a thousandth in most networks.
+FITTING_UPDATE = 1e-3
+
+# Of the targets, what may lie beyond a prediction's range: outliers, and noise about a limit.
+BEYOND = 0.1
 
 # --- precision -----------------------------------------------------------------------------------------------------
 
@@ -60,5 +79,7 @@ EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float
 SAMPLE = 4_096
 # How many times too small an update may be estimated by rate * gradient: averages and normalisation make it larger.
 MARGIN = 64
+# Relative differences between quotients of equal numbers, in float32.
+ROUNDING = 1e-6
 # Relative differences between numbers that are the same but for rounding, and between values that have changed.
 EXACT, OTHER = 1e-9, 1e-4

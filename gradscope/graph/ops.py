@@ -29,6 +29,7 @@ CHOOSES = _names("int index")  # whole numbers, which select a place, a length, 
 FLAGS = frozenset({"requires_grad_", "requires_grad ="})  # they set a flag of a tensor
 WRITES_A_LEAF = _names("copy_ set_ fill_ setitem add_")
 SETS_DATA = frozenset({"data ="})  # a write that torch's count of changes does not show
+UNSCALES = _names("_amp_foreach_non_finite_check_and_unscale_")  # what a GradScaler does to gradients
 GRADIENTS = _names("grad")  # `torch.autograd.grad`, and reads of `Tensor.grad`
 
 # --- what becomes of the values ------------------------------------------------------------------------------------
@@ -50,6 +51,9 @@ SUMS = _names("add radd iadd add_ sub rsub isub sub_ sum mean stack neg")
 REDUCES = _names("sum mean")
 SCALES = _names("mul rmul imul div truediv mul_ div_ view reshape squeeze to float")
 DIFFERENCES = _names("sub rsub add radd subtract")
+DIVIDES = _names("div truediv divide true_divide div_ itruediv")
+MULTIPLIES = _names("mul rmul multiply mul_ imul")
+BOUNDS = _names("clamp clip clamp_min add radd maximum abs")  # what keeps a divisor away from 0
 PRODUCTS = _names("mul rmul multiply div truediv")
 CASTS = _names("to float double half type detach clone neg contiguous")
 RESHAPES = _names(
@@ -89,11 +93,37 @@ LOSSES_OF_LOGARITHMS = _names("nll_loss ctc_loss kl_div")
 LIKELIHOODS = _names("nll_loss binary_cross_entropy kl_div log log2 log10")
 # They compare prediction and target element by element.
 COMPARES = _names("mse_loss l1_loss smooth_l1_loss huber_loss kl_div poisson_nll_loss soft_margin_loss")
+# Of activations, what they give nothing beyond.
+RANGES = {
+    **dict.fromkeys(("relu", "relu_", "softplus"), (0.0, float("inf"))),
+    **dict.fromkeys(("sigmoid", "hardsigmoid", "sigmoid_"), (0.0, 1.0)),
+    **dict.fromkeys(("tanh", "hardtanh", "tanh_"), (-1.0, 1.0)),
+    "relu6": (0.0, 6.0),
+    "logsigmoid": (float("-inf"), 0.0),
+}
+RECTIFIES = _names("relu relu_ relu6")
+DROPOUTS = _names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_")
+# They choose and rearrange elements, and change none.
+PICKS = _names(
+    "view reshape flatten squeeze unsqueeze gather getitem select index_select transpose permute contiguous to float "
+    "double narrow movedim swapaxes view_as reshape_as squeeze_ take_along_dim unbind chunk split clone t"
+)
+LOG_SOFTMAXES = _names("log_softmax")
+TAKES_LOGITS = LOG_SOFTMAXES | _names("cross_entropy binary_cross_entropy_with_logits")
+COMPARES_VALUES = _names("mse_loss l1_loss smooth_l1_loss huber_loss sub rsub subtract isub")
+EVEN = _names("square pow abs norm vector_norm logcosh cosh mul sqrt")  # the same for a difference and its negative
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu")
 TAKES_A_PLACE = _names("getitem select")
 
 # --- nodes of the autograd graph -----------------------------------------------------------------------------------
 PRODUCT_NODES = _names("Mul Mm Addmm Bmm Baddbmm Convolution Mv Dot")
+# What they give is not finite where their operand leaves the numbers for which they are defined.
+SINGULAR_NODES = _names("Log Log2 Log10 Log1P Sqrt Rsqrt Pow Div Reciprocal Acos Asin Acosh Atanh Logit Erfinv")
+# Their derivative is exactly 0 where what comes in lies beyond their limits.
+FLAT_NODES = _names(
+    "Relu Threshold Clamp ClampMin ClampMax Hardtanh Hardsigmoid Sigmoid Tanh Elu Softplus Round Floor Ceil Sign"
+)
+SOFTMAX_NODES = _names("Softmax LogSoftmax")
 NORM_NODES = _names("NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm")
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradscope.graph.facts import Operation, Profile, ProfileNode
+from gradscope.graph import limits, ops
+from gradscope.graph.facts import Operation, Profile, ProfileNode, Span
 
 # Their derivative is 1 or 0, or a sum of such: what they send is nothing only if parts of it cancel.
 _LINEAR = frozenset(
@@ -24,6 +25,9 @@ _ADDENDS = {
 }  # fmt: skip
 
 
+# A term of a loss passes nothing but these on its way.
+_SUMMED = _LINEAR | {"Mul", "Div"}
+
 # What a weight may pass before its layer computes with it.
 _SCALED = frozenset({"Mul", "Div", "WeightNormInterface"})
 
@@ -33,6 +37,7 @@ class Stage:
     """One node on the way of a gradient: what came in, and what went on towards the leaf (2-norms).
 
     `factors` are the leaves that it multiplies by, `addends` those that it adds, both as they are or rearranged.
+    `place` is that of the node, and `rounded` says that float16 held nothing of what it had to send.
     """
 
     name: str
@@ -42,11 +47,27 @@ class Stage:
     adds: bool
     factors: tuple[int, ...] = ()
     addends: tuple[int, ...] = ()
+    place: int = 0
+    rounded: bool = False
 
     @property
     def growth(self) -> float:
         """In powers of ten; negative where the gradient shrinks."""
         return math.log10(self.sent / self.arrived)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What several ways bring to one intermediate adds up to exactly zero.
+
+    `made` is the operation that made it, `branches` are those that took it, and at `meeting` their ways come together.
+    `straight` says that it goes into the meeting operation itself by one of its ways, and by no other operation.
+    """
+
+    made: Operation | None
+    branches: tuple[Operation, ...]
+    meeting: Operation
+    straight: bool
 
 
 class ProfileFlow:
@@ -67,8 +88,10 @@ class ProfileFlow:
 
         Empty where that is no one's doing: contributions cancel, or nothing is known.
         """
+        if tensor not in self.leaves:
+            return []
         found: list[Stage] = []
-        waiting = [self.leaves[tensor]] if tensor in self.leaves else []
+        waiting = [self.leaves[tensor]]
         seen = set(waiting)
         only_sums = True
         while waiting:
@@ -79,14 +102,83 @@ class ProfileFlow:
                 if node.sent[edge]:
                     return []
                 if node.arrived:
-                    if self._adds(name, edge) or (only_sums and name in ("Mul", "Div")):
+                    rounded = node.half and name not in ops.FLAT_NODES and node.arrived < limits.ROUNDED
+                    if not rounded and (self._adds(name, edge) or (only_sums and name in ("Mul", "Div"))):
                         return []  # parts cancel; or a leaf is only made to take part, as in `0 * w.sum()`
-                    found.append(Stage(name, self._operation(sender), node.arrived, 0.0, False))
+                    operation = self._operation(sender)
+                    found.append(Stage(name, operation, node.arrived, 0.0, False, place=sender, rounded=rounded))
                 elif sender not in seen:
                     seen.add(sender)
                     waiting.append(sender)
                 only_sums = only_sums and name in _LINEAR
         return found
+
+    def cancelled(self, tensor: int) -> Cancelled | None:
+        """Where the ways to a leaf come together whose gradient is exactly zero because they cancel.
+
+        A leaf at which they do so itself, as the last bias of two calls whose results are subtracted, is one that
+        makes no difference by design.
+        """
+        waiting = [self.leaves[tensor]] if tensor in self.leaves else []
+        seen = set(waiting)
+        while waiting:
+            place = waiting.pop(0)
+            bringing = [pair for pair in self.senders.get(place, ()) if self.profile.nodes[pair[0]].sent[pair[1]]]
+            if len(bringing) > 1 and self._leaf_at(place) is None:
+                return self._cancelled_at(place, [sender for sender, _ in bringing])
+            if bringing:
+                return None
+            for sender, _ in self.senders.get(place, ()):
+                if sender not in seen and not self.profile.nodes[sender].arrived:
+                    seen.add(sender)
+                    waiting.append(sender)
+        return None
+
+    def _cancelled_at(self, place: int, senders: list[int]) -> Cancelled | None:
+        nodes = self.profile.nodes
+        common = set.intersection(*({sender, *self._towards_loss(sender)} for sender in senders))
+        made = {nodes[other].sequence: other for other in common if self._operation(other) is not None}
+        if not made:
+            return None
+        meeting = made[min(made)]
+        operation = self._operation(meeting)
+        assert operation is not None
+        branches = [self._operation(sender) for sender in dict.fromkeys(senders)]
+        return Cancelled(
+            self._operation(place),
+            tuple(branch for branch in branches if branch is not None and branch.id != operation.id),
+            operation,
+            set(senders) == {meeting},
+        )
+
+    def _towards_loss(self, place: int) -> set[int]:
+        """The nodes that lie between one and the loss."""
+        found: set[int] = set()
+        waiting = [place]
+        while waiting:
+            for sender, _ in self.senders.get(waiting.pop(), ()):
+                if sender not in found:
+                    found.add(sender)
+                    waiting.append(sender)
+        return found
+
+    def is_a_term(self, place: int) -> bool:
+        """Whether what a node gives is summed up to the loss, scaled at most: where it is 0, nothing is left to do."""
+        seen, waiting = {place}, [place]
+        while waiting:
+            current = waiting.pop()
+            senders = self.senders.get(current, ())
+            if not senders:
+                return True
+            for sender, _ in senders:
+                if sender not in seen and plain(self.profile.nodes[sender].name) in _SUMMED:
+                    seen.add(sender)
+                    waiting.append(sender)
+        return False
+
+    def lies_behind(self, place: int, other: int) -> bool:
+        """Whether `place` is on a way from `other` towards the leaves."""
+        return other in self._towards_loss(place)
 
     def way(self, tensor: int) -> list[Stage]:
         """The way by which most of a leaf's gradient came, from the loss on."""
@@ -165,6 +257,17 @@ def repeated(stages: list[Stage]) -> Iterator[tuple[Operation, float, list[Stage
         if latest is not None:
             lines.setdefault(latest, []).append(stage)
     for group in lines.values():
-        causes = [stage.operation for stage in group if stage.operation is not None and not stage.adds]
+        causes = [stage for stage in group if stage.operation is not None and not stage.adds]
         if causes:
-            yield causes[-1], sum(stage.growth for stage in group), group
+            yield _strongest(causes), sum(stage.growth for stage in group), group
+
+
+def _strongest(stages: list[Stage]) -> Operation:
+    """Of the operations on a line, the one that changes a gradient most, in all of its turns there."""
+    growths: dict[Span | None, float] = {}
+    latest: dict[Span | None, Operation] = {}
+    for stage in stages:
+        if stage.operation is not None:
+            growths[stage.operation.span] = growths.get(stage.operation.span, 0.0) + stage.growth
+            latest[stage.operation.span] = stage.operation
+    return latest[max(growths, key=lambda span: abs(growths[span]))]

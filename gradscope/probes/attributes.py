@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gradscope.folds.accounts import NO_GRADIENT, Stamp
 from gradscope.graph.facts import UNKNOWN
 
 INFERENCE = -1  # in the place of a version, for torch counts no changes of inference tensors
@@ -84,3 +85,8 @@ def storage_key(tensor: torch.Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def stamp_of(gradient: torch.Tensor | None) -> Stamp:
+    """Tells whether a `.grad` is the same and unchanged since it was last looked at."""
+    return (id(gradient), version(gradient)) if gradient is not None else NO_GRADIENT

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.compiler import is_compiling
 
-from gradscope.probes.accounts import NO_GRADIENT, Discards, Pass, Stamp, stamp_of
-from gradscope.probes.attributes import gradient_of, gradients_of, version
+from gradscope.folds.accounts import NO_GRADIENT, Discards, Pass, Stamp
+from gradscope.probes.attributes import gradient_of, gradients_of, stamp_of, version
 from gradscope.probes.courses import norms_known
 from gradscope.probes.looks import PassLook, look_at_pass
 from gradscope.probes.patches import patched
@@ -20,7 +20,9 @@ from gradscope.probes.recorder import resume
 from gradscope.probes.records import BackwardRecord, Subject
 from gradscope.probes.refusals import refusal
 from gradscope.probes.tape import Tape, is_one_of_few
+from gradscope.probes.targets import look_at_targets
 from gradscope.probes.tracebacks import hide
+from gradscope.probes.twins import look_at_twins
 from gradscope.probes.walker import walk
 
 WALK_LIMIT = 200_000
@@ -105,6 +107,8 @@ def _before(
                 tape.name_all()
                 record.walk = walk(root_tensors, tape.owner, WALK_LIMIT, sequences=True, saved=True)
                 _predict(tape, record)
+                if kind == "backward":
+                    look_at_targets(tape, root_tensors)
             leaves = tape.watched() if kind == "backward" else []
             if tape.is_shared:
                 leaves = [leaf for leaf in leaves if tape.readable(leaf[0])]
@@ -142,7 +146,7 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
                         arrived.append((subject, tensor, gradient))
                         course = tape.course(subject)
                         held = course.optimizer is not None
-                        course.account.arrive(source, stamp, gradient, tape.step.index, held)
+                        course.account.arrive(source, stamp, stamp_of(gradient), tape.step.index, held)
                     elif gradient is None and version(tensor) != own:
                         # A post-accumulate hook has used the gradient up already, as optimizers in backward do.
                         arrived.append((subject, tensor, None))
@@ -157,6 +161,8 @@ def _after(tape: Tape, record: BackwardRecord, state: _State, look: PassLook, in
                     discards.serials.update(subject.serial for subject, _, _ in arrived)
             record.arrivals = tuple(subject for subject, _, _ in arrived)
             _count(tape, arrived)
+            if is_one_of_few(tape.backward_count):
+                look_at_twins(tape, arrived)
             look.finish(tape)
             tape.end_backward(record)
     except Exception as error:

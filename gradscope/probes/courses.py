@@ -8,7 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from gradscope.probes.accounts import Account
+from gradscope.folds.accounts import Account
+from gradscope.folds.series import Series
+from gradscope.graph.limits import ZEROS_FOR_GOOD
 from gradscope.probes.attributes import gradient_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import detached
@@ -43,54 +45,29 @@ class Runs(NamedTuple):
 Selection: TypeAlias = slice | torch.Tensor | Runs
 
 
-class Series:
-    """At most `POINTS` numbers of a series of any length, evenly spread: every `stride`-th is kept."""
-
-    __slots__ = ("points", "seen", "stride")
-
-    def __init__(self) -> None:
-        self.points: list[float] = []
-        self.stride = 1
-        self.seen = 0
-
-    def add(self, value: float) -> None:
-        """Append a number, and thin the series out once it is full."""
-        if self.seen % self.stride == 0:
-            self.points.append(value)
-            if len(self.points) >= POINTS:
-                self.points = self.points[::2]
-                self.stride *= 2
-        self.seen += 1
-
-    def take_back(self) -> None:
-        """Forget the number that was appended last."""
-        self.seen -= 1
-        if self.seen % self.stride == 0 and self.points:
-            self.points.pop()
-
-
 class Course:
     """Counts for one tensor. A step is counted when its optimizer has stepped (see `count`)."""
 
     __slots__ = (
         "account", "arrived", "change", "counted", "frozen_at", "masked", "masks_seen", "moved_frozen", "nonfinite",
         "norm", "norms", "of", "optimizer", "predicted", "rate", "rate_zero", "sample", "start", "steps", "still",
-        "stirred", "supplied", "updates", "zero",
+        "stirred", "supplied", "updates", "zero", "zeros",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.account = Account()
+        self.account: Account[Site] = Account()
         self.optimizer: int | None = None
         self.predicted: bool | None = None
         self.arrived = self.counted = False
         self.norm: float | None = None
-        self.norms = Series()
+        self.norms = Series(POINTS)
         self.steps = self.of = self.zero = self.nonfinite = 0
+        self.zeros = 0  # gradients in a row that were exactly 0, the latest among them
         self.sample: tuple[Selection, torch.Tensor] | None = None
         self.start: float | None = None
         self.change: float | None = None
         self.supplied = False
-        self.updates = Series()
+        self.updates = Series(POINTS)
         self.stirred = self.still = self.moved_frozen = self.masked = self.masks_seen = self.rate_zero = 0
         self.rate: float | None = None
         self.frozen_at: Site | None = None
@@ -100,16 +77,26 @@ class Course:
         self.arrived = True
         self.norm = norm
 
-    def count(self) -> None:
-        """Close a step, and note whether a gradient arrived since the last one."""
+    def count(self) -> bool:
+        """Close a step, and note whether a gradient arrived since the last one.
+
+        Gives whether it has died with this step: so many zeros in a row have followed gradients other than zero.
+        """
         self.of += 1
-        if self.arrived:
-            self.steps += 1
-            if self.norm is not None:
-                self.zero += self.norm == 0
-                self.nonfinite += not math.isfinite(self.norm)
-                self.norms.add(self.norm)
         self.counted, self.arrived = self.arrived, False
+        if not self.counted:
+            return False
+        self.steps += 1
+        if self.norm is None:
+            return False
+        self.norms.add(self.norm)
+        if self.norm == 0:
+            self.zero += 1
+            self.zeros += 1
+            return self.zeros == ZEROS_FOR_GOOD and self.zero < self.steps
+        self.zeros = 0
+        self.nonfinite += not math.isfinite(self.norm)
+        return False
 
     def uncount(self) -> None:
         """Open the latest step again: it was closed too early, before its optimizer was known."""
@@ -118,6 +105,7 @@ class Course:
             self.steps -= 1
             if self.norm is not None:
                 self.zero -= self.norm == 0
+                self.zeros = max(0, self.zeros - 1)
                 self.nonfinite -= not math.isfinite(self.norm)
                 self.norms.take_back()
         self.arrived = self.counted

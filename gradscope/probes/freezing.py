@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+import msgspec
+
+from gradscope.folds.clips import Clips as ClipsFold
+from gradscope.folds.losses import Losses
 from gradscope.graph.comments import comments_in
+from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import (
     Backward,
     BatchCheck,
     Call,
+    Clips,
+    Compared,
     CustomBackward,
     Discard,
     Growth,
@@ -35,6 +42,7 @@ from gradscope.graph.facts import (
     Span,
     Step,
     Tensor,
+    Twins,
     Value,
 )
 from gradscope.graph.garbage import uncollected
@@ -44,6 +52,7 @@ from gradscope.probes.callsites import USER, Site
 from gradscope.probes.courses import Course
 from gradscope.probes.custom import custom_backwards
 from gradscope.probes.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.nonfinite import spoilt_by_steps
 from gradscope.probes.profiles import Profile as ProfileRecord
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.records import (
@@ -57,6 +66,7 @@ from gradscope.probes.records import (
 )
 from gradscope.probes.scopes import modules_in
 from gradscope.probes.tape import Tape
+from gradscope.probes.twins import twins_at_end
 
 _VIEWS = frozenset(
     [
@@ -107,6 +117,8 @@ class Frozen:
     profiles: tuple[Profile, ...]
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
+    compared: tuple[Compared, ...]
+    twins: tuple[Twins, ...]
     sources: Mapping[str, Mapping[int, str]]
     whole: tuple[str, ...]
     comments: Mapping[str, Mapping[int, str]]
@@ -216,7 +228,20 @@ class _Freezer:
     def step(self, record: StepRecord) -> Step:
         operations = tuple(map(self.operation, record.operations))
         backwards = tuple(self.backward(backward) for backward in record.backwards)
-        return Step(record.index, operations, backwards, record.optimizer, self.span(record.site), self.calls(record))
+        return Step(
+            record.index,
+            operations,
+            backwards,
+            record.optimizer,
+            self.span(record.site),
+            self.calls(record),
+            tuple(map(self.event, record.events)),
+        )
+
+    def event(self, event: AnyEvent[Site | None]) -> AnyEvent[Span | None]:
+        frozen: Any = msgspec.structs.replace(event, place=self.span(event.place))
+        found: AnyEvent[Span | None] = frozen
+        return found
 
     def calls(self, record: StepRecord) -> tuple[Call, ...]:
         """The calls of root modules that gave tensors which the other facts speak of."""
@@ -354,7 +379,7 @@ class _Freezer:
             norm = course.norm
             zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
-        return Received(course.steps, course.of, course.zero, course.nonfinite)
+        return Received(course.steps, course.of, course.zero, course.nonfinite, course.zeros)
 
     def is_unstepped(self, course: Course) -> bool:
         """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
@@ -392,7 +417,15 @@ class _Freezer:
             swept=account.swept,
             masked_at=self.span(account.masked_at),
             frozen=self.span(course.frozen_at),
+            clips=tuple(self.clips(account.clips)) if account.clips is not None else (),
         )
+
+    def clips(self, found: ClipsFold[Site]) -> Iterator[Clips]:
+        for site, line in found.lines.items():
+            span = self.span(site)
+            if span is not None and line.uses:
+                counts = {timing.replace(" ", "_"): count for timing, count in line.uses.items()}
+                yield Clips(span, line.limit, scale=_finite_or_none(line.scale), **counts)
 
     def find_grad_fns(self, steps: Iterable[Step]) -> None:
         """Name the `grad_fn` of results without touching it: the last node that their operation made.
@@ -418,8 +451,20 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        compared = tuple(
+            Compared(
+                self.operation(each.operation),
+                self.operation(each.squash),
+                each.looks,
+                each.beyond / each.looks,
+                each.low,
+                each.high,
+            )
+            for each in self.tape.compared.values()
+        )
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
+        twins = tuple(self.twins())
         discards, growths = self.discards(), self.growths()
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
@@ -446,6 +491,8 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
+            compared=compared,
+            twins=twins,
             sources=sources,
             whole=tuple(whole),
             comments=self.comments(),
@@ -463,6 +510,9 @@ class _Freezer:
             mark.fed,
             self.span(mark.stepped_at),
             self.span(mark.cleared_at),
+            mark.withheld,
+            mark.in_a_row,
+            self.span(mark.withheld_at),
         )
 
     def discards(self) -> tuple[Discard, ...]:
@@ -495,7 +545,7 @@ class _Freezer:
         return tuple(found)
 
     def nonfinite(self) -> Nonfinite | None:
-        event = self.spoilt
+        event = self.spoilt or spoilt_by_steps(self.tape)
         if event is None:
             return None
         for subject in (*event.leaves, *event.taken):
@@ -535,10 +585,17 @@ class _Freezer:
                     tuple(map(_finite_or_none, record.sent[place])),
                     made[place] if leaf is None else None,
                     leaf.serial if leaf is not None else None,
+                    place in record.halves,
                 )
             )
         used = sorted({number for number in made if number is not None})
         return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def twins(self) -> Iterator[Twins]:
+        for found in twins_at_end(self.tape):
+            self.subjects.update({subject.serial: subject for subject in (found.subject, *found.others)})
+            others = tuple(other.serial for other in found.others)
+            yield Twins(found.subject.serial, found.alike, found.rows, found.looks, others)
 
     def batch(self, check: BatchCheckRecord) -> BatchCheck:
         operation = self.operation(check.operation) if check.operation is not None else None
@@ -566,9 +623,27 @@ class _Freezer:
         kinds = {kind for kind, _ in self.tape.losses}
         wanted = "backward" if "backward" in kinds else "grad"
         return tuple(
-            Loss(self.loss_name(subject), finite(first), finite(last))
-            for (kind, _), (subject, first, last) in self.tape.losses.items()
+            self.loss(subject, site, losses)
+            for (kind, site), (subject, losses) in self.tape.losses.items()
             if kind == wanted
+        )
+
+    def loss(self, root: Subject, site: Site | None, losses: Losses) -> Loss:
+        series, trend = losses.series, losses.trend
+        return Loss(
+            self.loss_name(root),
+            finite(losses.first),
+            finite(losses.last),
+            tuple(map(finite, series.points)),
+            series.stride,
+            series.seen,
+            losses.constant,
+            finite(losses.lowest),
+            finite(losses.highest),
+            finite(trend.mean),
+            finite(trend.deviation),
+            finite(trend.slope),
+            self.span(site),
         )
 
     def loss_name(self, root: Subject) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscope.probes.accounts import NO_GRADIENT
-from gradscope.probes.attributes import gradient_of
+from gradscope.folds.accounts import NO_GRADIENT
+from gradscope.graph.events import Cleared
+from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.quiet import capturing
 from gradscope.probes.records import Subject, ValueRecord
@@ -26,6 +27,7 @@ _LOOKS = frozenset(
 )
 _UNSCALE = torch._amp_foreach_non_finite_check_and_unscale_  # by what it finds, a GradScaler steps or skips
 _HELD_BY_US = 3  # references to a gradient while `_kept` looks at it, if nobody else has one
+_FILLS = frozenset({"fill_", "copy_", "set_", "normal_", "uniform_", "_foreach_copy_"})  # a gradient of another origin
 _MASKS = 4  # edits of one gradient that are compared with what was there before
 
 
@@ -40,7 +42,7 @@ def cleared(tape: Tape, leaf: Any, value: Any, site: Site | None) -> None:
     if value is not None or _kept(leaf):
         account.use_by_hand()
     if value is None:
-        tape.cleared(subject, site)
+        _clear(tape, subject, site)
     else:
         account.clear(site, subject.course.optimizer is not None)
         account.stamp = NO_GRADIENT
@@ -134,15 +136,27 @@ def _changed(tape: Tape, name: str, subject: Subject, tensor: Tensor, before: in
     if leaf is None or leaf.course is None or leaf.shape != subject.shape:
         return
     if name in ("zero_", "_foreach_zero_") or (before is not None and name == "fill_" and _is_zero(tensor)):
-        tape.cleared(leaf, site)
+        _clear(tape, leaf, site)
         return
     account = leaf.course.account
+    if account.users and not account.pending and name not in _FILLS:
+        # What a step has used is still there: it is added to, unless it is nothing by now.
+        if _is_zero(tensor):
+            _clear(tape, leaf, site)
+            return
+        account.changed((id(tensor), account.stamp[1]), stamp_of(tensor))
     if before is not None:
         leaf.course.masks_seen += 1
         values = values_of(tensor)
         if values is not None and int(torch.count_nonzero(values)) < before:
             account.masked_at = site
     account.mask(site)
+
+
+def _clear(tape: Tape, leaf: Subject, site: Site | None) -> None:
+    """A line of the program's own clears the gradient of a leaf."""
+    tape.cleared(leaf, site)
+    tape.note(Cleared(tape.next_operation(), site, (leaf.serial,)))
 
 
 def _is_zero(tensor: Tensor) -> bool:

@@ -91,7 +91,7 @@ class Event:
     `leaves` are those whose gradients are not, `taken` those that the operation took and that were not finite already.
     """
 
-    kind: Literal["forward", "gradient"]
+    kind: Literal["forward", "gradient", "step"]
     step: int
     backward: BackwardRecord | None
     operation: OperationRecord | None
@@ -279,10 +279,49 @@ def explain_value(tape: Tape, record: BackwardRecord | None, roots: Sequence[tor
     """Find the operation that made these values infinite or NaN, or that met a leaf which was so already."""
     event = _first_spoilt(tape, record, roots)
     if event.operation is not None:
-        inputs = [subject for _, subject, _ in event.operation.inputs if subject.leaf and subject.requires_grad]
-        event.taken = tuple(s for s in inputs if (leaf := s.ref()) is not None and not _is_all_finite(leaf))
+        event.taken = _spoilt_leaves(tape, event)
         event.given = event.given or bool(event.taken)
     return event
+
+
+def _spoilt_leaves(tape: Tape, event: Event) -> tuple[Subject, ...]:
+    """The leaves that an operation took and that were not finite already.
+
+    Unless it is known to have made it of finite numbers, also those from which others (`cat`, `stack`, sums) have
+    made what it took.
+    """
+    assert event.operation is not None
+    found = event.evidence
+    takers = {event.operation.serial: event.operation}
+    if found is None or not (found.whole and found.inputs and found.result is False):
+        needed = {value[0] for value in event.operation.inputs}
+        for operation in reversed(tape.written()):
+            if operation.serial < event.operation.serial and not needed.isdisjoint(v[0] for v in operation.outputs):
+                takers[operation.serial] = operation
+                needed.update(value[0] for value in operation.inputs)
+    leaves = {
+        subject.serial: subject
+        for operation in takers.values()
+        for _, subject, _ in operation.inputs
+        if subject.leaf and subject.requires_grad
+    }
+    return tuple(s for s in leaves.values() if (leaf := s.ref()) is not None and not _is_all_finite(leaf))
+
+
+def spoilt_by_steps(tape: Tape) -> Event | None:
+    """Parameters that steps on finite gradients have left not finite, where no loss has met it: in unused rows."""
+    spoilt = tuple(
+        subject
+        for subject in tape.leaves.values()
+        if (course := subject.course) is not None
+        and course.optimizer is not None
+        and course.start is not None
+        and math.isfinite(course.start)
+        and not course.nonfinite
+        and (leaf := subject.ref()) is not None
+        and not _is_all_finite(leaf)
+    )
+    return Event("step", tape.step.index, None, None, leaves=spoilt) if spoilt else None
 
 
 def _first_spoilt(tape: Tape, record: BackwardRecord | None, roots: Sequence[torch.Tensor]) -> Event:
@@ -581,7 +620,7 @@ def _is_nan(tape: Tape, event: Event) -> bool:
     """Whether the loss is NaN: an infinite one may be merely too large."""
     backward = event.backward
     loss = tape.losses.get((backward.kind, backward.site)) if backward is not None else None
-    return loss is None or math.isnan(loss[2])
+    return loss is None or math.isnan(loss[1].last)
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:

@@ -16,6 +16,7 @@ from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.backward import watch_backward
 from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
+from gradscope.probes.clips import watch_clips
 from gradscope.probes.compiled import watch_compiled
 from gradscope.probes.custom import watch_custom_backwards
 from gradscope.probes.fastpaths import watch_fast_paths
@@ -32,6 +33,7 @@ from gradscope.probes.profilers import imported_code_kept
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.recorder import Recorder
 from gradscope.probes.recursion import limit_kept
+from gradscope.probes.scalers import watch_scalers
 from gradscope.probes.scopes import is_a, modules_in
 from gradscope.probes.stacks import hidden_modes
 from gradscope.probes.swapping import swaps_allowed
@@ -137,6 +139,8 @@ class Observation:
             "swapped tensors": lambda: swaps_allowed(tape),
             "backward": lambda: watch_backward(tape),
             "optimizers": lambda: watch_optimizers(tape, self.steps),
+            "clips": lambda: watch_clips(tape),
+            "scalers": lambda: watch_scalers(tape),
         }
         if self._operations:
             probes |= {
@@ -252,6 +256,8 @@ class Observation:
             profiles=frozen.profiles,
             batches=frozen.batches,
             probabilities=frozen.probabilities,
+            compared=frozen.compared,
+            twins=frozen.twins,
             sources=frozen.sources,
             whole=frozen.whole,
             comments=frozen.comments,

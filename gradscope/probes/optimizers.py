@@ -17,8 +17,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from gradscope.probes.accounts import Account, Pass, stamp_of
-from gradscope.probes.attributes import gradient_of
+from gradscope.folds.accounts import Account, Pass
+from gradscope.graph.events import Cleared, Updated
+from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
 from gradscope.probes.courses import Course, measure, norms_known
@@ -27,7 +28,7 @@ from gradscope.probes.modules import add_root
 from gradscope.probes.movement import Held, after_step, before_step, is_due
 from gradscope.probes.nonfinite import settle
 from gradscope.probes.patches import patched
-from gradscope.probes.profiles import suspect
+from gradscope.probes.profiles import suspect, suspect_dead
 from gradscope.probes.quiet import capturing, unobserved
 from gradscope.probes.recorder import pause, resume, tensors
 from gradscope.probes.records import OptimizerMark
@@ -202,10 +203,13 @@ def _cleared(tape: Tape, owner: Optimizer | torch.nn.Module) -> None:
                 owned = [tensor for group in _groups(owner) for tensor in group["params"]]
             else:
                 owned = [tensor for _, tensor in parameters_of(owner)]
+            cleared = []
             for tensor in owned:
                 subject = tape.seen(tensor)
                 if subject is not None and tape.readable(subject) and gradient_of(tensor) is not None:
                     tape.cleared(subject, site, swept=True)
+                    cleared.append(subject.serial)
+            tape.note(Cleared(tape.next_operation(), site, tuple(cleared), swept=True))
     except Exception as error:
         tape.fail("optimizer probe", error)
 
@@ -221,7 +225,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 return
             mark.stepped_at = tape.sites.caller()
             looked_at: list[Held] | None = [] if is_due(mark.steps) else None
-            fed, used, robbed = False, set[Pass](), list[Account]()
+            fed, used, robbed = False, set[Pass[Site]](), list[Account[Site]]()
             for group in _groups(optimizer):
                 rate = group.get("lr")
                 for tensor in group["params"]:
@@ -248,6 +252,7 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                 account.rob(used)
             mark.uses += 1
             mark.fed += fed
+            tape.note(Updated(tape.next_operation(), mark.stepped_at, mark.serial))
             if looked_at is not None and mark.moment is None:
                 mark.moment = before_step(looked_at)
     except Exception as error:
@@ -290,10 +295,12 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
                 after_step(moment)
             measured = {held.course for held in moment.held} if moment is not None else set()
             others: list[tuple[Course, torch.Tensor]] = []
+            died: list[int] = []
             for subject in mark.subjects.values():
                 course = tape.course(subject)
                 if course.optimizer == mark.serial:
-                    course.count()
+                    if course.count():
+                        died.append(subject.serial)
                     tensor = subject.ref()
                     if tensor is not None:
                         tape.stepped(tensor, subject)
@@ -307,6 +314,8 @@ def _stepped(tape: Tape, optimizer: Optimizer) -> None:
             settle_modes(tape, mark.serial)
             settle(tape, mark.subjects)
             suspect(tape, mark)
+            if died:
+                suspect_dead(tape, died)
             tape.step_count += 1
             tape.end_step(mark.serial, mark.stepped_at)
     except Exception as error:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Nodes of a graph that is looked at. Those that Python has seen die by recursion: 30,000 may be too many for a stack.
 LARGEST = 16_000
-MOST = 3  # profiles of one run
+MOST = 3  # profiles of one run,
+_OF_THE_DEAD = 2  # and those of gradients that have become zero for good midway
 _SMALL, _LARGE = 1e-5, 1e3
 _PATIENCE = 16  # passes that may go by before one reaches a suspect
 
@@ -42,6 +43,7 @@ class Profile:
     operations: list[OperationRecord]
     arrived: list[float | None]
     sent: list[list[float | None]]
+    halves: set[int] = field(default_factory=set)  # nodes that sent a gradient in float16
 
 
 @dataclass(slots=True)
@@ -94,9 +96,17 @@ def suspect(tape: Tape, mark: OptimizerMark) -> None:
             tape.patience = _PATIENCE
 
 
+def suspect_dead(tape: Tape, serials: Iterable[int]) -> None:
+    """Gradients of these have become exactly zero, and stay so: see in the next pass where they do."""
+    if tape.dead < _OF_THE_DEAD:
+        tape.dead += 1
+        tape.suspects.update(serials)
+        tape.patience = _PATIENCE
+
+
 def profile_pass(tape: Tape, roots: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Profiling | None:
     """Hook every node of a pass that reaches a suspect."""
-    if not tape.suspects or len(tape.profiles) >= MOST:
+    if not tape.suspects or len(tape.profiles) >= MOST + tape.dead:
         return None
     tape.patience -= 1
     if tape.patience < 0:
@@ -141,6 +151,8 @@ def _measurer(profiling: Profiling, place: int) -> Callable[..., None]:
             with unobserved():
                 profiling.norms += [(place, None, norm) for _, norm in _norms(profiling.meter, arrived)]
                 profiling.norms += [(place, edge, norm) for edge, norm in _norms(profiling.meter, sent)]
+                if any(isinstance(gradient, torch.Tensor) and gradient.dtype is torch.float16 for gradient in sent):
+                    profiling.profile.halves.add(place)
         except Exception:
             profiling.remove()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 import torch
 
+from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import Registration
 from gradscope.probes.callsites import Site
 from gradscope.probes.courses import Course
@@ -82,8 +83,8 @@ class OptimizerMark:
     """One optimizer and the tensors that it holds, in its order."""
 
     __slots__ = (
-        "cleared_at", "fed", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps", "subjects", "type",
-        "uses",
+        "cleared_at", "fed", "in_a_row", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps",
+        "subjects", "type", "uses", "withheld", "withheld_at",
     )  # fmt: skip
 
     def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
@@ -99,6 +100,16 @@ class OptimizerMark:
         self.stepped_at: Site | None = None
         self.cleared_at: Site | None = None
         self.moment: Moment | None = None
+        # Steps that a GradScaler has left out, in all and since the last that was taken.
+        self.withheld = self.in_a_row = 0
+        self.withheld_at: Site | None = None
+
+    def scaled(self, withheld: bool, site: Site | None) -> None:
+        """A GradScaler was to take a step, and has, or has left it out."""
+        self.in_a_row = self.in_a_row + 1 if withheld else 0
+        if withheld:
+            self.withheld += 1
+            self.withheld_at = site
 
     def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
         """What is known of a tensor that the optimizer holds."""
@@ -235,6 +246,7 @@ class StepRecord:
     writes: list[tuple[int, int]] = field(default_factory=list)
     jottings: Jottings | None = None
     first_call: int = 0
+    events: list[AnyEvent[Site | None]] = field(default_factory=list)
 
     @property
     def size(self) -> int:

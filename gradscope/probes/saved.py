@@ -164,7 +164,7 @@ def _range(tensors: dict[str, torch.Tensor]) -> tuple[str, float | None, float |
     """The range of what an operation is singular in: the divisor, or its one input."""
     name = "other" if "other" in tensors else "self"
     value = tensors.get(name)
-    if value is None or not value.is_floating_point() or not value.numel():
+    if value is None or value.is_complex() or not value.numel():
         return "", None, None
     low, high = torch.aminmax(detached(value))
     return name, float(low), float(high)

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradscope.probes.accounts import Discards
-from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, storage_key, version
+from gradscope.folds.accounts import Discards
+from gradscope.folds.losses import Losses
+from gradscope.graph.events import AnyEvent
+from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, stamp_of, storage_key, version
 from gradscope.probes.callsites import CallSites, Site, legible
 from gradscope.probes.courses import Course, measure
 from gradscope.probes.growth import CALLS, Growth
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from gradscope.probes.custom import CustomRecord
     from gradscope.probes.nonfinite import Event
     from gradscope.probes.profiles import Profile
+    from gradscope.probes.targets import Compared
+    from gradscope.probes.twins import Twins
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
@@ -78,8 +82,8 @@ class Tape:
         self.customs: dict[CodeType, CustomRecord] = {}
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
-        self.losses: dict[tuple[str, Site | None], tuple[Subject, float, float]] = {}
-        self.discards: dict[Site | None, Discards] = {}
+        self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
+        self.discards: dict[Site | None, Discards[Site]] = {}
         self.growth = Growth(self.sites)
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
@@ -97,12 +101,16 @@ class Tape:
         self.suspected: dict[int, int] = {}
         self.patience = 0
         self.profiles: list[Profile] = []
+        self.dead = 0  # times that gradients have become zero for good, of which a profile was wanted
         self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
         self.checked: dict[int, ModuleMark] = {}
         self.checks: list[BatchCheck] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
+        self.twins: dict[int, Twins] = {}
+        self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
+        self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
         self.closed = False
         self.walking = True
         self.confirmed = False
@@ -408,7 +416,7 @@ class Tape:
         """The program changed the value of a leaf that no optimizer holds."""
         course = subject.course
         if course is not None and course.optimizer is None and self.readable(subject):
-            course.account.moved_by_hand(gradient_of(tensor))
+            course.account.moved_by_hand(stamp_of(gradient_of(tensor)))
 
     # --- modules -----------------------------------------------------------------------------------------
 
@@ -467,9 +475,13 @@ class Tape:
         """A backward starts from this tensor: a scalar is a loss whose value is worth telling."""
         if root.requires_grad and is_number(root):
             place, subject = (kind, self.sites.here()), self.subject(root)
-            value = float(local(root))
-            first = self.losses[place][1] if place in self.losses else value
-            self.losses[place] = (subject, first, value)
+            losses = self.losses[place][1] if place in self.losses else Losses()
+            losses.take(float(local(root)), self.step.index)
+            self.losses[place] = (subject, losses)
+
+    def note(self, event: AnyEvent[Site | None]) -> None:
+        """Something has happened to gradients."""
+        self.step.events.append(event)
 
     def end_backward(self, record: BackwardRecord) -> None:
         """Close a pass of the engine. Where no optimizer is used, it closes the step as well."""

@@ -41,6 +41,22 @@ class RunSummary(msgspec.Struct, frozen=True):
     exception: Raised | None
 
 
+class LossRow(msgspec.Struct, frozen=True):
+    """A scalar that backward started from, at its first and latest value; null where it is not finite.
+
+    `series` has its value in each step (the mean, where there were several), or in every `stride`-th of `steps`.
+    `constant` says that it was exactly one number all along.
+    """
+
+    name: str
+    first: float | None
+    last: float | None
+    series: tuple[float | None, ...] = ()
+    stride: int = 1
+    steps: int = 0
+    constant: bool = False
+
+
 class Gradients(msgspec.Struct, frozen=True):
     """In how many steps a gradient arrived, and in how many of these it was zero or not finite."""
 
@@ -113,7 +129,7 @@ class Document(msgspec.Struct, frozen=True):
     script: str | None
     argv: tuple[str, ...]
     run: RunSummary
-    losses: tuple[Loss, ...]
+    losses: tuple[LossRow, ...]
     tensors: tuple[TensorRow, ...]
     findings: tuple[Finding, ...]
     graph: GraphSize
@@ -139,13 +155,17 @@ def document(
         script=run.script,
         argv=run.argv,
         run=RunSummary(run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised),
-        losses=run.losses,
+        losses=tuple(map(_loss, run.losses)),
         tensors=_rows(run, findings),
         findings=findings,
         graph=_size(run),
         failures=run.failures + failures,
         not_asked=tuple(NotAsked(rule, need) for rule, need in not_asked.items()),
     )
+
+
+def _loss(loss: Loss) -> LossRow:
+    return LossRow(loss.name, loss.first, loss.last, loss.series, loss.stride, loss.steps, loss.constant)
 
 
 def _rows(run: Run, findings: tuple[Finding, ...]) -> tuple[TensorRow, ...]:

@@ -6,7 +6,7 @@ it shows through `plain`, or through the one function here that is named for its
 - `shown` for lines of text, which a terminal shows or the log of a CI service reads; `plain` for whole facts;
 - `code_span`, `prose` and `fence` for Markdown;
 - `command_data` and `command_property` for workflow commands of GitHub;
-- `html_text` for HTML, `dot_label` and `dot_string` for pictures;
+- `html_value` for HTML, `dot_label` and `dot_string` for pictures;
 - `sarif_message` for messages in SARIF, `printable_json` for JSON, which both hold the true names.
 
 What cannot be seen, or would steer a terminal, is spelled as Python spells it: `\x1b`, `\n`, `\u202e`. Letters of all
@@ -19,6 +19,8 @@ import html
 import re
 from collections.abc import Collection, Mapping
 from typing import TypeVar
+
+from markupsafe import Markup
 
 from gradscope.graph.facts import Edit
 from gradscope.graph.texts import throughout
@@ -122,9 +124,12 @@ def command_property(text: str) -> str:
     return command_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def html_text(text: str) -> str:
-    """Text between the tags of HTML or in quotes of an attribute; ends of lines stay."""
-    return html.escape(spelled(text, kept="\n"))
+def html_value(value: object) -> object:
+    """What a template of HTML puts in: of text, all that cannot be seen is spelled; ends of lines stay.
+
+    The template escapes it then; markup of ours stays as it is.
+    """
+    return spelled(value, kept="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def dot_label(text: str) -> str:

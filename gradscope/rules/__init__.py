@@ -16,10 +16,13 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
 from gradscope.rules.batches import batch_leak
+from gradscope.rules.clips import misplaced_clip
+from gradscope.rules.constant import constant_loss
 from gradscope.rules.custom import custom_function
 from gradscope.rules.cut import detach, left_torch, missing_create_graph, no_grad, non_differentiable_op, rebuilt_tensor
 from gradscope.rules.engine import AnyRule, Judgement
 from gradscope.rules.freed import freed_graph
+from gradscope.rules.identical import identical_units
 from gradscope.rules.inplace import inplace_modified
 from gradscope.rules.memory import graph_growth
 from gradscope.rules.modes import eval_mode
@@ -33,6 +36,8 @@ from gradscope.rules.order import missing_zero_grad, never_stepped, step_without
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 from gradscope.rules.semantics import double_softmax, loss_broadcast
+from gradscope.rules.squashed import squashed_output
+from gradscope.rules.step_size import step_size
 from gradscope.rules.values import exploding_gradient, vanishing_gradient
 from gradscope.rules.zero import zero_gradient
 
@@ -59,15 +64,20 @@ RULES: tuple[AnyRule, ...] = (
     zero_grad_before_step,
     unused_parameter,
     unregistered_parameter,
+    misplaced_clip,
     missing_zero_grad,
     never_stepped,
     frozen_but_updated,
+    step_size,
     exploding_gradient,
     no_update,
     graph_growth,
     nonfinite_forward,
     nonfinite_gradient,
+    squashed_output,
     zero_gradient,
+    identical_units,
+    constant_loss,
     vanishing_gradient,
     double_softmax,
     loss_broadcast,

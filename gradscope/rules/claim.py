@@ -19,6 +19,8 @@ class Trouble(Enum):
     ZERO_GRADIENT = "zero gradient"  # of a run: what arrives is exactly 0
     NOT_FINITE = "not finite"  # of a run: values or gradients are NaN or infinite
     OUT_OF_RANGE = "out of range"  # of a run: gradients are too large for what is done with them
+    PILED = "piled up"  # of a tensor: its gradient is added to one that has been used
+    UNMOVED = "unmoved"  # of a tensor: steps leave it as it is
     WASTED = "wasted"  # of a line: it calls backward, and nothing uses what that brings
     REFUSED = "refused"  # of a run: torch raised an exception
 

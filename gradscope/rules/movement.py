@@ -12,7 +12,7 @@ from gradscope.graph import limits
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Ledger, Optimizer, Tensor
 from gradscope.graph.naming import named
-from gradscope.rules.claim import Claim, Need, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.claim import Claim, Explained, Need, Story, Trouble, names_of, rule, subjects
 from gradscope.rules.words import listed, who
 
 _NONE = Ledger()
@@ -170,7 +170,11 @@ def no_update(ask: Ask) -> Iterator[Claim[_Unmoved]]:
             why: _Why = "rate" if tensor in at_zero else "range" if _size(tensor) > limits.SQUARABLE else "precision"
             if why == "precision" and _is_far_above_precision(tensor):
                 why = "unchanged"
-            explains = ((Trouble.OUT_OF_RANGE, None),) if why == "range" else ()
+            explains: tuple[Explained, ...] = ()
+            if why == "range":
+                explains = ((Trouble.OUT_OF_RANGE, None),)
+            elif why != "rate":
+                explains = ((Trouble.UNMOVED, tensor.id),)
             yield Claim((optimizer.id, why), _Unmoved(optimizer, why), tensor, explains=explains)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Nonfinite, Operation, Run, Tensor
 from gradscope.graph.naming import operand_names, short_name
+from gradscope.graph.spoilt import counts_nothing, is_written_here, suffering, vanished_constant
 from gradscope.rules.claim import Claim, Story, Trouble, rule
 from gradscope.rules.words import listed, who
 
@@ -46,6 +48,8 @@ def nonfinite_forward(ask: Ask) -> Iterator[Claim[Nonfinite]]:
             optimizer.step()
     """
     event = ask.run.nonfinite
+    if event is not None and event.kind == "step":
+        yield Claim("step", event)
     if event is not None and event.kind == "forward" and event.operation is not None:
         # Of such a loss no gradient is a number: that they are zero as well is no trouble of its own.
         besides = ((Trouble.ZERO_GRADIENT, None),) if event.step <= 1 else ()
@@ -56,6 +60,8 @@ def nonfinite_forward(ask: Ask) -> Iterator[Claim[Nonfinite]]:
 def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
     run, event = ask.run, told[0].evidence
     operation = event.operation
+    if event.kind == "step":
+        return _spoilt_by_step(run, event)
     if event.taken or operation is None:
         return _spoilt_before(run, event)
     name = short_name(operation.name)
@@ -66,7 +72,10 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
         tuple(said for value in of if value in values and (said := tensors[values[value]].name))
         for of in (operation.outputs, root)
     )
-    names = tuple(dict.fromkeys((*made_names, *_taken(run, operation)))) or root_names
+    sufferers = tuple(tensor.name for tensor in suffering(run, event) if tensor.name is not None)
+    near = (*made_names, *_taken(run, operation)) or root_names
+    names = tuple(dict.fromkeys((*near, *sufferers)))
+    empty = counts_nothing(ask, event)
     made = {tensors[values[value]].dtype for value in operation.outputs if value in values}
     half = made == {"float16"} and not event.given and _kind(event) not in _FORWARD_HELP
     if event.given:
@@ -75,6 +84,12 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
     else:
         message = f"`{name}` made NaN or infinity of finite numbers in step {event.step}"
         caret = "finite numbers go in, and what comes out is not finite"
+    if _kind(event) in ops.SOFTMAX_NODES and not event.given:  # of finite numbers it makes no other
+        message = f"`{name}` gave NaN in step {event.step}: what came in was infinite already"
+        caret = "over a row that is -inf throughout, a softmax is NaN"
+    if empty:
+        message = f"`{name}` divided by a count of nothing in step {event.step}: so the loss is not finite"
+        caret = "what it divides by is how many there are, and there are none"
     return Story(
         message,
         operation.span,
@@ -82,8 +97,18 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
         names,
         _labels(event, "so the loss is not finite here"),
         tuple(_facts(run, event)),
-        (Help(_HALF_HELP if half else _FORWARD_HELP.get(_kind(event), _ANY_HELP)),),
+        (Help(_EMPTY_HELP if empty else _HALF_HELP if half else _help(ask, event, _FORWARD_HELP, _ANY_HELP)),),
     )
+
+
+def _help(ask: Ask, event: Nonfinite, helps: Mapping[str, str], other: str) -> str:
+    """What keeps an operation finite: what can be written into its line only where the program has written it."""
+    constant = vanished_constant(ask, event)
+    if constant is not None:
+        return f"{constant:g} is 0 in float16: add at least 1e-4, or compute this in float32"
+    kind = _kind(event)
+    elsewhere = event.operation is not None and not is_written_here(ask.run, event.operation)
+    return other if elsewhere and kind in ops.SINGULAR_NODES else helps.get(kind, other)
 
 
 def _spoilt_before(run: Run, event: Nonfinite) -> Story:
@@ -104,6 +129,7 @@ def _spoilt_before(run: Run, event: Nonfinite) -> Story:
         help_ = "look for what it divides by and multiplies with: the learning rate, `eps`, decayed averages"
         if {tensor.dtype for tensor in spoilt} == {"float16"}:
             help_ = "keep the parameters in float32 (autocast for speed): in float16 an `eps` of 1e-8 is 0"
+    sufferers = (tensor.name for tensor in suffering(run, event) if tensor.name is not None)
     labels = _labels(event, "so the loss is not finite here")
     if event.operation is not None and event.operation.span not in (None, span):
         labels = (Label(event.operation.span, "taken here"), *labels)
@@ -111,10 +137,26 @@ def _spoilt_before(run: Run, event: Nonfinite) -> Story:
         message,
         span,
         caret,
-        names,
+        tuple(dict.fromkeys((*names, *sufferers))),
         labels,
         tuple(_facts(run, event)),
         (Help(help_),),
+    )
+
+
+def _spoilt_by_step(run: Run, event: Nonfinite) -> Story:
+    """A step has made a parameter NaN or infinite in places that no loss has met since."""
+    names = tuple(name for number in event.tensors if (name := run.tensor_by_id[number].name))
+    optimizer = next((each for each in run.optimizers if not set(event.tensors).isdisjoint(each.tensors)), None)
+    kind = optimizer.name if optimizer is not None else "the optimizer"
+    holds = "holds" if len(names) == 1 else "hold"
+    return Story(
+        f"{who(names, run).subject} {holds} NaN or infinity at the end, though the losses are finite",
+        (optimizer.stepped or optimizer.made) if optimizer is not None else event.span,
+        f"a step of {kind} made it so: what it wrote was used by no loss",
+        names,
+        facts=(f"not finite, in part at least: {listed(names)}",),
+        help=(Help("look for what it divides by where a gradient is 0: `eps`, decayed averages"),),
     )
 
 
@@ -165,6 +207,7 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
     tensors = run.tensor_by_id
     names = tuple(name for number in event.tensors if (name := tensors[number].name))
     spoilt = tuple(tensor.name for tensor in run.tensors if tensor.name and _is_spoilt(tensor, event))
+    sufferers = tuple(tensor.name for tensor in suffering(run, event) if tensor.name is not None)
     operation = event.operation
     name = short_name(operation.name) if operation is not None else "backward"
     span = operation.span if operation is not None else event.span
@@ -191,10 +234,10 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
         message,
         event.custom or span,
         caret,
-        tuple(dict.fromkeys((*names, *spoilt, *_taken(run, operation)))),
+        tuple(dict.fromkeys((*names, *spoilt, *sufferers, *_taken(run, operation)))),
         (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
         (f"{gotten}: {listed(names)}", *_facts(run, event, spoilt)),
-        (Help(_BACKWARD_HELP.get(_kind(event), _ANY_BACKWARD_HELP) if sure else _UNSURE_HELP),),
+        (Help(_help(ask, event, _BACKWARD_HELP, _ANY_BACKWARD_HELP) if sure else _UNSURE_HELP),),
     )
 
 
@@ -228,7 +271,12 @@ def _kind(event: Nonfinite) -> str:
 _ANY_HELP = "keep what goes in here in the range in which the result is finite"
 _HALF_HELP = "compute it in float32 or bfloat16: float16 holds no number above 65,504"
 _MASKED_HELP = "mask with a large negative number rather than -inf, or leave out rows in which everything is masked"
+_EMPTY_HELP = (
+    "look at what is counted: where no label is other than `ignore_index` (-100), or a mask is empty, there is nothing "
+    "to take a mean of"
+)
 _FORWARD_HELP = {
+    **dict.fromkeys(("NllLoss", "NllLoss2D"), _EMPTY_HELP),
     "Log": "take the logarithm of what cannot be 0: `logsigmoid`, `log_softmax`, or `clamp` before",
     "Exp": "keep the argument small: `clamp` it, or scale the data",
     "Div": "keep the divisor away from 0: `clamp` it, or add a small constant",

@@ -30,7 +30,7 @@ from gradscope.rules.words import listed, steps_text, times_text, who
 _NONE = Ledger()
 
 
-@rule("warning", needs=[])
+@rule("warning", [Trouble.PILED], needs=[])
 def missing_zero_grad(ask: Ask) -> Iterator[Claim[_Piled | _LeftOver]]:
     """A step uses gradients of earlier steps again: nobody clears `.grad` between a step and the next backward.
 
@@ -67,7 +67,7 @@ def missing_zero_grad(ask: Ask) -> Iterator[Claim[_Piled | _LeftOver]]:
         if ledger.piled >= limits.SLIPS and ledger.piled * 2 >= ledger.applied:
             yield Claim(("piled", line_of(ledger.backward), tensor.optimizer), _Piled(ledger), tensor)
         if tensor.optimizer is not None and ledger.leftover >= limits.SLIPS and ledger.leftover * 2 >= ledger.applied:
-            yield Claim(("left over", tensor.optimizer), _LeftOver(ledger), tensor)
+            yield Claim(("left over", tensor.optimizer), _LeftOver(ledger), tensor, explains=())
 
 
 @dataclass(frozen=True, slots=True)

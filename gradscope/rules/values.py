@@ -215,7 +215,7 @@ def exploding_gradient(ask: Ask) -> Iterator[Claim[_Exploded]]:
     for optimizer in ask.run.optimizers:
         for tensor in large:
             if tensor.optimizer == optimizer.id and _growth(tensor) > limits.DIVERGED and optimizer.made is not None:
-                yield Claim(optimizer.id, optimizer, tensor, explains=(), besides=explains)
+                yield Claim(optimizer.id, optimizer, tensor, explains=explains[1:], besides=explains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +266,14 @@ def _diverging(optimizer: Optimizer, grown: Sequence[Tensor]) -> Story:
     """The gradient grows from step to step: the updates lead away from where they should."""
     worst = max(grown, key=_growth)
     norms = [norm for norm in worst.gradient_norms if norm is not None]
+    unclipped = not any(clips.in_time for tensor in grown if tensor.ledger for clips in tensor.ledger.clips)
     course = " -> ".join(f"{norms[len(norms) * part // 4]:.1e}" for part in range(4))
     return Story(
         f"the gradients explode from step to step: |grad| of `{worst.name}` grew {_growth(worst):.0e} times",
         optimizer.made,
         "each step of this optimizer makes the next gradient larger",
         facts=(f"|grad| of {worst.name} over the steps: {course} -> {norms[-1]:.1e}",),
-        help=(Help("use a smaller learning rate, or clip the gradients before the step"),),
+        help=(Help("use a smaller learning rate" + (", or clip the gradients before the step" if unclipped else "")),),
     )
 
 

@@ -46,9 +46,10 @@ class Delivery:
         output, graph = (path.absolute() if path is not None else None for path in (self.output, self.graph))
         return replace(self, output=output, graph=graph)
 
-    def deliver(self, run: Run, stream: TextIO | None) -> int:
-        """Judge a run, write and draw; see `hand_over`."""
-        return self.hand_over(Report.of(run, self.select, self.ignore), stream)
+    def deliver(self, run: Run, stream: TextIO | None, further: Callable[[Report], Report] | None = None) -> int:
+        """Judge a run, do what is `further` to be done with its report, write and draw; see `hand_over`."""
+        report = Report.of(run, self.select, self.ignore)
+        return self.hand_over(further(report) if further is not None else report, stream)
 
     def hand_over(self, report: Report, stream: TextIO | None) -> int:
         """Write and draw a report; `stream` is standard output, None where that is closed.

@@ -13,10 +13,13 @@ import click
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
 from gradscope.graph.storage import encode
+from gradscope.reports.report import Report
 from gradscope.shells.commands.delivery import Delivery, attempt
 from gradscope.shells.commands.destinations import check_apart, check_writable, replace_file
 from gradscope.shells.commands.options import report_options
 from gradscope.shells.commands.streams import say
+from gradscope.shells.trials.fixing import Fixing, with_first_tried
+from gradscope.shells.trials.runs import Wanted
 
 
 @click.command("explain", context_settings={"allow_interspersed_args": False})
@@ -30,6 +33,12 @@ from gradscope.shells.commands.streams import say
     multiple=True,
     help="Also check whether one sample's output depends on others.",
 )
+@click.option(
+    "--try", "try_", is_flag=True, help="Try the mend of the first finding: the script runs again, its files unchanged."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds that a trial may take."
+)
 @report_options
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -41,6 +50,9 @@ def command(
     save: Path | None,
     checks: tuple[str, ...],
     delivery: Delivery,
+    *,
+    try_: bool,
+    timeout: float,
 ) -> int:
     """Run SCRIPT with ARGS as Python would, and explain its gradients.
 
@@ -67,9 +79,18 @@ def command(
     delivery, save = delivery.anchored(), save.absolute() if save is not None else None
     place = place_of(os.environ)
     ranks = Ranks(place) if place is not None else None
+    if try_ and ranks is not None:
+        raise GradscopeError("a mend is tried in one process: start the script without a launcher, or leave out --try")
+    wanted = Wanted(script, args, module, steps, checks)
     if place is not None and place.rank:
         save = save.with_suffix(f".rank{place.rank}{save.suffix}") if save is not None else None
     live = Live(sys.stderr or open(os.devnull, "w", encoding="utf-8"), delivery.select, delivery.ignore)  # noqa: SIM115
+    folder = Path.cwd()
+
+    def tried(report: Report) -> Report:
+        say("the script runs again for each mend that is tried; its files stay as they are")
+        return with_first_tried(report, Fixing(wanted, report, folder, timeout, delivery.select, delivery.ignore, say))
+
     try:
         outcome = observe_program(
             program,
@@ -89,7 +110,11 @@ def command(
         kept = attempt("keeping the run", lambda: _keep(outcome.run, save))
         reported = attempt(
             "the report",
-            lambda: ranks.deliver(delivery, outcome, stream) if ranks else delivery.deliver(outcome.run, stream),
+            lambda: (
+                ranks.deliver(delivery, outcome, stream)
+                if ranks
+                else delivery.deliver(outcome.run, stream, tried if try_ else None)
+            ),
         )
         failed = max(kept, reported)
     outcome.leave()

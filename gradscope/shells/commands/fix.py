@@ -22,6 +22,8 @@ from gradscope.shells.trials.files import Source, write
 from gradscope.shells.trials.fixing import Fixing, Tried
 from gradscope.shells.trials.runs import NotRun, Wanted, run
 
+_STANDARD_ERROR = 2
+
 
 class Fixed(msgspec.Struct, frozen=True):
     """What `--format json` gives: the findings with what came of their mends, what is left, and the whole change."""
@@ -72,7 +74,7 @@ def command(
     wanted = Wanted(script, args, module, steps)
     say(f"{script} runs once as it is, and once more for each mend that is tried; its files stay as they are")
     try:
-        first = run(wanted, output=sys.stderr.fileno() if format_ == "json" else None)
+        first = run(wanted, output=_STANDARD_ERROR if format_ == "json" else None)
     except NotRun:
         return 2
     assert first.run is not None  # nothing limits the first run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +119,17 @@ class Fixing:
         if _is_good(trial) and after is not None:
             self.now, self.report = sources, after
         return trial
+
+
+def with_first_tried(report: Report, fixing: Fixing) -> Report:
+    """A report with the mends of its first finding tried; of its next causes, the one whose mend helps comes along."""
+    first = next(iter(report.at_least("warning")), None)
+    if first is None:
+        return report
+    tried = fixing.one(first)
+    found = [each.finding for each in tried if each.finding.rule == first.rule or each.helped]
+    rest = [finding for finding in report.findings if finding is not first]
+    return dataclasses.replace(report, findings=(*found, *rest))
 
 
 def _is_good(trial: Trial) -> bool:

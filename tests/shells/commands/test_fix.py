@@ -89,3 +89,14 @@ def test_misuse_is_one_line(workshop: Workshop, capfd: pytest.CaptureFixture[str
         said = ended.err + capfd.readouterr().err
         assert message in said
         assert "Traceback" not in said
+
+
+def test_explain_tries_the_first_finding(workshop: Workshop) -> None:
+    """`--try` tells what came of the mend in the report itself, in every format, and changes nothing."""
+    (workshop.folder / "train.py").write_text(SCRIPT.replace("from pair import Pair", MODEL.partition("\n")[2]))
+    ended = workshop.gradscope("explain", "--try", "-o", "report.json", "train.py")
+    report = json.loads((workshop.folder / "report.json").read_text())
+    (help_,) = (help_ for help_ in report["findings"][0]["help"] if help_["edits"])
+    assert (ended.status, help_["tried"]["outcome"]) == (1, "mended")
+    assert "5 of 5 steps" in help_["tried"]["message"]
+    assert ".detach()" in (workshop.folder / "train.py").read_text()

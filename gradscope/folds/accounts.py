@@ -7,22 +7,17 @@ is whatever sets `.grad` to None or to zero.
 
 from __future__ import annotations
 
-import torch
+from typing import Generic, TypeVar
 
-from gradscope.probes.attributes import version
-from gradscope.probes.callsites import Site
+from gradscope.folds.clips import Clips
 
+Place = TypeVar("Place")
 _PENDING = 64  # passes that one gradient remembers; more arrive only where nobody ever applies them
-Stamp = tuple[int, int]
+Stamp = tuple[int, int]  # of a `.grad`: which tensor it is, and how often that was changed
 NO_GRADIENT: Stamp = (0, 0)
 
 
-def stamp_of(gradient: torch.Tensor | None) -> Stamp:
-    """Tells whether a `.grad` is the same and unchanged since it was last looked at."""
-    return (id(gradient), version(gradient)) if gradient is not None else NO_GRADIENT
-
-
-class Pass:
+class Pass(Generic[Place]):
     """One backward: how many held tensors still wait for their gradient of it to be used, and whether one was.
 
     A gradient that was only `looked` at (its norm was read, it was checked for NaN) is thrown away on purpose where
@@ -32,25 +27,25 @@ class Pass:
 
     __slots__ = ("looked", "served", "site", "user", "waiting")
 
-    def __init__(self, site: Site | None) -> None:
+    def __init__(self, site: Place | None) -> None:
         self.site = site
         self.waiting = 0
         self.looked = self.served = False
         self.user: int | None = None
 
 
-class Discards:
+class Discards(Generic[Place]):
     """Backwards from one line, and how many of them were cleared away before anybody used any of their gradients."""
 
     __slots__ = ("cleared_at", "passes", "serials", "vain")
 
     def __init__(self) -> None:
         self.passes = self.vain = 0
-        self.cleared_at: Site | None = None
+        self.cleared_at: Place | None = None
         self.serials: set[int] = set()
 
 
-class Account:
+class Account(Generic[Place]):
     """The gradient of one leaf.
 
     `pending` are the passes that added to `.grad` since it was last used or cleared, `users` who has used what is in
@@ -60,28 +55,29 @@ class Account:
     """
 
     __slots__ = (
-        "applied", "by_hand", "cleared_at", "cleared_first", "discarded", "first", "last", "leftover", "leftover_at",
-        "masked", "masked_at", "mixed", "own", "passes", "pending", "piled", "reapplied", "robbed", "site", "stamp",
-        "starved", "swept", "thrown", "users",
+        "applied", "by_hand", "cleared_at", "cleared_first", "clips", "discarded", "first", "last", "leftover",
+        "leftover_at", "masked", "masked_at", "mixed", "own", "passes", "pending", "piled", "reapplied", "robbed",
+        "site", "stamp", "starved", "swept", "thrown", "users",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.pending: list[Pass] = []
+        self.pending: list[Pass[Place]] = []
         self.users: set[int] = set()
         self.mixed = self.discarded = self.swept = self.masked = False
         self.stamp: Stamp = NO_GRADIENT
         self.passes = self.applied = self.starved = self.cleared_first = self.robbed = 0
         self.reapplied = self.piled = self.by_hand = self.leftover = 0
-        self.own: frozenset[Site | None] = frozenset()
-        self.leftover_at: Site | None = None
-        self.thrown: list[Pass] = []
+        self.own: frozenset[Place | None] = frozenset()
+        self.leftover_at: Place | None = None
+        self.thrown: list[Pass[Place]] = []
         self.first = self.last = 0
-        self.site: Site | None = None
-        self.cleared_at: Site | None = None
-        self.masked_at: Site | None = None
+        self.site: Place | None = None
+        self.cleared_at: Place | None = None
+        self.masked_at: Place | None = None
+        self.clips: Clips[Place] | None = None
 
-    def arrive(self, source: Pass, before: Stamp, gradient: torch.Tensor, step: int, held: bool) -> None:
-        """A backward added to `.grad`, which bore the stamp `before` until then."""
+    def arrive(self, source: Pass[Place], before: Stamp, now: Stamp, step: int, held: bool) -> None:
+        """A backward added to `.grad`, which bore the stamp `before` until then and bears the stamp `now`."""
         self.passes += 1
         self.first = self.first or step
         self.last = step
@@ -95,14 +91,21 @@ class Account:
         if len(self.pending) < _PENDING:
             self.pending.append(source)
             source.waiting += held
-        self.stamp = stamp_of(gradient)
+        self.stamp = now
         self.discarded = False
+        if self.clips is not None:
+            self.clips.arrive()
 
-    def mask(self, site: Site | None) -> None:
+    def changed(self, before: Stamp, now: Stamp) -> None:
+        """The gradient was changed in place: if it has been used, it is what has been used all the same."""
+        if before == self.stamp != NO_GRADIENT:
+            self.stamp = now
+
+    def mask(self, site: Place | None) -> None:
         """A line or a hook worked on the gradient; where it is the one that masks, the next step is on what it left."""
         self.masked |= self.masked_at is not None and self.masked_at == site
 
-    def rob(self, used: set[Pass]) -> None:
+    def rob(self, used: set[Pass[Place]]) -> None:
         """A step of its optimizer used these passes at other tensors: those thrown away here were meant for it."""
         self.robbed += not used.isdisjoint(self.thrown)
         self.thrown = []
@@ -117,6 +120,8 @@ class Account:
             self.applied += 1
             self.piled += self.mixed
             self._served(user)
+            if self.clips is not None:
+                self.clips.use()
         elif stamp == NO_GRADIENT or not self.users:
             self.starved += 1
             self.cleared_first += self.discarded
@@ -148,14 +153,16 @@ class Account:
         for source in self.pending:
             source.looked = True
 
-    def moved_by_hand(self, gradient: torch.Tensor | None) -> None:
+    def moved_by_hand(self, stamp: Stamp) -> None:
         """The program changed the leaf's value itself, after it had computed with the gradient."""
         if self.pending and all(source.looked or source.served for source in self.pending):
             self.applied += 1
             self.piled += self.mixed
             self._served()
+            if self.clips is not None:
+                self.clips.use()
             self.users.add(0)
-            self.stamp = stamp_of(gradient)
+            self.stamp = stamp
 
     def _served(self, user: int | None = None) -> None:
         for source in self.pending:
@@ -163,12 +170,14 @@ class Account:
             source.user = source.user or user
         self.pending.clear()
 
-    def clear(self, site: Site | None, held: bool, swept: bool = False) -> list[Pass]:
+    def clear(self, site: Place | None, held: bool, swept: bool = False) -> list[Pass[Place]]:
         """`.grad` was set to None or to zero, `swept` together with those of a whole optimizer or module.
 
         Returns the passes that nobody can use any more, and nobody has used.
         """
         vain = []
+        if self.clips is not None:
+            self.clips.clear()
         if self.pending:
             for source in self.pending:
                 source.waiting -= held
