@@ -128,6 +128,15 @@ def _masked(place: int) -> Look:
     return look
 
 
+_SQUASHING: dict[Any, Look] = {
+    F.cross_entropy: _squash(dim=1),
+    **dict.fromkeys((F.softmax, torch.softmax, torch.Tensor.softmax), _squash(place=1)),
+    **dict.fromkeys((F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _squash(place=1)),
+    **dict.fromkeys((F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss), _squash()),
+    **dict.fromkeys((torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid, F.logsigmoid), _squash()),
+}
+SQUASHING = frozenset(_SQUASHING)
+
 LOOKS: dict[Any, Look] = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _mode(2, "training", True, 1)),
     **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _mode(2, "training", False, 1)),
@@ -136,9 +145,10 @@ LOOKS: dict[Any, Look] = {
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
     F.scaled_dot_product_attention: _masked(3),
     F.multi_head_attention_forward: _masked(17),
-    F.cross_entropy: _squash(dim=1),
-    **dict.fromkeys((F.softmax, torch.softmax, torch.Tensor.softmax), _squash(place=1)),
-    **dict.fromkeys((F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _squash(place=1)),
-    **dict.fromkeys((F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss), _squash()),
-    **dict.fromkeys((torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid, F.logsigmoid), _squash()),
+    **_SQUASHING,
 }
+
+
+def has_been_squashed(tape: Tape, func: Any, site: Site) -> bool:
+    """Whether what a line squashes has been looked at often enough."""
+    return tape.looks.get((func, site), 0) >= _LOOKS

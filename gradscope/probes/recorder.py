@@ -15,12 +15,12 @@ from torch.compiler import is_compiling
 
 from gradscope.probes import failing, gradients, stacks
 from gradscope.probes.callsites import PASSING, USER
-from gradscope.probes.inspections import LOOKS, Call
-from gradscope.probes.jottings import ITEMS, PLAIN
+from gradscope.probes.inspections import LOOKS, SQUASHING, Call, has_been_squashed
+from gradscope.probes.jottings import EXITS, ITEMS, PLAIN, are_settings
 from gradscope.probes.nonfinite import SINGULAR
 from gradscope.probes.originals import OF_C, own
 from gradscope.probes.quiet import unasked
-from gradscope.probes.records import ModuleMark, OperationRecord, ValueRecord
+from gradscope.probes.records import ModuleMark, OperationRecord, Reference, ValueRecord, nobody
 from gradscope.probes.recursion import LEVELS, set_limit
 from gradscope.probes.signals import pass_on
 from gradscope.probes.stacks import HiddenMode
@@ -85,7 +85,15 @@ _AS_SUBCLASS = torch.Tensor.as_subclass
 _PARTICULAR = SINGULAR | LOOKS.keys() | {gradients.SET, _set_grad_enabled, _AS_SUBCLASS}
 _LOOK, _MOST = 100, 20_000  # how often jottings are looked at, and how many may pile up before they are thinned out
 _TENSORS = (Tensor,)  # the classes that functions written in Python tell of: plain tensors have no say
-_AS_EVER = {"inplace": False}  # says what a plain function does without being told
+# How an operation may be jotted: as it is, with a note that its derivative may be infinite, once the values that its
+# line squashes have been looked at, or where it takes a number out of a constant.
+_AS_IT_IS, _SINGULAR, _SQUASHING, _EXIT = range(4)
+_JOTTED = {
+    **dict.fromkeys(PLAIN, _AS_IT_IS),
+    **dict.fromkeys(PLAIN & SINGULAR, _SINGULAR),
+    **dict.fromkeys(SQUASHING, _SQUASHING),
+    **dict.fromkeys(EXITS, _EXIT),
+}
 _THROUGH_US = 2  # levels: our handler, and the call of a function by its tuple of arguments
 _PASSED = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _Accessor = type(_data_of)
@@ -165,11 +173,12 @@ class Recorder(HiddenMode):
         jottings = tape.jotting
         if (
             jottings is not None
-            and func in PLAIN
-            and (not kwargs or kwargs == _AS_EVER)
+            and (kind := _JOTTED.get(func)) is not None
+            and (not kwargs or are_settings(kwargs))
             and not types
             and self.alone
             and not self.paused
+            and (kind <= _SINGULAR or self._may_jot(kind, func, args, sys._getframe(1)))
         ):
             # All in one piece: most operations of a long run come by here.
             frame = sys._getframe(1)
@@ -180,28 +189,48 @@ class Recorder(HiddenMode):
                 except RecursionError:
                     site = None
                 if site is None:
-                    return func(*args)
+                    return func(*args, **kwargs) if kwargs else func(*args)
                 if site[0] is code:
                     self.code = code
                 else:
                     code, offset = site
+            if kind == _SINGULAR:
+                tape.singular = True
+            if tape.changed_since:
+                try:
+                    tape.look_again(args, (code, offset))
+                except Exception as error:
+                    tape.fail("recorder", error)
             number, before = tape.next_operation(), sequence_number()
             try:
-                result = func(*args)
+                result = func(*args, **kwargs) if kwargs else func(*args)
             except BaseException as error:
                 try:
-                    call = self._before(func, frame, args, None)
+                    call = self._before(func, frame, args, kwargs)
                     if call is not None:
                         self._failed(call, error, args)
                     hide(error)
                 except RecursionError:
                     error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 raise
-            if not isinstance(result, Tensor):
-                return result
             try:
-                after, history, shape, dtype = sequence_number(), result.requires_grad, result.shape, result.dtype
-                shape = self.shapes.setdefault(shape, shape)
+                after = sequence_number()
+                shape: Any
+                dtype: Any
+                made: Reference
+                if isinstance(result, Tensor):
+                    history, shape, dtype = result.requires_grad, result.shape, result.dtype
+                    shape = self.shapes.setdefault(shape, shape)
+                    made = ref(result)
+                    if tape.changed_since and result._version and tape.seen(result) is None:
+                        tape.meet(result, (code, offset))
+                elif kind == _EXIT:
+                    made, shape, dtype, history = nobody, None, None, False
+                else:  # there are several
+                    call = self._before(func, frame, args, kwargs)
+                    if call is not None:
+                        self._after((*call[:5], before, *call[6:]), result)
+                    return result
                 taken, count, given = jottings.taken, 0, None
                 for value in args:
                     if isinstance(value, Tensor):
@@ -213,6 +242,12 @@ class Recorder(HiddenMode):
                         count += len(inner)
                     elif isinstance(value, float):
                         given = value
+                if kwargs:
+                    for value in kwargs.values():
+                        if isinstance(value, float):
+                            given = value
+                if kind == _EXIT and isinstance(result, float):
+                    given = result
                 modules, items = self.modules, jottings.items
                 items += (
                     number,
@@ -224,7 +259,7 @@ class Recorder(HiddenMode):
                     after,
                     (modules[-1], self.here.get("root")) if modules else None,
                     count,
-                    ref(result),
+                    made,
                     shape,
                     dtype,
                     history,
@@ -236,7 +271,7 @@ class Recorder(HiddenMode):
                 pass
             except Exception as error:  # there are tensors without a shape
                 pass_on(error)
-                call = self._before(func, frame, args, None)
+                call = self._before(func, frame, args, kwargs)
                 if call is not None:
                     self._after(call, result)
             return result
@@ -275,6 +310,13 @@ class Recorder(HiddenMode):
             except RecursionError:
                 pass
         return result
+
+    def _may_jot(self, kind: int, func: Any, args: tuple[Any, ...], frame: FrameType) -> bool:
+        """Whether there is nothing to be looked at before this call."""
+        if kind == _EXIT:
+            return isinstance(args[0], Tensor) and not args[0].requires_grad
+        site = self.tape.sites.find(frame)
+        return site is None or has_been_squashed(self.tape, func, site)
 
     def _leave_edge(self) -> None:
         """Where there are levels again, the limit is what it was."""

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 Reference: TypeAlias = Callable[[], torch.Tensor | None]
 
 
+def nobody() -> None:
+    """Stands for the weak reference to a tensor that was let go, or that never was."""
+
+
 class Subject(msgspec.Struct, eq=False, gc=False):
     """One tensor object, as far as it can be told without holding it; `Tape.meet` reads what it is like.
 
@@ -215,16 +219,19 @@ class Jottings:
     """The plain operations of one step, jotted down (see `jottings`), and what it takes to write them out.
 
     `items` holds so many entries for each operation, `taken` references to what they took, one operation after the
-    other. `met` are the tensors that were met meanwhile, `renewed` the numbers of the values that the step of an
-    optimizer replaced, and `callers` the calls of root modules in which other operations ran. At the end of the step
-    `survivors` are results that are alive, `uses` how often each was referred to, and `leads_on` says that one of them
-    was used in a later step. `begun` is the number after which it was jotted: what came before in the step is linked.
+    other. `met` are the tensors that were met meanwhile. `renewed` are by tensor the values that were replaced, in
+    place or by the step of an optimizer: the number after which that was, the value, and its history; `changed` are
+    the tensors that were changed in place and have history since, and `callers` the calls of root modules in which
+    other operations ran. At the end of the step `survivors` are results that are alive, `uses` how often each was
+    referred to, and `leads_on` says that one of them was used in a later step. `begun` is the number after which it was
+    jotted: what came before in the step is linked.
     """
 
     items: list[Any] = field(default_factory=list)
     taken: list[Reference] = field(default_factory=list)
     met: list[Subject] = field(default_factory=list)
-    renewed: dict[int, int] = field(default_factory=dict)
+    renewed: dict[int, list[tuple[int, int, bool]]] = field(default_factory=dict)
+    changed: dict[int, Subject] = field(default_factory=dict)
     callers: dict[int, Site] = field(default_factory=dict)
     survivors: list[Reference] = field(default_factory=list)
     uses: list[int] = field(default_factory=list)

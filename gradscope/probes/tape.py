@@ -15,7 +15,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +39,7 @@ from gradscope.probes.records import (
     StepRecord,
     Subject,
     ValueRecord,
+    nobody,
 )
 from gradscope.probes.recursion import stack_is_used_up
 from gradscope.probes.shards import is_number, local
@@ -126,6 +127,8 @@ class Tape:
         self.jotting: Jottings | None = None  # of the running step, while its plain operations are jotted down
         self.backlog = Backlog(self)
         self.next_operation: Callable[[], int] = itertools.count(1).__next__
+        self.changed_since = 0  # the number of the first change in place while something was jotted down
+        self._steps_of_many = 0  # with so many calls of root modules that they may hang together
         self._values = self._subjects = self._threads = 0
         self._writers: dict[int, OperationRecord] = {}
         self._sources: dict[int, tuple[Subject, Subject]] = {}
@@ -143,7 +146,10 @@ class Tape:
         """What is known of a tensor as it is now; one never seen before is met."""
         subject = self.known.get(id(tensor))
         if subject is None or subject.ref() is not tensor:
-            return self.meet(tensor, site)
+            subject = self.meet(tensor, site)
+            if self.changed_since and subject.version > 0:
+                self.changed_unseen(subject, self.changed_since)
+            return subject
         if subject.version != version(tensor):
             self._changed_elsewhere(tensor, subject)
         return subject
@@ -232,13 +238,54 @@ class Tape:
 
     def changed(self, tensor: torch.Tensor, subject: Subject) -> None:
         """A tensor has a new value: the running operation changed it in place."""
-        self.backlog.catch_up()
+        jottings = self.step.jottings
+        if jottings is not None:
+            self._meet_base(tensor, subject.version)
+            self._renew(jottings, subject)
         self._values += 1
         self.refresh(subject, tensor)
         subject.value = self._values
         subject.version = version(tensor)
+        if jottings is not None and subject.requires_grad and not subject.leaf:
+            jottings.changed[subject.serial] = subject
         if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
+
+    def _renew(self, jottings: Jottings, subject: Subject) -> None:
+        """What is jotted from now on, takes another value of a tensor than what has been jotted so far."""
+        number = self.next_operation()
+        jottings.renewed.setdefault(subject.serial, []).append((number, subject.value, subject.requires_grad))
+        self.changed_since = self.changed_since or number
+
+    def _meet_base(self, tensor: torch.Tensor, count: int) -> None:
+        """Know the tensor whose view has been changed as it was before, if it was only jotted down so far."""
+        base = tensor._base
+        if base is not None and count >= 0 and self.seen(base) is None:
+            self.meet(base, None).version = count
+
+    def changed_unseen(self, subject: Subject, since: int) -> None:
+        """A tensor that was only jotted down has been met: its memory may have been written to `since` it was made."""
+        tensor = subject.ref()
+        storage = storage_key(tensor) if tensor is not None and version(tensor) > 0 else None
+        writer = self._writers.get(storage) if storage is not None else None
+        if tensor is None or writer is None or writer.serial < since:
+            return
+        if any(known is subject for _, known, _ in writer.outputs):
+            return
+        before = subject.held()
+        self.changed(tensor, subject)
+        writer.inputs += (before,)
+        writer.outputs += (subject.held(),)
+
+    def look_again(self, values: Iterable[Any], site: Site) -> None:
+        """Take note of changes in place to what an operation takes that is about to be jotted down."""
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                subject, count = self.known.get(id(value)), version(value)
+                if (subject.version if subject is not None and subject.ref() is value else 0) != count:
+                    self.subject(value, site)
+            elif isinstance(value, (tuple, list)):
+                self.look_again(value, site)
 
     def stepped(self, tensor: torch.Tensor, subject: Subject) -> None:
         """An optimizer has stepped: what it has moved holds a new value, which jottings do not look for."""
@@ -246,7 +293,8 @@ class Tape:
         if subject.version in (_STALE, count) or (self._writers and storage_key(tensor) in self._writers):
             return
         if self.step.jottings is not None:
-            self.step.jottings.renewed[subject.serial] = subject.value
+            number = self.next_operation()
+            self.step.jottings.renewed.setdefault(subject.serial, []).append((number, *subject.held()[::2]))
         self._values += 1
         subject.value, subject.version = self._values, count
 
@@ -309,7 +357,7 @@ class Tape:
         subject = self.seen(tensor)
         if subject is not None:
             del self.known[id(tensor)]
-            subject.ref = _nobody
+            subject.ref = nobody
         return subject
 
     def regain(self, tensor: torch.Tensor, subject: Subject | None) -> None:
@@ -389,13 +437,16 @@ class Tape:
     def called(self) -> None:
         """A call of a root module is over. Where many in one step hang together, that has to show soon.
 
+        So of the steps with many, a few are written out: policies call as often, and nothing hangs together there.
         Without grad mode nothing hangs together, however often a policy or an evaluation calls.
         """
         if not torch.is_grad_enabled():
             return
         self.growth.calls += 1
-        if self.growth.calls - self.step.first_call >= limits.CALLS_TOGETHER:
-            self.backlog.catch_up()
+        calls = self.growth.calls - self.step.first_call
+        self._steps_of_many += calls == limits.CALLS_TOGETHER
+        if calls >= limits.CALLS_TOGETHER and is_one_of_few(self._steps_of_many - 1):
+            self.backlog.write_next()
 
     # --- the course of things ----------------------------------------------------------------------------
 
@@ -501,6 +552,7 @@ class Tape:
         census(self.growth, step.index, self.known, self.cyclic, self.sites)
         if self._begins():
             self.first.append(step)
+            self.backlog.catch_up(rest=False)  # it stays, while later ones go with what they know of its tensors
         else:
             self.latest.append(step)
             while len(self.latest) > min(KEPT_MOST, KEPT * max(1, len(self.optimizers))):
@@ -558,10 +610,6 @@ class Tape:
 def is_one_of_few(count: int) -> bool:
     """Whether something that costs much is done after so many: at 1, 2, 3, 4, 8, 16, ..., ever more rarely."""
     return count < 3 or count + 1 & count == 0
-
-
-def _nobody() -> None:
-    """Stands for the weak reference to a tensor that was let go."""
 
 
 def first_line(error: BaseException) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.graph.facts import Run
-from gradscope.probes.jottings import PLAIN
-from gradscope.probes.recorder import _PARTICULAR, _QUIET
+from gradscope.probes.inspections import SQUASHING
+from gradscope.probes.nonfinite import SINGULAR
+from gradscope.probes.recorder import _JOTTED, _PARTICULAR, _QUIET
 from gradscope.probes.tape import Tape
 from gradscope.reports.report import Report
 from tests.workshop import Workshop
@@ -42,6 +43,27 @@ PROGRAMS = {
     "module": "    loss = net(x @ w).square().mean()",
     "in place": "    a = x @ w\n    b = a * 2\n    b[0] += a[1]\n    loss = (a + b).sum()",
     "in place through a view": "    a = x @ w\n    a.view(-1)[:3].mul_(2)\n    loss = (a * u).sum()",
+    "in place, seen through another view": "    a = x @ w\n    b, c = a[0], a[0]\n"
+    "    b += 1\n    loss = (c * 2 + a[1] + b).sum()",
+    "in place, later than its views": "    a = x @ w\n    b = a.t()\n    a *= 2\n    loss = (b @ u).sum() + a.mean()",
+    "in place, again and again": "    a = x @ w\n    for row in range(4):\n"
+    "        a[row] += a.detach().sum(dim=0)\n    loss = a.sum()",
+    "in place, from step to step": "    h = h.detach()\n    h += x @ w\n    loss = (h * u).sum()",
+    "in place, with its graph": "    if i == 0:\n        total = x @ w\n"
+    "    total += (x @ w).mean()\n    loss = (x @ u).sum()",
+    "in place, a constant": "    x[0] = 1.0\n    x.clamp_(min=0.5)\n    loss = (x[0] @ w * x.detach()).sum()",
+    "in place, of a leaf": "    loss = (x @ w).sum()\n    with torch.no_grad():\n"
+    "        u.mul_(0.5)\n    loss = loss + (x @ u).sum()",
+    "in place, through what is detached": "    a = x @ w\n    b = a.detach()\n    b.zero_()\n    loss = (a + u).sum()",
+    "a buffer": "    a = torch.zeros(4, 4)\n    for row in range(4):\n"
+    "        a[row] = torch.tanh(x[row] @ w)\n    loss = (a + u).sum()",
+    "required later": "    z = (x + 1).requires_grad_(True)\n    loss = (z @ w * z).sum()",
+    "singular": "    a = (x @ w).exp()\n    loss = (a / a.sum(dim=-1, keepdim=True) + a.sqrt().log()).pow(2).mean()",
+    "squashed": "    loss = nn.functional.cross_entropy(x @ w, torch.arange(4)) + (x @ u).softmax(-1).max()",
+    "several results": "    a, places = (x @ w).max(dim=1)\n    loss = (a * places + (x @ u).min(dim=1).values).sum()",
+    "numbers": "    a = (x @ w).detach().abs().max().item()\n    loss = (x @ w * a).sum() + x.mean().item()",
+    "conditions": "    a = x @ w\n    if (a > 0).any() and bool(x.sum() > 0):\n"
+    "        a = a.clamp(min=0.0).T\n    loss = (a + u).sum()",
     "carried": "    h = torch.tanh(h.detach() @ w + x)\n    loss = h.sum()",
     "carried with its graph": "    total = total + (x @ w).mean()\n    loss = (x @ u).sum()",
     "kept": "    kept.append(x @ u)\n    loss = (kept[-1] * w).sum()",
@@ -152,15 +174,29 @@ def test_nothing_is_kept_alive() -> None:
         assert [reference() for reference in dead] == [None, None]
 
 
-def test_a_program_that_changes_in_place_is_written_at_once() -> None:
-    """Where each step has to be written out, the tape rests twice as long each time."""
-    written = 0
+def test_steps_that_change_tensors_in_place_are_thrown_away_unread() -> None:
+    """What is changed in place is written at once; all else of its step is jotted, and nobody reads it."""
     with gradscope.observe() as seen:
         x = torch.zeros(3)
+        waiting = []
         for tape in loops(seen, 60):
-            written += tape.jotting is not None
-            x.add_(1)
-    assert written < 10
+            waiting.append(len(tape.backlog.waiting))
+            assert len(tape.step.operations) <= 1
+            x[0] += 1
+            (x * 2).clamp(min=1)
+    assert set(waiting[5:]) == {3}
+
+
+def test_a_program_whose_results_lead_on_is_written_at_once() -> None:
+    """Where each step has to be written out, the tape rests twice as long each time."""
+    jotted = 0
+    w = torch.ones(3, requires_grad=True)
+    total = torch.zeros(3)
+    with gradscope.observe() as seen:
+        for tape in loops(seen, 60):
+            jotted += tape.jotting is not None
+            total = total + w * 2
+    assert jotted < 20
 
 
 def test_a_tensor_without_a_shape_is_recorded() -> None:
@@ -216,7 +252,9 @@ def test_a_model_that_is_first_used_late_is_used() -> None:
 
 
 def test_plain_functions_need_no_second_look() -> None:
-    """Nothing that is looked at before its call, or that gives no tensor, is jotted down."""
-    assert not PLAIN & _PARTICULAR
-    assert not PLAIN & _QUIET
-    assert not [function for function in PLAIN if function.__name__.endswith("_") and "__" not in function.__name__]
+    """Nothing that changes what it is given is jotted down, and of what is looked at before its call nothing else."""
+    assert not _JOTTED.keys() & (_PARTICULAR - SINGULAR - SQUASHING)
+    assert not _JOTTED.keys() & _QUIET
+    names = [function.__name__ for function in _JOTTED]
+    assert not [name for name in names if name.endswith("_") and "__" not in name]
+    assert not [name for name in names if name.startswith("__i") and name not in ("__invert__", "__int__", "__index__")]
