@@ -91,7 +91,7 @@ NO_RATE = 1e-12
 SQUARABLE = 1e18
 # Half the distance from 1 to the next number of a type.
 EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
-# Elements of a larger tensor at which its value is measured (`gradscope.probes.movement` picks them).
+# Elements of a larger tensor at which its value is measured (`gradscope.probes.training.movement` picks them).
 SAMPLE = 4_096
 # How many times too small an update may be estimated by rate * gradient: averages and normalisation make it larger.
 MARGIN = 64

@@ -49,16 +49,14 @@ from gradscope.graph.facts import (
 )
 from gradscope.graph.garbage import uncollected
 from gradscope.graph.limits import WITHHELD_IN_A_ROW
-from gradscope.probes.attributes import INFERENCE, plain
-from gradscope.probes.batches import BatchCheck as BatchCheckRecord
-from gradscope.probes.callsites import USER, Site
-from gradscope.probes.courses import Course, pick
-from gradscope.probes.custom import custom_backwards
-from gradscope.probes.movement import judge_masked
-from gradscope.probes.names import SourceNames, function_name, names_in, source_names
-from gradscope.probes.nonfinite import spoilt_by_steps
-from gradscope.probes.profiles import Profile as ProfileRecord
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.asked.batches import BatchCheck as BatchCheckRecord
+from gradscope.probes.backward.custom import custom_backwards
+from gradscope.probes.backward.nonfinite import spoilt_by_steps
+from gradscope.probes.backward.profiles import Profile as ProfileRecord
+from gradscope.probes.backward.twins import twins_at_end
+from gradscope.probes.forward.callsites import USER, Site
+from gradscope.probes.program.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.program.scopes import modules_in
 from gradscope.probes.records import (
     BackwardRecord,
     ModuleMark,
@@ -68,9 +66,11 @@ from gradscope.probes.records import (
     Subject,
     ValueRecord,
 )
-from gradscope.probes.scopes import modules_in
 from gradscope.probes.tape import Tape
-from gradscope.probes.twins import twins_at_end
+from gradscope.probes.tensors.attributes import INFERENCE, plain
+from gradscope.probes.tensors.quiet import unobserved
+from gradscope.probes.training.courses import Course, pick
+from gradscope.probes.training.movement import judge_masked
 
 _VIEWS = frozenset(
     [

@@ -18,15 +18,15 @@ import torch
 from gradscope.folds.modes import ModeCount
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import Registration
-from gradscope.probes.callsites import Site
-from gradscope.probes.courses import Course
+from gradscope.probes.forward.callsites import Site
+from gradscope.probes.training.courses import Course
 
 if TYPE_CHECKING:
-    from gradscope.probes.movement import Moment
-    from gradscope.probes.nonfinite import Event
-    from gradscope.probes.refusals import RefusalRecord
+    from gradscope.probes.backward.nonfinite import Event
+    from gradscope.probes.backward.refusals import RefusalRecord
+    from gradscope.probes.backward.walker import Walk
     from gradscope.probes.tape import Tape
-    from gradscope.probes.walker import Walk
+    from gradscope.probes.training.movement import Moment
 
 
 Reference: TypeAlias = Callable[[], torch.Tensor | None]

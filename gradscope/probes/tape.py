@@ -24,12 +24,10 @@ from gradscope.folds.accounts import Discards
 from gradscope.folds.losses import Losses
 from gradscope.graph import limits
 from gradscope.graph.events import AnyEvent
-from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, stamp_of, storage_key, version
-from gradscope.probes.callsites import CallSites, Site, legible
-from gradscope.probes.courses import Course, measure
-from gradscope.probes.growth import Growth, census
-from gradscope.probes.jottings import Backlog, drop_idle
-from gradscope.probes.quiet import here
+from gradscope.probes.forward.callsites import CallSites, Site, legible
+from gradscope.probes.forward.jottings import Backlog, drop_idle
+from gradscope.probes.program.recursion import stack_is_used_up
+from gradscope.probes.program.signals import pass_on
 from gradscope.probes.records import (
     BackwardRecord,
     Jottings,
@@ -41,20 +39,31 @@ from gradscope.probes.records import (
     ValueRecord,
     nobody,
 )
-from gradscope.probes.recursion import stack_is_used_up
-from gradscope.probes.shards import is_number, local
-from gradscope.probes.signals import pass_on
+from gradscope.probes.tensors.attributes import (
+    INFERENCE,
+    gradient_of,
+    is_leaf,
+    plain,
+    shape_of,
+    stamp_of,
+    storage_key,
+    version,
+)
+from gradscope.probes.tensors.quiet import here
+from gradscope.probes.tensors.shards import is_number, local
+from gradscope.probes.training.courses import Course, measure
+from gradscope.probes.training.growth import Growth, census
 
 if TYPE_CHECKING:
     from types import CodeType
 
-    from gradscope.probes.batches import BatchCheck
-    from gradscope.probes.custom import CustomRecord
-    from gradscope.probes.failing import FailedRecord
-    from gradscope.probes.nonfinite import Event
-    from gradscope.probes.profiles import Profile
-    from gradscope.probes.targets import Compared
-    from gradscope.probes.twins import Twins
+    from gradscope.probes.asked.batches import BatchCheck
+    from gradscope.probes.backward.custom import CustomRecord
+    from gradscope.probes.backward.failing import FailedRecord
+    from gradscope.probes.backward.nonfinite import Event
+    from gradscope.probes.backward.profiles import Profile
+    from gradscope.probes.backward.targets import Compared
+    from gradscope.probes.backward.twins import Twins
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
