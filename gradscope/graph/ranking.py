@@ -68,14 +68,19 @@ def leads_on(flow: StepFlow, cut: Operation, ends: Collection[int]) -> bool:
 
 
 def carried(flow: StepFlow, cut: Operation) -> tuple[set[int], list[Operation]]:
-    """The values from which a gradient would come to what a cut gives, and the operations that cut it once more."""
+    """The values from which a gradient would come to what a cut gives, and the operations that cut it once more.
+
+    With grad mode on again, what ran in the same block behind the cut would carry as well.
+    """
     carrying = set(cut.outputs)
     further = []
+    mended = place(flow, cut) if cause_of(flow, cut) == "no-grad" else None
     for operation in flow.operations:
         if operation.id <= cut.id or carrying.isdisjoint(data_of(operation)):
             continue
         history = any(flow.history[value] for value in operation.inputs)
-        if ops.ends_history(operation):
+        in_the_block = mended is not None and cause_of(flow, operation) == "no-grad" and place(flow, operation) == mended
+        if ops.ends_history(operation) and not in_the_block:
             further += [] if flow.behind_roots.isdisjoint(operation.outputs) else [operation]
         elif not history or any(flow.history[value] for value in operation.outputs):
             carrying.update(value for value in operation.outputs if _is_continuous(flow.tensor(value)))
