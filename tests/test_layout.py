@@ -112,3 +112,10 @@ def test_the_folders_of_tests_mirror_the_source() -> None:
             if module != folder.name and not (folder / f"{module}.py").exists():
                 strays.append(str(test.relative_to(tests)))
     assert strays == []
+
+
+def test_no_kind_of_operation_is_defined_twice() -> None:
+    """The later one would silently take the place of the earlier, for rules that know nothing of it."""
+    tree = ast.parse((PACKAGE / "graph" / "ops.py").read_text(encoding="utf-8"))
+    names = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]  # type: ignore[attr-defined]
+    assert len(names) == len(set(names)) > 50

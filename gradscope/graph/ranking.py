@@ -19,7 +19,7 @@ def ranked(ask: Ask, flow: StepFlow, reach: Reach, ends: Collection[int]) -> Rea
 
     One whose mending would let no gradient through, since there is another behind it, is not the one to tell: in
     `w = softmax(e - e.max().detach()).data` it is the second. And a term of the loss that trains nothing at all comes
-    before one that trains others: there a `detach` may be meant.
+    before one that trains others: there a `detach` may be meant. On what is a target alone it is meant nearly always.
     """
     if len(reach.cuts) < 2:
         return reach
@@ -27,6 +27,7 @@ def ranked(ask: Ask, flow: StepFlow, reach: Reach, ends: Collection[int]) -> Rea
     cuts = sorted(
         reach.cuts,
         key=lambda cut: (
+            makes_a_target(flow, cut),
             not leads_on(flow, cut, ends),
             idle.isdisjoint(cut.outputs),
             _RANK.index(cause_of(flow, cut)),
@@ -74,17 +75,24 @@ def carried(flow: StepFlow, cut: Operation) -> tuple[set[int], list[Operation]]:
     """
     carrying = set(cut.outputs)
     further = []
-    mended = place(flow, cut) if cause_of(flow, cut) == "no-grad" else None
+    block = place(flow, cut) if cause_of(flow, cut) == "no-grad" else None
     for operation in flow.operations:
         if operation.id <= cut.id or carrying.isdisjoint(data_of(operation)):
             continue
         history = any(flow.history[value] for value in operation.inputs)
-        in_the_block = mended is not None and cause_of(flow, operation) == "no-grad" and place(flow, operation) == mended
-        if ops.ends_history(operation) and not in_the_block:
+        ends = ops.ends_history(operation)
+        if ends and (block is None or cause_of(flow, operation) != "no-grad" or place(flow, operation) != block):
             further += [] if flow.behind_roots.isdisjoint(operation.outputs) else [operation]
         elif not history or any(flow.history[value] for value in operation.outputs):
             carrying.update(value for value in operation.outputs if _is_continuous(flow.tensor(value)))
     return carrying, further
+
+
+def makes_a_target(flow: StepFlow, cut: Operation) -> bool:
+    """Whether losses take what a cut gives as their target only: it is the prediction that should carry a gradient."""
+    reached = carried(flow, cut)[0]
+    losses = [o for o in flow.operations if ops.is_a(o, ops.LOSSES) and not reached.isdisjoint(o.inputs)]
+    return bool(losses) and all(reached.isdisjoint(loss.inputs[:1]) for loss in losses)
 
 
 def _is_continuous(tensor: Tensor | None) -> bool:
