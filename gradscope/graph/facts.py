@@ -66,8 +66,7 @@ class Span:
     function: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
 
     A gradient that is exactly zero or not finite has arrived too; both are counted apart. `zeros` is how many of the
@@ -98,8 +97,7 @@ class Clips:
     scale: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True):
     """What became of the gradients of one leaf.
 
     `passes` counts the backwards that reached it; `first` and `last` are the numbers of the steps in which the first
@@ -201,8 +199,7 @@ class Tensor:
         return all(size == 1 for size in self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """What a tensor object held between two changes: the edges of the data flow.
 
     An in-place operation gives its tensor a new value. `history` says whether autograd would send a
@@ -237,8 +234,7 @@ class Operation:
     number: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """One node of the autograd graph. Its id is its place in the walk; the roots come first.
 
     `edges` are (node id, index of that node's output), towards the leaves. `tensor` names the leaf of an

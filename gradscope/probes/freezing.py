@@ -454,9 +454,11 @@ class _Freezer:
                 if node.operation is not None and node.sequence is not None:
                     last[node.operation] = max(last.get(node.operation, (-1, "")), (node.sequence, node.name))
         operations = [operation for record in self.records for operation in record.operations]
-        known = {(str(op.function), op.site): last[op.serial][1] for op in operations if op.serial in last}
+        known = {(op.function, op.site): last[op.serial][1] for op in operations if op.serial in last}
+        if not known:
+            return
         for operation in operations:
-            name = known.get((str(operation.function), operation.site))
+            name = known.get((operation.function, operation.site))
             for _, subject, history in operation.outputs:
                 if name is not None and history and not subject.leaf:
                     self.grad_fns[subject.serial] = name

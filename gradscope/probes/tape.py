@@ -15,7 +15,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -250,7 +250,7 @@ class Tape:
         jottings = self.step.jottings
         if jottings is not None:
             self._meet_base(tensor, subject.version)
-            self._renew(jottings, subject)
+            self._renew(jottings, subject, written=subject.version != version(tensor))
         self._values += 1
         self.refresh(subject, tensor)
         subject.value = self._values
@@ -260,11 +260,15 @@ class Tape:
         if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
 
-    def _renew(self, jottings: Jottings, subject: Subject) -> None:
-        """What is jotted from now on, takes another value of a tensor than what has been jotted so far."""
+    def _renew(self, jottings: Jottings, subject: Subject, written: bool) -> None:
+        """What is jotted from now on, takes another value of a tensor than what has been jotted so far.
+
+        Only where its memory was written to, and not where it merely requires gradients now, has a view of it changed.
+        """
         number = self.next_operation()
         jottings.renewed.setdefault(subject.serial, []).append((number, subject.value, subject.requires_grad))
-        self.changed_since = self.changed_since or number
+        if written:
+            self.changed_since = self.changed_since or number
 
     def _meet_base(self, tensor: torch.Tensor, count: int) -> None:
         """Know the tensor whose view has been changed as it was before, if it was only jotted down so far."""
@@ -594,6 +598,14 @@ class Tape:
     def written(self) -> list[OperationRecord]:
         """The operations of the running step, all of them written out."""
         self.backlog.catch_up()
+        return self.step.operations
+
+    def written_anyway(self) -> Sequence[OperationRecord]:
+        """The operations of the running step, if it is one of the first, which stay; none where they are jotted."""
+        if self.step.jottings is not None:
+            if not self._begins():
+                return ()
+            self.backlog.catch_up(rest=False)
         return self.step.operations
 
     def steps(self) -> Iterator[StepRecord]:
