@@ -52,6 +52,12 @@ SEVERAL_VIEWS = _names("iter unbind split chunk tensor_split hsplit vsplit dspli
 COPIES = _names("data detach clone copy_")
 COPIES_A_PARAMETER = COPIES | _names("deepcopy Parameter")
 
+# Draws that follow their parameters continuously, and draws of classes, counts, or one of several components.
+DRAWS = _names(
+    "normal normal_ rand randn rand_like randn_like uniform_ exponential_ cauchy_ _standard_gamma _sample_dirichlet"
+)
+CHOICES = _names("bernoulli multinomial poisson binomial geometric_ gather one_hot")
+
 # --- arithmetic ----------------------------------------------------------------------------------------------------
 SUBTRACTS = _names("sub sub_ isub")
 SUMS = _names("add radd iadd add_ sub rsub isub sub_ sum mean stack neg")

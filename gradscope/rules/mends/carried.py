@@ -1,0 +1,133 @@
+"""Mends of tensors that are carried on with their graph: what is kept is kept without it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from gradscope.graph.ask import Ask
+from gradscope.graph.facts import Backward, Span, Tensor
+from gradscope.graph.rewriting import Edits, Text, text_of
+from gradscope.graph.ties import Tie
+
+
+def detached_where_kept(ask: Ask, span: Span | None, names: Iterable[str] = ()) -> Edits:
+    """`.detach()` behind what a line keeps: what it assigns, returns, adds to a sum or puts into a container."""
+    text = ask(text_of, span.file) if span is not None else None
+    statement = text.at(span, ast.stmt) if text is not None and span is not None else None
+    if text is None or statement is None:
+        return ()
+    if isinstance(statement, ast.AugAssign):
+        return _detached(text, statement.value) if isinstance(statement.op, (ast.Add, ast.Sub)) else ()
+    if isinstance(statement, (ast.Assign, ast.Return)) and statement.value is not None:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], (ast.Tuple, ast.List)):
+            return ()
+        return _detached(text, statement.value)
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and statement.value.args:
+        return _argument_detached(text, statement.value, set(names))
+    return ()
+
+
+def _argument_detached(text: Text, call: ast.Call, names: set[str]) -> Edits:
+    """What a call such as `append` puts away without its graph; of several things, those that have these names."""
+    last = call.args[-1]
+    parts = [*last.args, *(k.value for k in last.keywords)] if isinstance(last, ast.Call) else _elements(last)
+    named = [part for part in parts if isinstance(part, (ast.Name, ast.Attribute)) and _name(text, part) in names]
+    if named:
+        return tuple(edit for part in named for edit in text.appended(part, ".detach()"))
+    if isinstance(last, (ast.Tuple, ast.List, ast.Dict)) or (isinstance(last, ast.Call) and _constructs(last)):
+        return ()
+    return text.appended(last, ".detach()")
+
+
+def _elements(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.Dict):
+        return node.values
+    return node.elts if isinstance(node, (ast.Tuple, ast.List)) else []
+
+
+def _constructs(call: ast.Call) -> bool:
+    """Whether a call makes an object of a class rather than a tensor, as its capital says."""
+    return ast.unparse(call.func).rpartition(".")[2][:1].isupper()
+
+
+def _name(text: Text, node: ast.expr) -> str:
+    return text.source(node).removeprefix("self.")
+
+
+def _detached(text: Text, value: ast.expr) -> Edits:
+    if isinstance(value, ast.ListComp):
+        return text.appended(value.elt, ".detach()")
+    if isinstance(value, (ast.List, ast.Tuple)):
+        return tuple(edit for element in value.elts for edit in text.appended(element, ".detach()"))
+    if isinstance(value, (ast.Dict, ast.DictComp, ast.Lambda, ast.IfExp)):
+        return ()
+    return text.appended(value, ".detach()")
+
+
+def summed_as_number(ask: Ask, span: Span | None) -> Edits:
+    """`total += loss.item()` where a plain number is summed up, and `.detach()` where a tensor is."""
+    text = ask(text_of, span.file) if span is not None else None
+    statement = text.at(span, ast.AugAssign) if text is not None and span is not None else None
+    if text is None or statement is None or not _is_a_number(text, statement):
+        return detached_where_kept(ask, span)
+    return text.appended(statement.value, ".item()")
+
+
+def _is_a_number(text: Text, statement: ast.AugAssign) -> bool:
+    """Whether what is added to begins as a number, and nothing asks for more than that of it."""
+    target = statement.target
+    if not isinstance(target, ast.Name) or not isinstance(statement.value, (ast.Name, ast.Attribute)):
+        return False
+    starts = [
+        node.value
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == target.id for t in node.targets)
+    ]
+    asked = any(
+        isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == target.id
+        for node in ast.walk(text.tree)
+    )
+    return bool(starts) and all(isinstance(start, ast.Constant) for start in starts) and not asked
+
+
+def between_windows(ask: Ask, tie: Tie, backward: Backward) -> Edits:
+    """A state that one pass hands to the next without its graph: detached at the head of the loop around backward."""
+    span = backward.span
+    text = ask(text_of, span.file) if span is not None else None
+    statement = text.at(span, ast.stmt) if text is not None and span is not None else None
+    if text is None or statement is None:
+        return ()
+    loop = next((node for node in text.around(statement, ast.For, ast.While)), None)
+    if not isinstance(loop, (ast.For, ast.While)):
+        return ()
+    lines = [code for name in _variables(tie.carried) if (code := _carried_on(text, loop, name)) is not None]
+    return text.before(loop.body[0], *lines) if lines and len(lines) == len(_variables(tie.carried)) else ()
+
+
+def _variables(tensors: Iterable[Tensor]) -> list[str]:
+    """The variables that hold tensors: `hidden` for `hidden[0]` and `hidden[1]`; none where one has no name."""
+    names = [tensor.name or "" for tensor in tensors]
+    return list(dict.fromkeys(names)) if all(names) else []
+
+
+def _carried_on(text: Text, loop: ast.For | ast.While, name: str) -> str | None:
+    """The line that detaches what a variable carries into the next turn of a loop; None for what is none."""
+    root, bracket, _ = name.partition("[")
+    assigned = {
+        text.source(part)
+        for node in ast.walk(loop)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        for part in (target, *_elements(target))
+    }
+    before = {
+        text.source(part)
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.Assign) and node.lineno < loop.lineno
+        for target in node.targets
+        for part in (target, *_elements(target))
+    }
+    if root not in assigned & before:
+        return None
+    return f"{root} = tuple(part.detach() for part in {root})" if bracket else f"{root} = {root}.detach()"
