@@ -208,6 +208,32 @@ def operand_names(span: Span, operation: str, sources: Mapping[str, Mapping[int,
     return [plain_name(_unscaled(operand)) for operand in operands_of(node)]
 
 
+def spelled_operands(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+    """What an expression computes with, as it is written there: `self.source` in `u + self.source`."""
+    node = expression(span, sources) if span is not None else None
+    if node is None:
+        return ()
+    names = (ast.unparse(operand) for operand in operands_of(node) if plain_name(operand) is not None)
+    return tuple(dict.fromkeys(name for name in names if name != "self"))
+
+
+def spelled_first(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+    """The first operand of an expression as it is written, where it has a name: `frames` in `frames.view(t, b)`."""
+    node = expression(span, sources) if span is not None else None
+    first = operands_of(node)[:1] if node is not None else []
+    return tuple(ast.unparse(operand) for operand in first if plain_name(operand) is not None)
+
+
+def spelled_callee(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> str | None:
+    """The object that is called at a span, or whose method is, as it is written there: `self.drop`, `self.model`."""
+    node = expression(span, sources) if span is not None else None
+    if not isinstance(node, ast.Call):
+        return None
+    switches = isinstance(node.func, ast.Attribute) and node.func.attr in ("eval", "train")
+    called = node.func.value if switches and isinstance(node.func, ast.Attribute) else node.func
+    return ast.unparse(called) if plain_name(called) is not None and not is_library(called) else None
+
+
 def _unscaled(node: ast.AST) -> ast.AST:
     while True:
         if isinstance(node, ast.UnaryOp):

@@ -18,15 +18,28 @@ class Refusal(NamedTuple):
 
 
 def refused_call(ask: Ask, *symptoms: Symptom) -> Refusal | None:
-    """The call with which the script crashed, if the crash is one of these: the latest operation, and it failed."""
+    """The call with which the script crashed, if the crash is one of these.
+
+    Where it is not known to be what raised, it must be the latest operation, and have failed.
+    """
     crash = ask.run.crash
     if crash is None or crash.symptom not in symptoms:
         return None
     for flow in reversed(ask(flows)):
-        if flow.operations:
+        if crash.call is not None:
+            called = (operation for operation in flow.operations if operation.id == crash.call.operation)
+            if (operation := next(called, None)) is not None:
+                return Refusal(flow, operation, crash)
+        elif flow.operations:
             last = flow.operations[-1]
             return Refusal(flow, last, crash) if last.failed else None
     return None
+
+
+def refused_operands(ask: Ask, *symptoms: Symptom) -> Refusal | None:
+    """The same where the exception's words are common ones: only the very call that raised it will do."""
+    crash = ask.run.crash
+    return refused_call(ask, *symptoms) if crash is not None and crash.call is not None else None
 
 
 class RefusedBackward(NamedTuple):
