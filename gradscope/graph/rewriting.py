@@ -142,7 +142,7 @@ class Text:
 
     # --- edits -----------------------------------------------------------------------------------------------------
 
-    def replaced(self, node: ast.expr | ast.stmt, text: str) -> Edit:
+    def replaced(self, node: ast.expr | ast.stmt | ast.keyword, text: str) -> Edit:
         """Another text for a node."""
         return Edit(self.span(node), text)
 
@@ -341,6 +341,24 @@ def text_of(ask: Ask, file: str) -> Text | None:
         return Text(file, [kept.get(number, "") for number in range(1, max(kept, default=0) + 1)])
     except (SyntaxError, ValueError):
         return None
+
+
+def node_at(ask: Ask, span: Span | None, *kinds: type[_Node]) -> tuple[Text, _Node] | None:
+    """The text of the file of a span, with the smallest node of some kinds around that span."""
+    text = ask(text_of, span.file) if span is not None else None
+    node = text.at(span, *kinds) if text is not None and span is not None else None
+    return (text, node) if text is not None and node is not None else None
+
+
+def texts(ask: Ask) -> list[Text]:
+    """The texts of all files that can be changed."""
+    return [text for file in ask.run.whole if (text := ask(text_of, file)) is not None]
+
+
+def called(node: ast.expr) -> str:
+    """The last part of the name of what a call calls: `relu` of `F.relu(x)` and `F.relu`."""
+    named = node.func if isinstance(node, ast.Call) else node
+    return named.attr if isinstance(named, ast.Attribute) else named.id if isinstance(named, ast.Name) else ""
 
 
 def applied(edits: Iterable[Edit], lines: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from gradscope.graph.ask import Ask
@@ -74,6 +75,24 @@ def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behi
     return Tie(graph.tensors_of(old), None, user, first)
 
 
+def is_trained_otherwise(run: Run, backward: Backward, tie: Tie) -> bool:
+    """Whether what optimizers hold behind the carried tensors gets a gradient of this backward by another way too."""
+    operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
+    graph = _Graph(run, operations)
+    carried = {tensor.id for tensor in tie.carried}
+    values = {value.id for value in run.values if value.tensor in carried}
+    return graph.leaves(values) <= graph.leaves(set(backward.roots), without=values)
+
+
+def optimizers_behind(run: Run, tie: Tie) -> set[int]:
+    """The optimizers that hold what the carried tensors were computed from."""
+    operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
+    carried = {tensor.id for tensor in tie.carried}
+    leaves = _Graph(run, operations).leaves({value.id for value in run.values if value.tensor in carried})
+    held = (run.tensor_by_id[leaf].optimizer for leaf in leaves)
+    return {optimizer for optimizer in held if optimizer is not None}
+
+
 class _Graph:
     """The gradient flow as the record of operations tells it, over all steps that are kept."""
 
@@ -95,6 +114,15 @@ class _Graph:
                 passed.append(operation)
                 reached.update(value for value in operation.inputs if self.history[value])
         return reached, passed[::-1]
+
+    def leaves(self, roots: set[int], without: Set[int] = frozenset()) -> set[int]:
+        """The leaves in optimizers that a backward from some values comes to without passing through others."""
+        reached = roots - without
+        for operation in reversed(self.operations):
+            if any(value in reached and self.is_result(value) for value in operation.outputs):
+                reached.update(value for value in operation.inputs if self.history[value] and value not in without)
+        held = {self.holder[value] for value in reached}
+        return {number for number in held if self.tensors[number].leaf and self.tensors[number].optimizer is not None}
 
     def ahead(self, starts: set[int], among: list[Operation]) -> set[int]:
         """The values that some of these operations give, and what others of `among` compute from them."""

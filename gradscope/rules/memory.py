@@ -8,7 +8,9 @@ from gradscope.graph import limits
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Growth, Help, Label, Operation, Run, Span
 from gradscope.graph.naming import changed_name, line_of, short_name, written_at
+from gradscope.graph.rewriting import Edits
 from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.mends.carried import detached_where_kept, summed_as_number
 
 
 @rule("warning")
@@ -109,8 +111,14 @@ def _(told: Sequence[Claim[Growth]], ask: Ask) -> Story:
         tuple(dict.fromkeys(_known_as(growth, name, span, run))),
         labels,
         (f"seen from step {growth.since} to step {until}; everything that these graphs saved stays in memory",),
-        (Help(mend),),
+        (Help(mend, _edits(ask, growth, name, span)),),
     )
+
+
+def _edits(ask: Ask, growth: Growth, name: str | None, span: Span) -> Edits:
+    if growth.kind == "kept":
+        return detached_where_kept(ask, growth.keeper, [name] if name is not None else ())
+    return summed_as_number(ask, span) if growth.kind in ("steps", "calls") else ()
 
 
 def _known_as(growth: Growth, name: str | None, span: Span, run: Run) -> Iterator[str]:

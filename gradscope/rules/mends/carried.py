@@ -7,21 +7,26 @@ from collections.abc import Iterable
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Backward, Span, Tensor
-from gradscope.graph.rewriting import Edits, Text, text_of
+from gradscope.graph.rewriting import Edits, Text, called, node_at
 from gradscope.graph.ties import Tie
 
 
 def detached_where_kept(ask: Ask, span: Span | None, names: Iterable[str] = ()) -> Edits:
     """`.detach()` behind what a line keeps: what it assigns, returns, adds to a sum or puts into a container."""
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.stmt) if text is not None and span is not None else None
-    if text is None or statement is None:
+    found = node_at(ask, span, ast.stmt)
+    if found is None:
         return ()
+    text, statement = found
     if isinstance(statement, ast.AugAssign):
         return _detached(text, statement.value) if isinstance(statement.op, (ast.Add, ast.Sub)) else ()
     if isinstance(statement, (ast.Assign, ast.Return)) and statement.value is not None:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], (ast.Tuple, ast.List)):
-            return ()
+        if isinstance(statement, ast.Assign):
+            target = text.source(statement.targets[0])
+            if isinstance(statement.targets[0], (ast.Tuple, ast.List)):
+                return ()
+            if any(isinstance(part, ast.expr) and text.source(part) == target for part in ast.walk(statement.value)):
+                # What was kept before goes in without its graph; what comes out of it may be needed with its own.
+                return text.before(statement, f"{target} = {target}.detach()")
         return _detached(text, statement.value)
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and statement.value.args:
         return _argument_detached(text, statement.value, set(names))
@@ -48,7 +53,7 @@ def _elements(node: ast.expr) -> list[ast.expr]:
 
 def _constructs(call: ast.Call) -> bool:
     """Whether a call makes an object of a class rather than a tensor, as its capital says."""
-    return ast.unparse(call.func).rpartition(".")[2][:1].isupper()
+    return called(call)[:1].isupper()
 
 
 def _name(text: Text, node: ast.expr) -> str:
@@ -67,10 +72,10 @@ def _detached(text: Text, value: ast.expr) -> Edits:
 
 def summed_as_number(ask: Ask, span: Span | None) -> Edits:
     """`total += loss.item()` where a plain number is summed up, and `.detach()` where a tensor is."""
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.AugAssign) if text is not None and span is not None else None
-    if text is None or statement is None or not _is_a_number(text, statement):
+    found = node_at(ask, span, ast.AugAssign)
+    if found is None or not _is_a_number(*found):
         return detached_where_kept(ask, span)
+    text, statement = found
     return text.appended(statement.value, ".item()")
 
 
@@ -94,10 +99,10 @@ def _is_a_number(text: Text, statement: ast.AugAssign) -> bool:
 def between_windows(ask: Ask, tie: Tie, backward: Backward) -> Edits:
     """A state that one pass hands to the next without its graph: detached at the head of the loop around backward."""
     span = backward.span
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.stmt) if text is not None and span is not None else None
-    if text is None or statement is None:
+    found = node_at(ask, span, ast.stmt)
+    if found is None:
         return ()
+    text, statement = found
     loop = next((node for node in text.around(statement, ast.For, ast.While)), None)
     if not isinstance(loop, (ast.For, ast.While)):
         return ()
@@ -131,3 +136,29 @@ def _carried_on(text: Text, loop: ast.For | ast.While, name: str) -> str | None:
     if root not in assigned & before:
         return None
     return f"{root} = tuple(part.detach() for part in {root})" if bracket else f"{root} = {root}.detach()"
+
+
+def detached_for_a_pass(ask: Ask, backward: Span | None, names: Iterable[str]) -> Edits:
+    """Tensors that a loss is computed from, detached there: its backward is not meant to go behind them."""
+    found = node_at(ask, backward, ast.Call)
+    if found is None:
+        return ()
+    text, call = found
+    statement = text.statement(call)
+    if statement is None or not isinstance(call.func, ast.Attribute):
+        return ()
+    block, wanted = text.block(statement), {text.source(call.func.value)}
+    places: list[ast.expr] = []
+    # The statements that the loss is computed by, from the last one back.
+    for other in reversed(block[: block.index(statement)]):
+        if isinstance(other, ast.Assign) and wanted.intersection(map(text.source, other.targets)):
+            parts = [part for part in ast.walk(other.value) if isinstance(part, (ast.Name, ast.Attribute))]
+            wanted |= {text.source(part) for part in parts} - set(names)
+            places += [part for part in parts if text.source(part) in set(names)]
+    return tuple(edit for part in places for edit in text.appended(part, ".detach()"))
+
+
+def retained(ask: Ask, backward: Span | None) -> Edits:
+    """`retain_graph=True` for a backward."""
+    found = node_at(ask, backward, ast.Call)
+    return found[0].with_keyword(found[1], "retain_graph", "True") if found is not None else ()
