@@ -59,7 +59,7 @@ COPIES = _names("data detach clone copy_")
 COPIES_A_PARAMETER = COPIES | _names("deepcopy Parameter")
 
 # Draws that follow their parameters continuously, and draws of classes, counts, or one of several components.
-DRAWS = _names(
+DRAWS_FROM_A_SCALE = _names(
     "normal normal_ rand randn rand_like randn_like uniform_ exponential_ cauchy_ _standard_gamma _sample_dirichlet"
 )
 CHOICES = _names("bernoulli multinomial poisson binomial geometric_ gather one_hot")

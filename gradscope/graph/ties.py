@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cut
@@ -27,16 +27,20 @@ def freed_by_gradient(ask: Ask) -> Cut | None:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """What ties two passes together: `carried` tensors were made before the `first`, and `user` takes them after it."""
+    """What ties two passes together: `carried` tensors were made before the `first`, and `user` takes them after it.
+
+    `takers` has for each of them, by its id, the operation that does.
+    """
 
     carried: tuple[Tensor, ...] = ()
     maker: Operation | None = None
     user: Operation | None = None
     first: Backward | None = None
+    takers: Mapping[int, Operation] = field(default_factory=dict)
 
 
-def tie_of(run: Run, backward: Backward) -> Tie:
-    """What leads a refused backward into a graph that is freed."""
+def tie_of(run: Run, backward: Backward, *, whole: bool = False) -> Tie:
+    """What leads a refused backward into a graph that is freed: where torch met that, or by all that is `whole`."""
     operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
     graph = _Graph(run, operations)
     reached, behind = graph.behind(backward.roots)
@@ -46,7 +50,7 @@ def tie_of(run: Run, backward: Backward) -> Tie:
     for other in earlier:
         shared = {op.id for op in graph.behind(other.roots)[1] if op.nodes[0] < op.nodes[1]}
         shared &= {operation.id for operation in behind}
-        shared = shared & freed or shared
+        shared = shared if whole else shared & freed or shared
         if shared and not other.retained and max(shared) > newest:
             newest, first, its = max(shared), other, shared
     if first is None:
@@ -62,7 +66,8 @@ def tie_of(run: Run, backward: Backward) -> Tie:
                     carried.append(value)
                     users.append(operation)
     tensors = graph.tensors_of(carried)
-    return Tie(tensors, makers[carried[0]] if carried else None, users[0] if users else None, first)
+    taken = dict(zip((graph.holder[value] for value in carried[len(carried) - len(users) :]), users, strict=True))
+    return Tie(tensors, makers[carried[0]] if carried else None, users[0] if users else None, first, taken)
 
 
 def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behind: list[Operation]) -> Tie:
@@ -76,12 +81,14 @@ def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behi
 
 
 def is_trained_otherwise(run: Run, backward: Backward, tie: Tie) -> bool:
-    """Whether what optimizers hold behind the carried tensors gets a gradient of this backward by another way too."""
+    """Whether what optimizers hold behind the carried tensors gets gradients by another way too."""
     operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
     graph = _Graph(run, operations)
     carried = {tensor.id for tensor in tie.carried}
     values = {value.id for value in run.values if value.tensor in carried}
-    return graph.leaves(values) <= graph.leaves(set(backward.roots), without=values)
+    passes = [other for step in run.steps for other in step.backwards] + [backward]
+    roots = {root for other in passes for root in other.roots}
+    return graph.leaves(values) <= graph.leaves(roots, without=values)
 
 
 def optimizers_behind(run: Run, tie: Tie) -> set[int]:

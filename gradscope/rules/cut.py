@@ -375,7 +375,7 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     said = called if called is not None and not cut.operation.grad_enabled else name
     way = _WAYS.get(said) or _WAYS.get(name) or "use a differentiable operation in its place"
     caret = f"`{said}` has no derivative: its result has no history"
-    if _gives_places(cut):
+    if _gives_places(cut) and said not in _WAYS:
         caret = f"the indices that `{said}` gives have no derivative and no history"
         way = "compute with the values that it gives as well: they keep the history, as do weights from `softmax`"
     place = last_call(span, ask.run.sources) if span is not None else None

@@ -10,7 +10,7 @@ from gradscope.graph.facts import Growth, Help, Label, Operation, Run, Span
 from gradscope.graph.naming import changed_name, line_of, short_name, written_at
 from gradscope.graph.rewriting import Edits
 from gradscope.rules.claim import Claim, Story, rule
-from gradscope.rules.mends.carried import detached_where_kept, summed_as_number
+from gradscope.rules.mends.carried import carried_without_graph, detached_as, detached_where_kept, without_history
 
 
 @rule("warning")
@@ -117,8 +117,11 @@ def _(told: Sequence[Claim[Growth]], ask: Ask) -> Story:
 
 def _edits(ask: Ask, growth: Growth, name: str | None, span: Span) -> Edits:
     if growth.kind == "kept":
-        return detached_where_kept(ask, growth.keeper, [name] if name is not None else ())
-    return summed_as_number(ask, span) if growth.kind in ("steps", "calls") else ()
+        kept = detached_where_kept(ask, growth.keeper, [name] if name is not None else ())
+        return kept or detached_as(ask, growth.span, name)
+    if growth.kind == "calls" and (alone := without_history(ask, span)):
+        return alone
+    return carried_without_graph(ask, span, name) if growth.kind in ("steps", "calls") else ()
 
 
 def _known_as(growth: Growth, name: str | None, span: Span, run: Run) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 
 from gradscope.graph import ops
@@ -161,13 +162,17 @@ def _gradientscalled(backward: ast.FunctionDef, arguments: Sequence[str], needed
     """For each argument of forward the variable of backward that is called for it; None where one is missing."""
     given = {argument.arg for argument in backward.args.args}
     made = [n.id for n in ast.walk(backward) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    found = []
+    found: list[str] = []
     for argument, wanted in zip(arguments, needed, strict=False):
-        forms = {f"{word}{argument}" for word in ("grad", "grad_", "d", "d_", "g_")}
-        forms |= {f"{argument}{word}" for word in ("grad", "_grad")}
-        lowered = {form.lower() for form in forms}
-        name = next((name for name in made if name.lower() in lowered and name not in given), None)
-        if name is None and wanted:
+        names = [name for name in dict.fromkeys(made) if name not in given and _is_called_for(name, argument)]
+        if wanted and (len(names) != 1 or names[0] in found):
             return None
-        found.append(name or "None")
+        found.append(names[0] if wanted else "None")
     return found
+
+
+def _is_called_for(name: str, argument: str) -> bool:
+    """Whether a variable is called for an argument: `grad_W` and `dW` for `W` and `W_col`."""
+    told = re.fullmatch(r"(?:grad|d|g)_?(.+?)|(.+?)_?grad", name, re.IGNORECASE)
+    of = (told[1] or told[2]).lower() if told is not None else ""
+    return bool(of) and (argument.lower() == of or argument.lower().startswith(f"{of}_"))

@@ -70,13 +70,74 @@ def _detached(text: Text, value: ast.expr) -> Edits:
     return text.appended(value, ".detach()")
 
 
-def summed_as_number(ask: Ask, span: Span | None) -> Edits:
-    """`total += loss.item()` where a plain number is summed up, and `.detach()` where a tensor is."""
-    found = node_at(ask, span, ast.AugAssign)
-    if found is None or not _is_a_number(*found):
-        return detached_where_kept(ask, span)
+def detached_where_named(ask: Ask, backward: Span | None, name: str) -> Edits:
+    """`.detach()` behind the value of the only statement that gives a variable its value in the file of a backward."""
+    found = node_at(ask, backward, ast.stmt)
+    if found is None:
+        return ()
+    text, root = found[0], name.partition("[")[0]
+    assigned = [
+        node
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.Assign) and any(text.source(target) == root for target in node.targets)
+    ]
+    return detached_where_kept(ask, text.span(assigned[0].value)) if len(assigned) == 1 else ()
+
+
+def detached_as(ask: Ask, span: Span | None, name: str | None) -> Edits:
+    """`.detach()` behind the value that a variable of this name gets at a line."""
+    found = node_at(ask, span, ast.stmt)
+    if found is None or not isinstance(found[1], ast.Assign) or _name(found[0], found[1].targets[0]) != name:
+        return ()
+    return detached_where_kept(ask, span)
+
+
+def carried_without_graph(ask: Ask, span: Span | None, name: str | None) -> Edits:
+    """What is computed from its own value of before, without the graph of that.
+
+    `total += loss.item()` where a plain number is summed up, `.detach()` of a sum or an average, and `h = h.detach()`
+    before a layer takes its state again, so that it goes on to be trained by what it gives.
+    """
+    found = node_at(ask, span, ast.stmt)
+    if found is None:
+        return ()
     text, statement = found
-    return text.appended(statement.value, ".item()")
+    if isinstance(statement, ast.AugAssign):
+        if _is_a_number(text, statement):
+            return text.appended(statement.value, ".item()")
+        return detached_where_kept(ask, span)
+    if not isinstance(statement, ast.Assign):
+        return ()
+    if isinstance(statement.value, ast.BinOp):
+        return _detached(text, statement.value)
+    root = (name or "").partition("[")[0]
+    targets = {text.source(part) for target in statement.targets for part in (target, *_elements(target))}
+    own = next((part for part in (root, f"self.{root}") if part in targets), None)
+    if own is None or any(_is_none_at_first(node, own, text) for node in ast.walk(text.tree)):
+        return ()
+    several = f"tuple(part.detach() for part in {own})"
+    return text.before(statement, f"{own} = {several if '[' in (name or '') else f'{own}.detach()'}")
+
+
+def _is_none_at_first(node: ast.AST, name: str, text: Text) -> bool:
+    """Whether a statement gives a variable None, or a number, which cannot be detached."""
+    named = isinstance(node, ast.Assign) and name in map(text.source, node.targets)
+    return named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+
+
+def without_history(ask: Ask, span: Span | None) -> Edits:
+    """`@torch.no_grad()` for the function around a line, where it evaluates and calls no backward."""
+    found = node_at(ask, span, ast.stmt)
+    if found is None:
+        return ()
+    text, statement = found
+    function = next(text.around(statement, ast.FunctionDef), None)
+    if not isinstance(function, ast.FunctionDef) or text.torch is None:
+        return ()
+    calls = {called(node) for node in ast.walk(function) if isinstance(node, ast.Call)}
+    if "eval" not in calls or calls & {"backward", "grad", "step", "manual_backward"}:
+        return ()
+    return text.before(function, f"@{text.torch}.no_grad()")
 
 
 def _is_a_number(text: Text, statement: ast.AugAssign) -> bool:

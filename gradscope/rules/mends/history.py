@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cut, cause_of, grad_mode_switch
-from gradscope.graph.facts import Edit, Operation, Span
+from gradscope.graph.facts import Edit, Operation, Run, Span
 from gradscope.graph.naming import is_library, short_name
 from gradscope.graph.rewriting import Edits, Text, called, node_at, texts
 from gradscope.rules.mends import switches
+from gradscope.rules.mends.leaves import updated_in_place
 
 _DETACHING = ("detach", "detach_", "data")
 
@@ -21,7 +22,8 @@ _DETACHING = ("detach", "detach_", "data")
 def kept(ask: Ask, cut: Cut) -> Edits:
     """The history goes on where it was cut, and at every further place on the way; none where one of them stays."""
     found: list[Edits] = []
-    for operation in (cut.operation, *cut.further):
+    further = [operation for operation in cut.further if not _goes_along(cut, operation)]
+    for operation in (cut.operation, *further):
         match cause_of(cut.flow, operation):
             case "detach":
                 found.append(undetached(ask, operation.span))
@@ -35,6 +37,14 @@ def kept(ask: Ask, cut: Cut) -> Edits:
                 found.append(())
     edits = tuple(dict.fromkeys(edit for part in found for edit in part))
     return edits if all(found) and not _overlap(edits) else ()
+
+
+def _goes_along(cut: Cut, operation: Operation) -> bool:
+    """Whether a further operation is a part of what the mend of the first one changes."""
+    if operation.span == cut.operation.span:
+        return True
+    first, switch = (grad_mode_switch(cut.flow, other) for other in (cut.operation, operation))
+    return cause_of(cut.flow, operation) == "no-grad" == cut.cause and first is not None and first == switch
 
 
 def _overlap(edits: Edits) -> bool:
@@ -152,6 +162,8 @@ def with_grad_mode(ask: Ask, cut: Cut, operation: Operation) -> Edits:
     if short_name(operation.name) == "CheckpointFunction":
         found = node_at(ask, span, ast.Call)
         return found[0].with_keyword(found[1], "use_reentrant", "False") if found is not None else ()
+    if update := updated_in_place(ask, span):
+        return update
     if switch is None or switch.span is None or span is None or _writes_leaves(ask, switch):
         return ()
     return switches.left_out(ask, switch.span, span, decorator="decorator" in switch.name)
@@ -159,21 +171,22 @@ def with_grad_mode(ask: Ask, cut: Cut, operation: Operation) -> Edits:
 
 def _writes_leaves(ask: Ask, switch: Operation) -> bool:
     """Whether anything that ran since a switch, up to the next one, changes a leaf in place: torch would refuse it."""
-    run = ask.run
-    later = [other.id for other in run.grad_mode_switches if other.id > switch.id]
-    end = min(later, default=None)
-    for step in run.steps:
-        for operation in step.operations:
-            if operation.id > switch.id and (end is None or operation.id < end) and not operation.grad_enabled:
-                taken = {run.holder[value] for value in operation.inputs}
-                changed = [
-                    run.tensor_by_id[run.holder[value]]
-                    for value in operation.outputs
-                    if run.holder[value] in taken and value not in operation.inputs
-                ]
-                if any(tensor.leaf and tensor.requires_grad for tensor in changed):
-                    return True
-    return False
+    end = min((other.id for other in ask.run.grad_mode_switches if other.id > switch.id), default=None)
+    return any(
+        _writes_a_leaf(ask.run, operation)
+        for step in ask.run.steps
+        for operation in step.operations
+        if operation.id > switch.id and (end is None or operation.id < end)
+    )
+
+
+def _writes_a_leaf(run: Run, operation: Operation) -> bool:
+    if ops.is_a(operation, ops.SETS_DATA, ops.FLAGS):
+        return False
+    taken = {run.holder[value] for value in operation.inputs}
+    new = (run.holder[value] for value in operation.outputs if value not in operation.inputs)
+    changed = (run.tensor_by_id[number] for number in new if number in taken)
+    return any(tensor.leaf and tensor.requires_grad for tensor in changed)
 
 
 # --- gradients of gradients ------------------------------------------------------------------------------------------
@@ -211,7 +224,7 @@ def resampled(ask: Ask, cut: Cut, operation: Operation) -> Edits:
     text, call = found
     if called(call) == "sample" and isinstance(call.func, ast.Attribute):
         drawn = [other for other in cut.flow.operations if other.span == span]
-        if any(ops.is_a(o, ops.CHOICES) for o in drawn) or not any(ops.is_a(o, ops.DRAWS) for o in drawn):
+        if any(ops.is_a(o, ops.CHOICES) for o in drawn) or not any(ops.is_a(o, ops.DRAWS_FROM_A_SCALE) for o in drawn):
             return ()
         return (Edit(text.attribute(call.func), "rsample"),)
     if called(call) == "normal" and text.torch is not None and is_library(call.func):

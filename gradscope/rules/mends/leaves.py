@@ -76,7 +76,7 @@ def _buffer_as_parameter(text: Text, call: ast.Call) -> Edits:
     if len(call.args) != 2 or call.keywords or not isinstance(call.func, ast.Attribute):
         return ()
     name, value = call.args
-    if not isinstance(name, ast.Constant) or isinstance(name.value, str) or not name.value.isidentifier():
+    if not isinstance(name, ast.Constant) or not isinstance(name.value, str) or not name.value.isidentifier():
         return ()
     owner = text.source(call.func.value)
     return (text.replaced(call, f"{owner}.{name.value} = {text.nn}.Parameter({text.source(value)})"),)
@@ -123,6 +123,24 @@ def unfrozen_when_made(ask: Ask, span: Span | None) -> Edits:
     if not isinstance(call.func, ast.Attribute) or call.func.attr != "from_pretrained":
         return ()
     return text.with_keyword(call, "freeze", "False") if len(call.args) < 2 else ()
+
+
+def unfrozen_for(ask: Ask, module: str | None, backward: Span | None) -> Edits:
+    """`module.requires_grad_(True)` at the head of the block whose loss is to train it."""
+    found = node_at(ask, backward, ast.stmt)
+    if found is None or module is None:
+        return ()
+    text, statement = found
+    scope = next(text.around(statement, ast.FunctionDef), None) or text.tree
+    known = {
+        text.source(node)
+        for node in ast.walk(scope)
+        if isinstance(node, (ast.Name, ast.Attribute)) and node.lineno <= statement.lineno
+    }
+    said = next((name for name in (module, f"self.{module}") if name in known), None)
+    if said is None and any(isinstance(n, ast.Name) and n.id == module for n in ast.walk(text.tree)):
+        said = module
+    return text.before(text.block(statement)[0], f"{said}.requires_grad_(True)") if said is not None else ()
 
 
 def unfrozen_before(ask: Ask, optimizer: Optimizer) -> Edits:

@@ -131,7 +131,10 @@ def _rebuilt(
 def _made_of(
     text: Text, argument: ast.expr, flow: StepFlow, operation: Operation, mended: Mapping[ast.expr, str]
 ) -> str | None:
-    shapes = [tensor.shape for value in operation.inputs if (tensor := flow.tensor(value)) is not None]
+    # `torch.Tensor([a, b])` asks each of them for its number.
+    asked = [o for o in flow.operations if o.span == operation.span and ops.is_a(o, ops.EXITS)] or [operation]
+    taken = dict.fromkeys(value for part in asked for value in part.inputs)
+    shapes = [tensor.shape for value in taken if (tensor := flow.tensor(value)) is not None]
     made = next((tensor.shape for value in operation.outputs if (tensor := flow.tensor(value)) is not None), None)
     if isinstance(argument, (ast.List, ast.Tuple)):
         return _stacked(text, argument, shapes, mended)

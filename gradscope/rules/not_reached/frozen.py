@@ -14,8 +14,8 @@ from gradscope.graph.naming import expression
 from gradscope.graph.reliance import frozen_out
 from gradscope.graph.replicas import lies_in
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
-from gradscope.rules.mends.leaves import asked_by_method, unfrozen_before, unfrozen_when_made
-from gradscope.rules.words import listed, raised_at, who
+from gradscope.rules.mends.leaves import asked_by_method, unfrozen_before, unfrozen_for, unfrozen_when_made
+from gradscope.rules.words import listed, owner, raised_at, who
 
 
 @rule("warning", [Trouble.NEVER_LEARNS])
@@ -129,6 +129,8 @@ _PLAIN = "on a module is a plain attribute"
 def _everything(frozen: list[Tensor], names: tuple[str, ...], ask: Ask) -> Story:
     those, froze = who(names, ask.run), _who_froze(ask.run, frozen)
     switched = _switched_on_in_vain(ask.run)
+    crash = ask.run.crash
+    edits = unfrozen_for(ask, owner(names), crash.span) if crash is not None else ()
     return Story(
         f"{those.subject} cannot learn: everything that this loss was to train is frozen",
         froze or frozen[0].made,
@@ -137,7 +139,7 @@ def _everything(frozen: list[Tensor], names: tuple[str, ...], ask: Ask) -> Story
         raised_at(ask, None),
         (f"frozen: {listed(names)}", *(f"note: `{path}.requires_grad = True` {_PLAIN}" for path in switched)),
         tuple(Help(f"call `{path}.requires_grad_(True)`", asked_by_method(ask)) for path in switched)
-        or (Help("set `requires_grad_(True)` again before this backward"),),
+        or (Help("set `requires_grad_(True)` again before this backward", edits),),
         raised=ask.run.crash is not None,
     )
 
