@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -42,5 +43,5 @@ def mended(workshop: Workshop, source: str, checks: Sequence[str] = ()) -> Mende
         outcome = workshop.observe("\n".join(after), checks=checks)
     then = [finding.rule for finding in loud(outcome.run)]
     then += [repr(outcome.error)] if outcome.error is not None else []
-    less, more = [line for line in before if line not in after], [line for line in after if line not in before]
-    return Mended(finding, [line.strip() for line in less], [line.strip() for line in more], then)
+    lines = list(difflib.ndiff([line.strip() for line in before], [line.strip() for line in after]))
+    return Mended(finding, *([line[2:] for line in lines if line.startswith(sign)] for sign in "-+"), then)
