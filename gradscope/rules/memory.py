@@ -10,7 +10,13 @@ from gradscope.graph.facts import Growth, Help, Label, Operation, Run, Span
 from gradscope.graph.naming import changed_name, line_of, short_name, written_at
 from gradscope.graph.rewriting import Edits
 from gradscope.rules.claim import Claim, Story, rule
-from gradscope.rules.mends.carried import carried_without_graph, detached_as, detached_where_kept, without_history
+from gradscope.rules.mends.carried import (
+    carried_without_graph,
+    detached_as,
+    detached_where_kept,
+    targets_at,
+    without_history,
+)
 
 
 @rule("warning")
@@ -117,7 +123,8 @@ def _(told: Sequence[Claim[Growth]], ask: Ask) -> Story:
 
 def _edits(ask: Ask, growth: Growth, name: str | None, span: Span) -> Edits:
     if growth.kind == "kept":
-        kept = detached_where_kept(ask, growth.keeper, [name] if name is not None else ())
+        made = targets_at(ask, growth.span)
+        kept = detached_where_kept(ask, growth.keeper, [*made, *([name] if name is not None else ())])
         return kept or detached_as(ask, growth.span, name)
     if growth.kind == "calls" and (alone := without_history(ask, span)):
         return alone

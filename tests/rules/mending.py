@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from gradscope.graph.facts import Finding, Run
 from gradscope.graph.rewriting import applied
 from gradscope.reports.report import Report
@@ -31,16 +33,18 @@ def loud(run: Run) -> list[Finding]:
 
 
 def mended(workshop: Workshop, source: str, checks: Sequence[str] = ()) -> Mended:
-    """Observe a program, apply the first edits of its first finding, and observe it again."""
+    """Observe a program, apply the first edits of its first finding, observe it again: with grad mode on at first."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of some of these as well
-        finding = loud(workshop.observe(source, checks=checks).run)[0]
+        with torch.enable_grad():
+            finding = loud(workshop.observe(source, checks=checks).run)[0]
         edits = next((help_.edits for help_ in finding.help if help_.edits), ())
         before = textwrap.dedent(source).lstrip("\n").split("\n")
         if not edits:
             return Mended(finding, [], [], [finding.rule])
         after = applied(edits, before)
-        outcome = workshop.observe("\n".join(after), checks=checks)
+        with torch.enable_grad():
+            outcome = workshop.observe("\n".join(after), checks=checks)
     then = [finding.rule for finding in loud(outcome.run)]
     then += [repr(outcome.error)] if outcome.error is not None else []
     lines = list(difflib.ndiff([line.strip() for line in before], [line.strip() for line in after]))

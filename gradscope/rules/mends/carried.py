@@ -11,6 +11,14 @@ from gradscope.graph.rewriting import Edits, Text, called, node_at
 from gradscope.graph.ties import Tie
 
 
+def targets_at(ask: Ask, span: Span | None) -> list[str]:
+    """The variables to which a line gives what it computes."""
+    found = node_at(ask, span, ast.stmt)
+    if found is None or not isinstance(found[1], ast.Assign):
+        return []
+    return [_name(found[0], part) for target in found[1].targets for part in (target, *_elements(target))]
+
+
 def detached_where_kept(ask: Ask, span: Span | None, names: Iterable[str] = ()) -> Edits:
     """`.detach()` behind what a line keeps: what it assigns, returns, adds to a sum or puts into a container."""
     found = node_at(ask, span, ast.stmt)
@@ -167,8 +175,9 @@ def between_windows(ask: Ask, tie: Tie, backward: Backward) -> Edits:
     loop = next((node for node in text.around(statement, ast.For, ast.While)), None)
     if not isinstance(loop, (ast.For, ast.While)):
         return ()
-    lines = [code for name in _variables(tie.carried) if (code := _carried_on(text, loop, name)) is not None]
-    return text.before(loop.body[0], *lines) if lines and len(lines) == len(_variables(tie.carried)) else ()
+    lines = dict.fromkeys(_carried_on(text, loop, name) for name in _variables(tie.carried))
+    code = [line for line in lines if line is not None]
+    return text.before(loop.body[0], *code) if code and len(code) == len(lines) else ()
 
 
 def _variables(tensors: Iterable[Tensor]) -> list[str]:
