@@ -140,7 +140,7 @@ def without_history(ask: Ask, span: Span | None) -> Edits:
         return ()
     text, statement = found
     function = next(text.around(statement, ast.FunctionDef), None)
-    if not isinstance(function, ast.FunctionDef) or text.torch is None:
+    if not isinstance(function, ast.FunctionDef) or function.decorator_list or text.torch is None:
         return ()
     calls = {called(node) for node in ast.walk(function) if isinstance(node, ast.Call)}
     if "eval" not in calls or calls & {"backward", "grad", "step", "manual_backward"}:
