@@ -119,6 +119,10 @@ class Ledger:
     `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
     (`swept` with those of a whole optimizer or module), `masked_at` the one that last set parts of it to zero, and
     `frozen` the one that last switched `requires_grad` off.
+
+    `overwrites` are those times, of the first few, that the program had written over the value as a whole between two
+    steps; in `overwritten` of these next to nothing was left of what the steps since the time before had changed, which
+    were at least and at most `overwritten_after`. `overwritten_at` is the line.
     """
 
     passes: Count = 0
@@ -146,6 +150,10 @@ class Ledger:
     swept: bool = False
     masked_at: Span | None = None
     frozen: Span | None = None
+    overwrites: Count = 0
+    overwritten: Count = 0
+    overwritten_after: tuple[Count, Count] | None = None
+    overwritten_at: Span | None = None
     clips: tuple[Clips, ...] = ()
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from gradscope.folds.clips import Clips as ClipsFold
 from gradscope.folds.losses import Losses
+from gradscope.folds.overwrites import Overwrites
 from gradscope.graph.comments import comments_in
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import (
@@ -407,6 +408,7 @@ class _Freezer:
 
     def ledger(self, course: Course) -> Ledger:
         account = course.account
+        over = course.overwritten.counts if course.overwritten is not None else Overwrites[Site]()
         return Ledger(
             passes=account.passes,
             first=account.first,
@@ -433,6 +435,10 @@ class _Freezer:
             swept=account.swept,
             masked_at=self.span(account.masked_at),
             frozen=self.span(course.frozen_at),
+            overwrites=over.judged,
+            overwritten=over.lost,
+            overwritten_after=over.gaps,
+            overwritten_at=self.span(over.site),
             clips=tuple(self.clips(account.clips)) if account.clips is not None else (),
         )
 

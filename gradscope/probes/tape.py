@@ -329,6 +329,12 @@ class Tape:
         made, given = (self.seen(each) or self.meet(each, None) for each in (tensor, source))
         self._sources[id(tensor)] = made, given
 
+    def origin(self, tensor: torch.Tensor) -> Subject | None:
+        """The tensor whose values these are: of `.data` or `.detach()`, what that was called on."""
+        own, link = self.seen(tensor), self._sources.get(id(tensor))
+        is_shared = link is not None and link[0].ref() is tensor and (own is None or own.course is None)
+        return link[1] if link is not None and is_shared else own
+
     def _changed_elsewhere(self, tensor: torch.Tensor, subject: Subject) -> None:
         """The tensor was changed since it was last seen: through a view of it, or by code that we do not see."""
         storage = storage_key(tensor)

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from gradscope.folds.modes import ModeCount
 from gradscope.probes.tensors.quiet import capturing, detached, unobserved
 from gradscope.probes.tensors.shards import has_values, local
+from gradscope.probes.training.overwriting import WRITERS, about_to_write
 
 if TYPE_CHECKING:
     from gradscope.probes.forward.callsites import Site
@@ -128,6 +129,12 @@ def _masked(place: int) -> Look:
     return look
 
 
+def _written(tape: Tape, call: Call) -> None:
+    """Note that a tensor, the first argument, is about to be written over."""
+    written = call.args[0] if call.args else next(iter(call.kwargs.values()), None)
+    about_to_write(tape, written, call.site)
+
+
 _SQUASHING: dict[Any, Look] = {
     F.cross_entropy: _squash(dim=1),
     **dict.fromkeys((F.softmax, torch.softmax, torch.Tensor.softmax), _squash(place=1)),
@@ -138,6 +145,7 @@ _SQUASHING: dict[Any, Look] = {
 SQUASHING = frozenset(_SQUASHING)
 
 LOOKS: dict[Any, Look] = {
+    **dict.fromkeys(WRITERS, _written),
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _mode(2, "training", True, 1)),
     **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _mode(2, "training", False, 1)),
     torch.dropout: _mode(2, "train", False, 1),

@@ -73,12 +73,14 @@ for step in range(3):
     ids=["overwritten", "not added", "thrown away"],
 )
 def test_the_line_of_the_dead_end(program: str, tensors: tuple[str, ...], word: str, workshop: Workshop) -> None:
+    """The result that nobody differentiates is told, with all tensors that it alone depends on."""
     finding = judge(workshop, program).must_be("unused-parameter", "warning", *tensors)
     assert word in finding.message
     assert finding.labels[0].message == "made here"
 
 
 def test_a_norm_for_a_log_is_no_end_of_a_way(workshop: Workshop) -> None:
+    """What is computed of all parameters alone says nothing of the layer that is not used."""
     program = """
     net = nn.ModuleDict({"used": nn.Linear(4, 1), "spare": nn.Linear(4, 1, bias=False)})  # here
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -92,6 +94,7 @@ def test_a_norm_for_a_log_is_no_end_of_a_way(workshop: Workshop) -> None:
 
 
 def test_losses_that_are_only_watched_are_silent_where_all_learn(workshop: Workshop) -> None:
+    """A total for a log does no harm to what another loss trains."""
     program = """
     net = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
