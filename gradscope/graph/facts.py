@@ -556,6 +556,22 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookups:
+    """What an embedding, `tensor`, with a `row` for padding, was asked for in the first batches: `looks` of them.
+
+    In `padded` of them the row was among what was looked up, and in `real` of these not as padding is: between others,
+    rather than at the start or the end of them. `share` is how often, beside the mean of the other rows.
+    """
+
+    tensor: int
+    row: Count
+    looks: Count
+    padded: Count
+    real: Count
+    share: Norm
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingCall:
     """A value that dropout or batch norm of a module took in training mode, where no gradient was kept."""
 
@@ -696,6 +712,7 @@ class Run:
     probabilities: tuple[Probabilities, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
     training_calls: tuple[TrainingCall, ...] = ()
+    lookups: tuple[Lookups, ...] = ()
     compared: tuple[Compared, ...] = ()
     twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from gradscope.graph.facts import (
     Discard,
     Growth,
     Ledger,
+    Lookups,
     Loss,
     Modes,
     Module,
@@ -126,6 +127,7 @@ class Frozen:
     training_calls: tuple[TrainingCall, ...]
     compared: tuple[Compared, ...]
     twins: tuple[Twins, ...]
+    lookups: tuple[Lookups, ...]
     sources: Mapping[str, Mapping[int, str]]
     whole: tuple[str, ...]
     comments: Mapping[str, Mapping[int, str]]
@@ -495,6 +497,7 @@ class _Freezer:
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         twins = tuple(self.twins())
+        lookups = tuple(self.lookups())
         discards, growths = self.discards(), self.growths()
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
@@ -525,6 +528,7 @@ class _Freezer:
             training_calls=training_calls,
             compared=compared,
             twins=twins,
+            lookups=lookups,
             sources=sources,
             whole=tuple(whole),
             comments=self.comments(),
@@ -625,6 +629,11 @@ class _Freezer:
             )
         used = sorted({number for number in made if number is not None})
         return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def lookups(self) -> Iterator[Lookups]:
+        for subject, row, counts in self.tape.lookups.values():
+            self.subjects[subject.serial] = subject
+            yield Lookups(subject.serial, row, counts.looks, counts.padded, counts.real, counts.share)
 
     def twins(self) -> Iterator[Twins]:
         for found in twins_at_end(self.tape):

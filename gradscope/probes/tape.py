@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.folds.accounts import Discards
+from gradscope.folds.lookups import Lookups
 from gradscope.folds.losses import Losses
 from gradscope.graph import limits
 from gradscope.graph.events import AnyEvent
@@ -124,6 +125,7 @@ class Tape:
         self.probabilities: list[tuple[ValueRecord, bool]] = []
         self.softmaxes: list[tuple[ValueRecord, int]] = []
         self.training_calls: deque[tuple[ValueRecord, ModuleMark]] = deque(maxlen=_CALLS)
+        self.lookups: dict[int, tuple[Subject, int, Lookups]] = {}  # of tables: the row for padding, and counts
         self.twins: dict[int, Twins] = {}
         self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}

@@ -16,7 +16,6 @@ from gradscope.graph.naming import ADDING
 from gradscope.probes.forward.callsites import USER, CallSites
 from gradscope.probes.program.scopes import attributes, is_own_class, variables_of
 from gradscope.probes.program.sources import definition_of, tree_of
-from gradscope.probes.tensors.attributes import storage_key
 
 _CONTAINERS = (list, dict, deque, set, defaultdict, OrderedDict)
 _ITEMS = 10_000  # of a container that is looked into
@@ -33,7 +32,7 @@ class _Holder(NamedTuple):
 
 def keeper(kept: Collection[torch.Tensor], sites: CallSites) -> Span | None:
     """The one line that adds to what holds several of these tensors; None where that is not sure."""
-    wanted = {number for tensor in kept for number in _identities(tensor)}
+    wanted = {id(tensor) for tensor in kept}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if sites.kind(frame.f_code.co_filename) == USER:
@@ -44,7 +43,7 @@ def keeper(kept: Collection[torch.Tensor], sites: CallSites) -> Span | None:
     return None
 
 
-def _holder(variables: Mapping[str, Any], wanted: set[object], sites: CallSites) -> _Holder | None:
+def _holder(variables: Mapping[str, Any], wanted: set[int], sites: CallSites) -> _Holder | None:
     """The container among variables, and within what they hold, that holds several wanted tensors."""
     waiting = [(_Holder(name, None, False), value, _DEPTH) for name, value in variables.items()]
     seen: set[int] = set()
@@ -56,8 +55,7 @@ def _holder(variables: Mapping[str, Any], wanted: set[object], sites: CallSites)
             seen.add(id(value))
             items = list(value.items() if isinstance(value, dict) else ((None, item) for item in value))
             flat = [part for _, item in items for part in _parts(item, sites)]
-            found = {id(part) for part in flat if not wanted.isdisjoint(_identities(part))}
-            if len(found) >= 2:
+            if len(wanted.intersection(map(id, flat))) >= 2:
                 return holder
             waiting += [
                 (holder._replace(key=key if isinstance(key, str) else None), item, depth - 1)
@@ -77,12 +75,6 @@ def _parts(item: Any, sites: CallSites) -> Collection[Any]:
     if type(item) is dict:
         return tuple(item.values())
     return tuple(attributes(item).values()) if is_own_class(type(item), sites) else (item,)
-
-
-def _identities(part: Any) -> Collection[object]:
-    """Its id and that of its memory: who keeps one view of something with its graph, keeps what others are views of."""
-    memory = storage_key(part) if isinstance(part, torch.Tensor) and part.requires_grad else None
-    return (id(part),) if memory is None else (id(part), ("memory", memory))
 
 
 def _line_that_adds(holder: _Holder, code: CodeType, sites: CallSites) -> Span | None:
