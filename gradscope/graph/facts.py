@@ -117,6 +117,10 @@ class Ledger(msgspec.Struct, frozen=True):
     `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
     (`swept` with those of a whole optimizer or module), `masked_at` the one that last set parts of it to zero, and
     `frozen` the one that last switched `requires_grad` off.
+
+    `overwrites` are those times, of the first few, that the program had written over the value as a whole between two
+    steps; in `overwritten` of these next to nothing was left of what the steps since the time before had changed, which
+    were at least and at most `overwritten_after`. `overwritten_at` is the line.
     """
 
     passes: Count = 0
@@ -144,6 +148,10 @@ class Ledger(msgspec.Struct, frozen=True):
     swept: bool = False
     masked_at: Span | None = None
     frozen: Span | None = None
+    overwrites: Count = 0
+    overwritten: Count = 0
+    overwritten_after: tuple[Count, Count] | None = None
+    overwritten_at: Span | None = None
     clips: tuple[Clips, ...] = ()
 
 
@@ -544,6 +552,22 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookups:
+    """What an embedding, `tensor`, with a `row` for padding, was asked for in the first batches: `looks` of them.
+
+    In `padded` of them the row was among what was looked up, and in `real` of these not as padding is: between others,
+    rather than at the start or the end of them. `share` is how often, beside the mean of the other rows.
+    """
+
+    tensor: int
+    row: Count
+    looks: Count
+    padded: Count
+    real: Count
+    share: Norm
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingCall:
     """A value that dropout or batch norm of a module took in training mode, where no gradient was kept."""
 
@@ -684,6 +708,7 @@ class Run:
     probabilities: tuple[Probabilities, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
     training_calls: tuple[TrainingCall, ...] = ()
+    lookups: tuple[Lookups, ...] = ()
     compared: tuple[Compared, ...] = ()
     twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -99,6 +99,7 @@ KEEPS_ELEMENTS = _names(
 PROBABILITIES = _names("softmax")
 MASKS = _names("masked_fill masked_fill_ where setitem index_fill index_fill_")  # they put a number in some places
 COMPLEMENTS = _names("sub rsub invert logical_not bitwise_not eq ne lt le gt ge")
+COMPARISONS = _names("eq ne lt le gt ge")
 TRIANGLES = _names("tril triu tril_ triu_")
 # What is drawn by chance.
 DRAWS = _names("rand rand_like bernoulli bernoulli_ dropout empty_like uniform_ multinomial gumbel_softmax")

@@ -260,6 +260,7 @@ class Observation:
             training_calls=frozen.training_calls,
             compared=frozen.compared,
             twins=frozen.twins,
+            lookups=frozen.lookups,
             sources=frozen.sources,
             whole=frozen.whole,
             comments=frozen.comments,

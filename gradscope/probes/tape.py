@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradscope.folds.accounts import Discards
+from gradscope.folds.lookups import Lookups
 from gradscope.folds.losses import Losses
 from gradscope.graph import limits
 from gradscope.graph.events import AnyEvent
@@ -124,6 +125,7 @@ class Tape:
         self.probabilities: list[tuple[ValueRecord, bool]] = []
         self.softmaxes: list[tuple[ValueRecord, int]] = []
         self.training_calls: deque[tuple[ValueRecord, ModuleMark]] = deque(maxlen=_CALLS)
+        self.lookups: dict[int, tuple[Subject, int, Lookups]] = {}  # of tables: the row for padding, and counts
         self.twins: dict[int, Twins] = {}
         self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
@@ -332,6 +334,12 @@ class Tape:
         """`tensor` is `source` without its history: a write to it shows in `source`, uncounted by torch."""
         made, given = (self.seen(each) or self.meet(each, None) for each in (tensor, source))
         self._sources[id(tensor)] = made, given
+
+    def origin(self, tensor: torch.Tensor) -> Subject | None:
+        """The tensor whose values these are: of `.data` or `.detach()`, what that was called on."""
+        own, link = self.seen(tensor), self._sources.get(id(tensor))
+        is_shared = link is not None and link[0].ref() is tensor and (own is None or own.course is None)
+        return link[1] if link is not None and is_shared else own
 
     def _changed_elsewhere(self, tensor: torch.Tensor, subject: Subject) -> None:
         """The tensor was changed since it was last seen: through a view of it, or by code that we do not see."""

@@ -165,4 +165,8 @@ def _maker(run: Run, growth: Growth) -> Operation | None:
 
 
 def _precedence(growth: Growth) -> tuple[int, int]:
-    return _ORDER.index(growth.kind), growth.count if growth.kind == "calls" else 0
+    """Of results that are kept, those go first whose keeper is known: others are alive since these were made of them.
+
+    Of calls, fewer go first.
+    """
+    return _ORDER.index(growth.kind), growth.count if growth.kind == "calls" else growth.keeper is None

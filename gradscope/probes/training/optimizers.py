@@ -36,6 +36,7 @@ from gradscope.probes.tensors.quiet import capturing, unobserved
 from gradscope.probes.training.closures import watched_closure
 from gradscope.probes.training.courses import Course, measure, norms_known
 from gradscope.probes.training.movement import Held, after_step, before_step
+from gradscope.probes.training.overwriting import before_next_step, begin_anew
 from gradscope.probes.training.scalers import note_withheld
 
 
@@ -82,6 +83,17 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
 
         return zero_grad
 
+    def wrap_load(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def load_state_dict(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+            with hidden:
+                original(self, *args, **kwargs)
+            mark = tape.optimizer_mark(self) if tape.active else None
+            if mark is not None:
+                begin_anew(tape, mark)
+
+        return load_state_dict
+
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not tape.active or torch.compiler.is_compiling() or capturing():
             return None
@@ -127,6 +139,7 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
         with (
             patched(Optimizer, "__init__", wrap),
             patched(Optimizer, "zero_grad", wrap_clear),
+            patched(Optimizer, "load_state_dict", wrap_load),
             patched(torch.nn.Module, "zero_grad", wrap_clear),
         ):
             yield
@@ -240,6 +253,8 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     if subject is None or not tape.readable(subject):
                         continue
                     course = tape.course(subject)
+                    if course.overwritten is not None:
+                        before_next_step(course, tensor, mark)
                     account, gradient = course.account, gradient_of(tensor)
                     stamp = stamp_of(gradient)
                     supplied = not account.pending and gradient is not None and stamp != account.stamp
