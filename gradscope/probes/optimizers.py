@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 
 from gradscope.folds.accounts import Account, Pass
 from gradscope.graph.events import Cleared, Updated
+from gradscope.graph.facts import Ending
 from gradscope.probes.attributes import gradient_of, stamp_of
 from gradscope.probes.callsites import Site
 from gradscope.probes.closures import watched_closure
@@ -42,6 +43,14 @@ class StepsReached(SystemExit):
 
     A SystemExit, so that `finally` blocks run, `except Exception` lets it pass and a thread ends in silence.
     """
+
+    ending: Ending = "steps"
+
+
+class FindingReached(StepsReached):
+    """Raised in the same place to end the script at what was found in it."""
+
+    ending = "finding"
 
 
 @contextmanager

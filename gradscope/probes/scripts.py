@@ -215,8 +215,8 @@ def observe_program(
                 _join_threads(threads)
             finally:
                 observation.stop()
-        except StepsReached:
-            ended = "steps"
+        except StepsReached as reached:
+            ended = reached.ending
         except BaseException as raised:
             ended, status, error = "exception", 1, raised
             if isinstance(raised, KeyboardInterrupt):

@@ -108,6 +108,12 @@ class Report:
 
         return sarif(self.document)
 
+    def to_concise(self) -> str:
+        """A line for each finding, `file:line:column: severity[rule] message`, as editors read them."""
+        from gradscope.reports.concise import concise
+
+        return concise(self.document)
+
     def to_markdown(self, *, every_row: bool = False) -> str:
         """The report as Markdown, for a comment on a pull request."""
         from gradscope.reports.markdown import markdown

@@ -68,13 +68,15 @@ def headline(report: Document) -> str:
     return _HEADLINE.fill(unbroken).replace(_UNBROKEN, " ")
 
 
+_ENDED = {"steps": " (ended by --steps)", "finding": " (ended by --until-finding)", "interrupt": " (interrupted)"}
+
+
 def headline_parts(report: Document, name: Callable[[str], str] = str) -> list[str]:
     """What the headline says, with the user's words as `name` writes them."""
     run = report.run
     parts = [_count(run.steps, "step")]
     processes = [_count(len(report.ranks), "rank")] if report.ranks else []
-    if run.ended in ("steps", "interrupt"):
-        parts[0] += " (ended by --steps)" if run.ended == "steps" else " (interrupted)"
+    parts[0] += _ENDED.get(run.ended, "")
     if run.exception is not None:
         parts.append(f"raised {name(run.exception.type)}")
     if run.backwards and not run.steps:

@@ -14,8 +14,8 @@ from typing import Literal
 from gradscope.reports.report import Report
 from gradscope.shells.commands.streams import Unwritable
 
-Format = Literal["text", "json", "html", "sarif", "markdown", "github"]
-FORMATS: tuple[Format, ...] = ("text", "json", "html", "sarif", "markdown", "github")
+Format = Literal["text", "json", "html", "sarif", "markdown", "github", "concise"]
+FORMATS: tuple[Format, ...] = ("text", "json", "html", "sarif", "markdown", "github", "concise")
 _ENDINGS: dict[str, Format] = {
     ".txt": "text",
     ".sarif.json": "sarif",
@@ -97,6 +97,8 @@ def written(report: Report, format_: Format, *, every_row: bool, colour: bool = 
         return report.to_markdown(every_row=every_row)
     if format_ == "github":
         return report.to_github()
+    if format_ == "concise":
+        return report.to_concise()
     return report.to_text(every_row=every_row, colour=colour, unicode=unicode)
 
 

@@ -49,6 +49,15 @@ _OPTIONS = (
         show_default=True,
         help="Exit with 1 if there is a finding of this severity or worse.",
     ),
+    click.option(
+        "--color",
+        "colour",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Colour the text on standard output; `auto` heeds NO_COLOR and FORCE_COLOR.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="The report and nothing else: no findings while the script runs."),
 )
 
 

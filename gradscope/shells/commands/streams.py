@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TextIO
+from typing import Literal, TextIO
 
 import click
 
@@ -22,9 +22,18 @@ def say(line: str) -> None:
         click.echo(f"gradscope: {shown(line)}", err=True)
 
 
-def colours(stream: TextIO | None) -> bool:
-    """Whether what is written there may be coloured: it is a terminal, and nobody asked for none."""
-    return stream is not None and not stream.closed and stream.isatty() and "NO_COLOR" not in os.environ
+Colour = Literal["auto", "always", "never"]
+
+
+def colours(stream: TextIO | None, wanted: Colour = "auto") -> bool:
+    """Whether what is written there is coloured: as `wanted`, as NO_COLOR or FORCE_COLOR say, else on a terminal."""
+    if wanted != "auto":
+        return wanted == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") != "0":
+        return True
+    return stream is not None and not stream.closed and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def to_stream(stream: TextIO | None, text: str) -> None:

@@ -383,6 +383,8 @@ BAD = [
     (("explain", "--graph", "no/graph.png", "script.py"), "no"),
     (("explain", "--graph", "graph.bmp", "script.py"), "graph.bmp"),
     (("explian", "script.py"), "No such command 'explian'"),
+    (("explain", "--until-finding", "--fail-on", "never", "script.py"), "--until-finding needs a level to end at"),
+    (("explain", "--color", "pink", "script.py"), "Invalid value for '--color'"),
 ]
 
 
@@ -488,3 +490,62 @@ def test_nothing_of_the_user_is_overwritten(workshop: Workshop) -> None:
     assert workshop.gradscope("show", "run.json", "-o", "link.json").status == 0
     assert (workshop.folder / "link.json").is_symlink()
     assert (workshop.folder / "real.json").exists()
+
+
+DETACHED = """
+import torch
+from torch import nn
+
+encoder, decoder = nn.Linear(3, 2), nn.Linear(2, 1)
+optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+for _ in range(40):
+    loss = decoder(encoder(torch.ones(8, 3)).detach()).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print("ends without a newline", end="")
+"""
+
+
+def test_quiet_tells_nothing_but_the_report(workshop: Workshop) -> None:
+    """`--quiet` leaves standard error to the script, and the report begins on a line of its own."""
+    workshop.write(DETACHED)
+    ended = workshop.gradscope("explain", "--quiet", "--graph", "graph.dot", "script.py")
+    assert (ended.status, ended.err) == (1, "")
+    assert ended.out.startswith("ends without a newline\nerror[detach]: ")
+
+
+def test_a_script_ends_at_its_first_finding(workshop: Workshop) -> None:
+    """`--until-finding` ends the script at a finding of the level of `--fail-on`, and no other."""
+    workshop.write(DETACHED)
+    ended = workshop.gradscope("explain", "-q", "--until-finding", "script.py")
+    assert ended.out.startswith("error[detach]: ")
+    assert "16 steps (ended by --until-finding)" in ended.out
+    ended = workshop.gradscope("explain", "-q", "--until-finding", "--ignore", "detach", "script.py")
+    assert ended.out.startswith("ends without a newline")
+    assert "40 steps" in ended.out
+
+
+def test_colour_as_it_is_wanted(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option comes before NO_COLOR, and that before FORCE_COLOR; a pipe gets no colour by itself."""
+    workshop.write(DETACHED)
+    workshop.gradscope("explain", "-q", "--save", "run.json", "script.py")
+
+    def coloured(*options: str) -> bool:
+        return "\x1b[31;1merror[detach]\x1b[0m" in workshop.gradscope("show", *options, "run.json").out
+
+    assert [coloured(), coloured("--color", "always"), coloured("--color", "never")] == [False, True, False]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert [coloured(), coloured("--color", "never")] == [True, False]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert [coloured(), coloured("--color", "always")] == [False, True]
+
+
+def test_concise_is_a_line_for_each_finding(workshop: Workshop) -> None:
+    """`--format concise` has file, line, column, rule and message on one line."""
+    workshop.write(DETACHED)
+    ended = workshop.gradscope("explain", "-q", "--format", "concise", "-o", "found.txt", "script.py")
+    assert ended.out == "ends without a newline"
+    assert (workshop.folder / "found.txt").read_text() == (
+        "script.py:7:45: error[detach] `encoder` never learns: its 2 parameters got no gradient in 40 steps\n"
+    )
