@@ -42,6 +42,11 @@ class Delivery:
         if self.graph is not None:
             check_drawable(self.graph)
             check_writable(self.graph)
+        elif self._is_of_the_graph():
+            raise GradscopeError("--depth, --open and --style are of the picture: name its file with --graph")
+
+    def _is_of_the_graph(self) -> bool:
+        return self.depth is not None or bool(self.opened) or self.style != "gradscope"
 
     def anchored(self) -> Delivery:
         """The same with absolute paths, for when the working directory may change."""

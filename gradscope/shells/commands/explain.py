@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 from contextlib import suppress
@@ -20,6 +21,8 @@ from gradscope.shells.commands.options import report_options
 from gradscope.shells.commands.streams import say, to_stream
 from gradscope.shells.trials.fixing import Fixing, with_first_tried
 from gradscope.shells.trials.runs import Wanted
+
+_MISUSE = 2  # what a script ends with that was given what it does not know
 
 
 @click.command("explain", context_settings={"allow_interspersed_args": False})
@@ -42,7 +45,7 @@ from gradscope.shells.trials.runs import Wanted
 @click.option("--until-finding", is_flag=True, help="End the script at the first finding at the level of --fail-on.")
 @click.option("--no-progress", is_flag=True, help="Never tell how far a run has come that is silent for long.")
 @report_options
-@click.argument("script")
+@click.argument("script", type=click.Path(readable=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
     script: str,
@@ -136,7 +139,21 @@ def command(
     status = show(outcome.error) if outcome.error is not None else outcome.status
     if ranks is not None:
         ranks.end()
+    if not delivery.quiet:
+        _hint_at_misplaced_options(program.file, args, status)
     return status if status & 0xFF else failed  # of 256, Python makes 0 as well
+
+
+def _hint_at_misplaced_options(file: str, args: tuple[str, ...], status: int) -> None:
+    """Tell of options of ours behind the script's name, where the script has no use for them."""
+    ours = {name for option in command.params for name in option.opts if name.startswith("--")}
+    misplaced = [arg for arg in args if arg.partition("=")[0] in ours]
+    if not misplaced:
+        return
+    source = "".join(linecache.getlines(file))
+    reads = any(word in source for word in ("argv", "argparse", *(name.strip("-") for name in misplaced)))
+    if status == _MISUSE or not reads:
+        say(f"{misplaced[0]} went to the script, as all that follows its name: options of gradscope stand before it")
 
 
 def _flushed(stream: TextIO | None) -> bool:
