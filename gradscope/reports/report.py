@@ -17,6 +17,7 @@ from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.graph.texts import encoded
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
 from gradscope.reports.escaping import printable_json, shown
+from gradscope.reports.frames import WIDTH
 from gradscope.reports.merging import Others, merged, merged_findings, merged_sources
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
@@ -97,9 +98,13 @@ class Report:
         """The report as JSON, schema `gradscope.report/1`."""
         return printable_json(msgspec.json.format(encoded(self.document), indent=1).decode())
 
-    def to_text(self, *, every_row: bool = False, colour: bool = False, unicode: bool = False) -> str:
-        """The report as text."""
-        return text(self.run, self.findings, self.document, every_row=every_row, colour=colour, unicode=unicode)
+    def to_text(
+        self, *, every_row: bool = False, colour: bool = False, unicode: bool = False, width: int = WIDTH
+    ) -> str:
+        """The report as text, its table in so many columns."""
+        return text(
+            self.run, self.findings, self.document, every_row=every_row, colour=colour, unicode=unicode, width=width
+        )
 
     def to_html(self) -> str:
         """The report as one HTML page: findings, table, charts and the graph, to be opened without any network."""

@@ -14,7 +14,7 @@ from gradscope.reports.drawing import check_drawable
 from gradscope.reports.report import ORDER, Report
 from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
-from gradscope.shells.commands.streams import Colour, colours, say, to_stream
+from gradscope.shells.commands.streams import Colour, colours, columns, say, to_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,9 @@ class Delivery:
         else:
             terminal = stream is not None and not stream.closed and stream.isatty()
             unicode = terminal and stream is not None and (stream.encoding or "").lower().replace("-", "") == "utf8"
-            to_stream(
-                stream,
-                written(
-                    report, format_, every_row=self.every_row, colour=colours(stream, self.colour), unicode=unicode
-                ),
-            )
+            colour, width = colours(stream, self.colour), columns(stream)
+            text = written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode, width=width)
+            to_stream(stream, text)
         return 0
 
     def _draw(self, report: Report) -> int:

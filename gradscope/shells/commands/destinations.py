@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from gradscope.reports.frames import WIDTH
 from gradscope.reports.report import Report
 from gradscope.shells.commands.streams import Unwritable
 
@@ -85,8 +86,10 @@ def format_of(given: str | None, output: Path | None) -> Format:
     )
 
 
-def written(report: Report, format_: Format, *, every_row: bool, colour: bool = False, unicode: bool = False) -> str:
-    """The report in a format."""
+def written(
+    report: Report, format_: Format, *, every_row: bool, colour: bool = False, unicode: bool = False, width: int = WIDTH
+) -> str:
+    """The report in a format; how it is to look counts for text alone."""
     if format_ == "json":
         return report.to_json() + "\n"
     if format_ == "html":
@@ -99,7 +102,7 @@ def written(report: Report, format_: Format, *, every_row: bool, colour: bool = 
         return report.to_github()
     if format_ == "concise":
         return report.to_concise()
-    return report.to_text(every_row=every_row, colour=colour, unicode=unicode)
+    return report.to_text(every_row=every_row, colour=colour, unicode=unicode, width=width)
 
 
 def replace_file(path: Path, data: bytes) -> None:
