@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-from gradscope.probes.tracebacks import hide
+from gradscope.probes.program.tracebacks import hide
 
 # What a script may send without drawing in place: colours, and erasing within the line that it is writing.
 _HARMLESS = re.compile(rb"\x1b\[[0-9;:]*m|\x1b\[[012]?K")

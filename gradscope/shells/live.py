@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gradscope.graph.facts import Finding
 from gradscope.probes.observation import Observation
-from gradscope.probes.optimizers import FindingReached
+from gradscope.probes.training.optimizers import FindingReached
 from gradscope.reports.escaping import shown
 from gradscope.reports.report import Report
 from gradscope.shells.lines import Lines

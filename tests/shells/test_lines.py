@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import pyte
 import pytest
 
-from gradscope.probes.scripts import observe_program, program_of_script
+from gradscope.probes.program.scripts import observe_program, program_of_script
 from gradscope.shells import live
 from gradscope.shells.lines import Lines
 from gradscope.shells.live import Live
