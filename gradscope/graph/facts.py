@@ -18,7 +18,7 @@ from msgspec import Meta
 from gradscope.graph.events import AnyEvent
 
 Severity = Literal["error", "warning", "info"]
-Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
+Ending = Literal["end", "steps", "finding", "interrupt", "exception", "exit"]
 Symptom = Literal[
     "no graph",
     "no tensor to differentiate",
