@@ -41,6 +41,9 @@ Symptom = Literal[
     "argument without derivative",
     "copy of a result",
     "changed in place under vmap",
+    "recomputed otherwise",
+    "ready twice",
+    "compiled for one pass",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
@@ -258,6 +261,30 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A call that a function under `checkpoint` made when it ran again; `shape` is that of its first result."""
+
+    name: str
+    span: Span
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """A function under `checkpoint`, called at `span`, that ran otherwise when backward ran it again.
+
+    The ids of the operations of its first run lie between `began` and `ended`. `switched` is the call that last put
+    modules into another mode, where that was after the first run.
+    """
+
+    span: Span | None
+    began: int
+    ended: int | None
+    again: tuple[Again, ...]
+    switched: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Where a failed backward met a saved tensor that it could not use.
 
@@ -266,6 +293,7 @@ class Refused:
     it took. `version` counts the changes now, `expected` those when it was saved; `writers` are the operations that
     made them, in order, as far as they were seen.
     A graph that was freed: `freed` are the operations behind the roots whose saved tensors are gone.
+    What checkpointing had to compute again and did not find as it was: `recomputed`.
     """
 
     node: str | None = None
@@ -276,6 +304,7 @@ class Refused:
     expected: int | None = None
     writers: tuple[int, ...] = ()
     freed: tuple[int, ...] = ()
+    recomputed: Recomputed | None = None
 
 
 @dataclass(frozen=True, slots=True)

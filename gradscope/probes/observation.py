@@ -19,6 +19,7 @@ from gradscope.probes.backward.backward import watch_backward
 from gradscope.probes.backward.custom import watch_custom_backwards
 from gradscope.probes.backward.masks import watch_masks
 from gradscope.probes.backward.nonfinite import explain_crash
+from gradscope.probes.backward.recomputes import watch_recomputes
 from gradscope.probes.forward.callsites import CallSites
 from gradscope.probes.forward.compiled import watch_compiled
 from gradscope.probes.forward.fastpaths import watch_fast_paths
@@ -157,6 +158,7 @@ class Observation:
                 "fused kernels": lambda: watch_fast_paths(tape),
                 "torch.func": lambda: watch_transforms(tape),
                 "custom backwards": lambda: watch_custom_backwards(tape),
+                "checkpoints": lambda: watch_recomputes(tape),
                 "compiled regions": lambda: watch_compiled(tape),
                 "traces": lambda: watch_tracing(tape),
                 "inference mode": lambda: watch_inference_mode(tape),

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from gradscope.probes.backward.failing import FailedRecord
     from gradscope.probes.backward.nonfinite import Event
     from gradscope.probes.backward.profiles import Profile
+    from gradscope.probes.backward.recomputes import Recompute
     from gradscope.probes.backward.targets import Compared
     from gradscope.probes.backward.twins import Twins
 
@@ -96,6 +97,8 @@ class Tape:
         self.ended_by: tuple[int, type, str] | None = None  # the exception that ended the program
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
+        self.mode_switched: tuple[int, Site | None] = (0, None)  # the latest change between training and evaluation
+        self.recompute: Recompute | None = None  # the latest function that checkpointing ran again
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
         self.discards: dict[Site | None, Discards[Site]] = {}
         self.growth = Growth()
