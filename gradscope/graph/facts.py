@@ -437,6 +437,15 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class WrongValue:
+    """At one element of the argument at a place: the gradient that backward gave, and the slope of forward there."""
+
+    place: int
+    given: float
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
 class CustomBackward:
     """The backward of one custom autograd Function over all the passes that were looked at.
 
@@ -446,7 +455,7 @@ class CustomBackward:
     where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
     gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
     was returned was exactly zero. `returns` are its return statements. `raised` says that it raised the exception that
-    ended the script.
+    ended the script. `wrong` is what a check of its values found, where one was asked for.
     """
 
     name: str
@@ -461,6 +470,7 @@ class CustomBackward:
     zero: bool = True
     complained: bool = False
     raised: bool = False
+    wrong: tuple[WrongValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

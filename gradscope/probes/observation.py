@@ -14,6 +14,7 @@ import torch
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.asked.batches import check_module
+from gradscope.probes.asked.functions import check_function
 from gradscope.probes.asked.outputs import confirm, confirm_outputs
 from gradscope.probes.backward.backward import watch_backward
 from gradscope.probes.backward.custom import watch_custom_backwards
@@ -82,7 +83,7 @@ class Observation:
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
     `steps` ends the program after so many optimizer steps; `watch` is called after each. `checks` are those that are
-    not always on: `batch`.
+    not always on: `batch`, `functions`.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Observation:
         self.steps = steps
         if "batch" in checks:
             self.tape.check_calls = functools.partial(check_module, self.tape)
+        if "functions" in checks:
+            self.tape.check_function = functools.partial(check_function, self.tape)
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0

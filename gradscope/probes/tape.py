@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from gradscope.probes.asked.batches import BatchCheck
+    from gradscope.probes.asked.functions import Wrong
     from gradscope.probes.backward.custom import CustomRecord
     from gradscope.probes.backward.failing import FailedRecord
     from gradscope.probes.backward.nonfinite import Event
@@ -121,6 +122,9 @@ class Tape:
         self.dead = 0  # times that gradients have become zero for good, of which a profile was wanted
         self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
         self.checked: dict[int, ModuleMark] = {}
+        self.check_function: Callable[[Any, Callable[..., Any], tuple[Any, ...]], None] | None = None
+        self.functions_checked: dict[CodeType, int] = {}
+        self.wrong_backwards: dict[CodeType, tuple[Wrong, ...]] = {}
         self.checks: list[BatchCheck] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}

@@ -59,7 +59,7 @@ def check_module(tape: Tape, module: torch.nn.Module, args: Sequence[Any], kwarg
     tape.step = type(outer)(outer.index)
     tape.backwards_running.add(tape.thread())
     try:
-        with _in_quiet(), torch.enable_grad():
+        with in_quiet(), torch.enable_grad():
             double = copy.deepcopy(module)
             check = BatchCheck(mark, size, tape.step)
             for own, other in zip(module.modules(), double.modules(), strict=True):
@@ -80,7 +80,7 @@ def check_module(tape: Tape, module: torch.nn.Module, args: Sequence[Any], kwarg
 
 
 @contextmanager
-def _in_quiet() -> Iterator[None]:
+def in_quiet() -> Iterator[None]:
     """Random numbers are drawn again afterwards, and nothing is printed."""
     numpy = sys.modules.get("numpy")
     drawn = random.getstate()

@@ -29,9 +29,9 @@ from gradscope.shells.trials.runs import Wanted
 @click.option(
     "--check",
     "checks",
-    type=click.Choice(["batch"]),
+    type=click.Choice(["batch", "functions"]),
     multiple=True,
-    help="Also check whether one sample's output depends on others.",
+    help="Also check whether one sample's output depends on others, or whether custom backwards are right by value.",
 )
 @click.option(
     "--try", "try_", is_flag=True, help="Try the mend of the first finding: the script runs again, its files unchanged."
