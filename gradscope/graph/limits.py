@@ -83,6 +83,9 @@ FITTING_UPDATE = 1e-3
 # Of the targets, what may lie beyond a prediction's range: outliers, and noise about a limit.
 BEYOND = 0.1
 
+# Targets for each class in which a class that exists is missing by chance in less than 1 of 100 cases.
+TARGETS_A_CLASS = 5
+
 # --- precision -----------------------------------------------------------------------------------------------------
 
 # Learning rates below it are 0 but for what a schedule leaves of them.

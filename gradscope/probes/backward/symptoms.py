@@ -63,7 +63,7 @@ _OPERANDS: tuple[tuple[Symptom, tuple[str, ...]], ...] = (
             "Expected self.dtype to be equal", "must have the same scalar type", "but got dtype",
             "only support floating point and complex", "Expected a floating point or complex tensor",
             "Type promoting not supported", "Boolean inputs not supported", "Expected object of scalar type",
-            "Expected dtype int64 for index",
+            "Expected dtype int64 for index", "Expected dtype int32/int64 for index",
         ),
     ),
     (
