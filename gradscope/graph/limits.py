@@ -24,6 +24,8 @@ WITHHELD_IN_A_ROW = 8
 STEPS_TO_SETTLE = 24
 # Optimizers of one line for the same tensors that make no more than these steps each: their averages never live.
 REBUILT, REBUILT_STEPS = 5, 2
+# Steps after which a loss has a course: over fewer it rises as the batches differ.
+STEPS_OF_A_COURSE = 8
 # Looks at single steps that left a value as it was to the last bit: fewer may fall on a warm-up from a rate of 0.
 STILL_STEPS = 4
 # Looks at steps at a rate of 0, the first 8 and every eighth: some 32 steps, after which a warm-up has begun.
@@ -42,6 +44,12 @@ CALLS_TOGETHER = 8
 RESULTS_KEPT, STEPS_WITH_RESULTS = 6, 0.75
 # How many times deeper than any graph that a backward has led through: what grows is not meant to be differentiated.
 DEEPER = 3
+
+# Times that the progress of steps is written over: a model may be put back to where it began, or to its best, once.
+LOST = 3
+
+# Looks at what an embedding is asked for: as many batches tell whether its row for padding is one.
+PADDING_LOOKS = 8
 
 # --- how large something must be -----------------------------------------------------------------------------------
 
@@ -85,6 +93,16 @@ BEYOND = 0.1
 
 # Targets for each class in which a class that exists is missing by chance in less than 1 of 100 cases.
 TARGETS_A_CLASS = 5
+
+# Of the way that steps have led, what is undone where they are written over: averages of averages (Reptile, a round of
+# federated learning) leave a tenth of it and more.
+PROGRESS_LOST = 0.93
+# Of the elements, what a write may leave as it was: limits and masks leave most.
+UNTOUCHED = 0.05
+
+# How often a row is looked up beside the mean of the others, if it is one of them: what stands for nothing is much
+# rarer (unknown words), or much more frequent (the rest of short sequences).
+LIKE_OTHERS = (0.25, 4.0)
 
 # --- precision -----------------------------------------------------------------------------------------------------
 

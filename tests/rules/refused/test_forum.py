@@ -15,10 +15,10 @@ TOLD = {
             def __init__(self):
                 super().__init__()
                 self.lstm, self.head = nn.LSTM(5, 8, batch_first=True), nn.Linear(8, 1)
-                self.hidden = torch.zeros(1, 16, 8), torch.zeros(1, 16, 8)
+                self.hidden = torch.zeros(1, 16, 8), torch.zeros(1, 16, 8)  # here
 
             def forward(self, x):
-                out, self.hidden = self.lstm(x, self.hidden)  # here
+                out, self.hidden = self.lstm(x, self.hidden)
                 return self.head(out[:, -1])
 
         net = Net()
