@@ -153,6 +153,11 @@ class Text:
             return (Edit(Span(self.file, line, column, line, column), link),)
         return (self.replaced(node, f"({self.source(node)}){link}"),)
 
+    def appended_element(self, node: ast.expr, text: str) -> Edits:
+        """Text right behind an element of a list, or behind an argument."""
+        _, _, line, column = self._box(node)
+        return (Edit(Span(self.file, line, column, line, column), text),)
+
     def bracketed(self, node: ast.expr) -> str:
         """The text of an expression, in brackets where something could come between its parts."""
         return self.source(node) if _is_closed(node) else f"({self.source(node)})"
@@ -302,6 +307,10 @@ class Text:
         called = f" as {self.source(item.optional_vars)}" if item.optional_vars is not None else ""
         return self.source(item.context_expr) + called
 
+    def lines_left_out(self, first: int, last: int) -> Edits:
+        """Whole lines less."""
+        return (self._lines(first, last, ()),)
+
     def undecorated(self, decorator: ast.expr) -> Edits:
         """A definition without one of its decorators."""
         line = self.lines[decorator.lineno - 1]
@@ -341,6 +350,12 @@ def text_of(ask: Ask, file: str) -> Text | None:
         return Text(file, [kept.get(number, "") for number in range(1, max(kept, default=0) + 1)])
     except (SyntaxError, ValueError):
         return None
+
+
+def statement_at(ask: Ask, span: Span | None) -> tuple[Text | None, ast.stmt | None]:
+    """The innermost statement in which a span lies, with the text of its file; None where that is not known."""
+    text = ask(text_of, span.file) if span is not None else None
+    return text, text.at(span, ast.stmt) if text is not None and span is not None else None
 
 
 def applied(edits: Iterable[Edit], lines: Sequence[str]) -> list[str]:
