@@ -126,6 +126,12 @@ class Text:
         """What `torch.nn` is called; None where it is out of reach."""
         return self._imported("torch.nn") or (f"{self.torch}.nn" if self.torch is not None else None)
 
+    @cached_property
+    def functional(self) -> str | None:
+        """What `torch.nn.functional` is called; None where it is out of reach."""
+        named = self._imported("torch.nn.functional")
+        return named or (f"{self.nn}.functional" if self.nn is not None else None)
+
     def _imported(self, module: str) -> str | None:
         package, _, last = module.rpartition(".")
         for node in self.tree.body:
