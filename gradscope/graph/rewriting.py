@@ -213,6 +213,25 @@ class Text:
         last = tokens[after + 1][1] if tokens[after][0] == "," else (end_line, end)
         return (Edit(Span(self.file, line, column, *last), ""),)
 
+    def without_argument(self, call: ast.Call, argument: ast.expr) -> Edits:
+        """A call without one of its arguments by place, and without the comma that goes with it."""
+        line, column, end_line, end = self._box(argument)
+        tokens = self._tokens(call)
+        before = [token for token in tokens if token[2] <= (line, column)]
+        after = [token for token in tokens if token[1] >= (end_line, end)]
+        if before[-1][0] == ",":
+            return (Edit(Span(self.file, *before[-1][1], end_line, end), ""),)
+        last = after[1][1] if after[0][0] == "," else (end_line, end)
+        return (Edit(Span(self.file, line, column, *last), ""),)
+
+    def renamed(self, node: ast.Attribute, name: str) -> Edits:
+        """Another name for an attribute: `log_softmax` for `softmax` in `torch.softmax`."""
+        return (Edit(self.attribute(node), name),)
+
+    def cut_out(self, span: Span) -> Edits:
+        """The text of a span less."""
+        return (Edit(span, ""),)
+
     def _tokens(self, node: ast.expr) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
         """The tokens of an expression in brackets, with the places at which they begin and end; comments are none."""
         line, column, _, _ = self._box(node)

@@ -47,7 +47,7 @@ def kept_finite(ask: Ask, event: Nonfinite) -> Edits:
             return text.appended(node.right, f".clamp(min={least})") if isinstance(node.op, ast.Div) else ()
         case "Exp", _ if event.kind == "gradient" and small is _SMALL:
             return _limited(text, node, f".clamp(max={_LARGEST})")
-        case ("Acos" | "Asin"), _:
+        case (("Acos" | "Asin"), _):
             return _limited(text, node, ".clamp(-1 + 1e-6, 1 - 1e-6)")
     return ()
 
@@ -147,7 +147,13 @@ def _filled(flow: StepFlow, softmax: Operation) -> list[Span]:
         maker = flow.maker.get(value)
         if maker is None:
             continue
-        if maker.span is not None and short_name(maker.name) in ("masked_fill", "masked_fill_", "where", "setitem", "add"):
+        if maker.span is not None and short_name(maker.name) in (
+            "masked_fill",
+            "masked_fill_",
+            "where",
+            "setitem",
+            "add",
+        ):
             found.append(maker.span)
         fresh = [source for source in maker.inputs if source not in seen] if ops.is_a(maker, ops.KEEPS_ELEMENTS) else []
         seen.update(fresh)

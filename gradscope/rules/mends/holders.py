@@ -26,7 +26,9 @@ def given_too(ask: Ask, optimizer: Optimizer, missing: Sequence[Tensor]) -> Edit
     if not all(places) or not whole:
         return ()
     found = [place for place in places if place is not None]
-    added = [code if tensor else f"*{code}.parameters()" for (code, _), tensor in zip(found, whole.values(), strict=True)]
+    added = [
+        code if tensor else f"*{code}.parameters()" for (code, _), tensor in zip(found, whole.values(), strict=True)
+    ]
     if all(made.lineno < statement.lineno for _, made in found):
         mended = _with_more(text, call, added)
         if mended:
@@ -110,7 +112,11 @@ def _with_more(text: Text, call: ast.Call, added: Sequence[str]) -> Edits:
 
 def _target(text: Text, statement: ast.stmt) -> str | None:
     """The variable or attribute that a statement gives a value."""
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or not isinstance(statement.value, ast.Call):
+    if (
+        not isinstance(statement, ast.Assign)
+        or len(statement.targets) != 1
+        or not isinstance(statement.value, ast.Call)
+    ):
         return None
     target = statement.targets[0]
     return text.source(target) if isinstance(target, (ast.Name, ast.Attribute)) else None
