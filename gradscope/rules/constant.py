@@ -122,7 +122,7 @@ def _(told: Sequence[Claim[_Constant]], ask: Ask) -> Story:
     ]
     if found.own:
         caret = "divided by its own value: this is 1, whatever it was"
-        edits = undivided(ask, constant.division)
+        edits = tuple(edit for part in found.own for edit in undivided(ask, part))
         help_ = "divide by a reference that stays: each term's first value, or a mean over the steps before"
     else:
         caret = "divided by what is as large in every step"

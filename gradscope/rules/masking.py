@@ -65,7 +65,7 @@ def _(told: Sequence[Claim[Masked]], ask: Ask) -> Story:
     labels: tuple[Label, ...] = ()
     if masked.softmax.span is not None and masked.softmax.span != masked.mask.span:
         labels = (Label(masked.softmax.span, f"`{short_name(masked.softmax.name)}` makes them sum to 1 here"),)
-    axis = next((reading.axis for reading in ask.run.softmaxes if reading.value in masked.softmax.outputs), None)
+    axis = next((reading.axis for reading in ask.run.softmaxes if reading.value in masked.softmax.inputs), None)
     edits = normalised_again(ask, masked.mask, axis) if axis is not None else ()
     return Story(
         "probabilities are masked after the softmax and never normalised again",
@@ -76,8 +76,8 @@ def _(told: Sequence[Claim[Masked]], ask: Ask) -> Story:
         ("note: what is masked has had its share: the result depends on how much there is of it",),
         (
             Help(
-                'mask the scores before the softmax, with `masked_fill(mask, float("-inf"))`, or divide what is left by '
-                "its sum",
+                'mask the scores before the softmax, with `masked_fill(mask, float("-inf"))`, or divide what is left '
+                "by its sum",
                 edits,
             ),
         ),
