@@ -14,14 +14,14 @@ _KEEPS_NO_GRADIENT = ("no_grad", "inference_mode")
 
 
 def trained_again(ask: Ask, optimizer: Optimizer, by: str | None, switched: Span | None) -> Edits:
-    """`train()` before the loop that steps; in its head where the switch is reached from within it."""
+    """`train()` before the loop that steps; before the forward where the switch is reached from within the loop."""
     text, step = statement_at(ask, optimizer.stepped)
     if text is None or step is None or switched is None or by is None or "." in by:
         return ()
     home = next(text.around(step, *_FUNCTIONS), text.tree)
     loop = next(_loops(text, step), None)
-    name = _called(ask, text, loop or home)
-    if name is None:
+    name, forward = _called(ask, text, loop or home)
+    if name is None or forward is None:
         return ()
     if loop is None:
         function = home if isinstance(home, ast.FunctionDef) else None
@@ -30,20 +30,27 @@ def trained_again(ask: Ask, optimizer: Optimizer, by: str | None, switched: Span
     function_name = (switched.function or "").rpartition(".")[2]
     calls = (node.func for node in ast.walk(loop) if isinstance(node, ast.Call))
     inside = inside or any(ast.unparse(called).rpartition(".")[2] == function_name for called in calls)
-    return text.before(loop.body[0] if inside else loop, f"{name}.train()")
+    return text.before(forward if inside else loop, f"{name}.train()")
 
 
-def _called(ask: Ask, text: Text, place: ast.AST) -> str | None:
-    """What the one module is called that runs at a place."""
+def _called(ask: Ask, text: Text, place: ast.AST) -> tuple[str | None, ast.stmt | None]:
+    """What the one module is called that runs at a place, and the first statement that runs it."""
     first, last = getattr(place, "lineno", 1), getattr(place, "end_lineno", None) or len(text.lines)
-    names = set()
+    names: dict[str, ast.stmt] = {}
     for step in ask.run.steps:
         for call in step.calls:
             if call.span.file == text.file and first <= call.span.line <= last:
                 node = text.at(call.span, ast.Call)
-                names.add(text.source(node.func) if node is not None else "")
-    name = next(iter(names)) if len(names) == 1 else ""
-    return name if name and all(part.isidentifier() for part in name.split(".")) else None
+                statement = text.statement(node) if node is not None else None
+                if node is None or statement is None:
+                    return None, None
+                known = names.setdefault(text.source(node.func), statement)
+                if statement.lineno < known.lineno:
+                    names[text.source(node.func)] = statement
+    if len(names) != 1:
+        return None, None
+    name, first_run = next(iter(names.items()))
+    return (name, first_run) if all(part.isidentifier() for part in name.split(".")) else (None, None)
 
 
 def _loops(text: Text, node: ast.AST) -> Iterator[ast.For | ast.While]:

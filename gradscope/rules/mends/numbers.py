@@ -205,7 +205,7 @@ def by_sample(ask: Ask, span: Span | None) -> Edits:
     outputs = target.elts[0] if isinstance(target, ast.Tuple) else target
     home = next(text.around(statement, *_FUNCTIONS), text.tree)
     for node in ast.walk(home):
-        if isinstance(node, ast.Subscript) and text.source(node.value) == text.source(outputs):
-            if not isinstance(node.slice, ast.Tuple):
-                return ()
+        taken = isinstance(node, ast.Subscript) and text.source(node.value) == text.source(outputs)
+        if isinstance(node, ast.Subscript) and taken and not isinstance(node.slice, ast.Tuple):
+            return ()
     return text.with_keyword(made[0], "batch_first", "True")
