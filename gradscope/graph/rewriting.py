@@ -148,7 +148,7 @@ class Text:
 
     # --- edits -----------------------------------------------------------------------------------------------------
 
-    def replaced(self, node: ast.expr | ast.stmt, text: str) -> Edit:
+    def replaced(self, node: ast.expr | ast.stmt | ast.keyword, text: str) -> Edit:
         """Another text for a node."""
         return Edit(self.span(node), text)
 
@@ -381,6 +381,24 @@ def statement_at(ask: Ask, span: Span | None) -> tuple[Text | None, ast.stmt | N
     """The innermost statement in which a span lies, with the text of its file; None where that is not known."""
     text = ask(text_of, span.file) if span is not None else None
     return text, text.at(span, ast.stmt) if text is not None and span is not None else None
+
+
+def node_at(ask: Ask, span: Span | None, *kinds: type[_Node]) -> tuple[Text, _Node] | None:
+    """The text of the file of a span, with the smallest node of some kinds around that span."""
+    text = ask(text_of, span.file) if span is not None else None
+    node = text.at(span, *kinds) if text is not None and span is not None else None
+    return (text, node) if text is not None and node is not None else None
+
+
+def texts(ask: Ask) -> list[Text]:
+    """The texts of all files that can be changed."""
+    return [text for file in ask.run.whole if (text := ask(text_of, file)) is not None]
+
+
+def called(node: ast.expr) -> str:
+    """The last part of the name of what a call calls: `relu` of `F.relu(x)` and `F.relu`."""
+    named = node.func if isinstance(node, ast.Call) else node
+    return named.attr if isinstance(named, ast.Attribute) else named.id if isinstance(named, ast.Name) else ""
 
 
 def applied(edits: Iterable[Edit], lines: Sequence[str]) -> list[str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 
+from gradscope.graph import ops
 from gradscope.graph.ask import Ask
-from gradscope.graph.facts import CustomBackward, Span, Tensor
-from gradscope.graph.rewriting import Edits, Text, text_of
-
-_FACTORIES = frozenset({"arange", "tensor", "randint", "zeros", "ones", "full", "eye", "linspace", "as_tensor", "empty"})
+from gradscope.graph.facts import CustomBackward, Span
+from gradscope.graph.rewriting import Edits, Text, called, node_at, text_of
 
 
 def reduced(ask: Ask, span: Span | None) -> Edits:
     """`.mean()` where the loss gets its name, or before `.backward()`; what `autograd.grad` takes is summed."""
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    if text is None or call is None or not isinstance(call.func, ast.Attribute):
+    found = node_at(ask, span, ast.Call)
+    if found is None:
+        return ()
+    text, call = found
+    if not isinstance(call.func, ast.Attribute):
         return ()
     if call.func.attr != "backward" or call.keywords or call.args:
         outputs = next((k.value for k in call.keywords if k.arg == "outputs"), next(iter(call.args), None))
@@ -34,20 +36,22 @@ def _assignment(text: Text, node: ast.AST, name: str) -> ast.Assign | None:
         return None
     block = text.block(statement)
     for other in reversed(block[: block.index(statement)]):
-        if any(isinstance(part, (ast.Name, ast.Attribute)) and _is_stored(text, part, name) for part in ast.walk(other)):
+        if any(
+            isinstance(part, (ast.Name, ast.Attribute)) and _is_stored(text, part, name) for part in ast.walk(other)
+        ):
             plain = isinstance(other, ast.Assign) and len(other.targets) == 1 and text.source(other.targets[0]) == name
             return other if plain and isinstance(other, ast.Assign) else None
     return None
 
 
-def _is_stored(text: Text, node: ast.Name | ast.Attribute, name: str) -> bool:
-    return isinstance(node.ctx, ast.Store) and text.source(node) == name
+def _is_stored(text: Text, node: ast.AST, name: str) -> bool:
+    return isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store) and text.source(node) == name
 
 
 # --- whole numbers ---------------------------------------------------------------------------------------------------
 
 
-def floating(ask: Ask, span: Span | None, tensor: Tensor | None, *, plain: bool) -> Edits:
+def floating(ask: Ask, span: Span | None, *, plain: bool) -> Edits:
     """A tensor of whole numbers with a floating point dtype. `plain` says that it was computed from no other tensor."""
     text = ask(text_of, span.file) if span is not None else None
     call = text.at(span, ast.Call) if text is not None and span is not None else None
@@ -59,22 +63,22 @@ def floating(ask: Ask, span: Span | None, tensor: Tensor | None, *, plain: bool)
         if statement is None or not isinstance(target, ast.Attribute) or not plain:
             return ()
         return _converted(text, statement, target.value)
-    name = ast.unparse(call.func).rpartition(".")[2]
+    name = called(call)
     if name == "Parameter" and call.args:
         return _made_floating(text, call.args[0])
     if name == "requires_grad_" and isinstance(call.func, ast.Attribute) and plain:
         if not isinstance(call.func.value, ast.Name):
             return _made_floating(text, call.func.value)
-        statement = text.statement(call)
-        return _converted(text, statement, call.func.value) if statement is not None else ()
-    return _made_floating(text, call) if name in _FACTORIES else ()
+        asking = text.statement(call)
+        return _converted(text, asking, call.func.value) if asking is not None else ()
+    return _made_floating(text, call) if name in ops.FACTORIES else ()
 
 
 def _made_floating(text: Text, node: ast.expr) -> Edits:
     """`dtype=torch.float32` for a call that makes a tensor of numbers, `.float()` behind anything else."""
     if isinstance(node, ast.Call) and text.torch is not None:
         named = any(keyword.arg == "dtype" for keyword in node.keywords)
-        if named or ast.unparse(node.func).rpartition(".")[2] in _FACTORIES:
+        if named or called(node) in ops.FACTORIES:
             return text.with_keyword(node, "dtype", f"{text.torch}.float32")
     return text.appended(node, ".float()")
 
@@ -104,7 +108,7 @@ def returning(ask: Ask, function: CustomBackward) -> Edits:
         return ()
     expected, returns = len(function.needed), _returns(backward)
     if function.returned is None and not returns:
-        values = _gradients_called(backward, [a.arg for a in forward.args.args[1:]], function.needed)
+        values = _gradientscalled(backward, [a.arg for a in forward.args.args[1:]], function.needed)
         last = backward.body[-1]
         if values is None or len(values) != expected:
             return ()
@@ -154,17 +158,21 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _gradients_called(backward: ast.FunctionDef, arguments: Sequence[str], needed: Sequence[int]) -> list[str] | None:
+def _gradientscalled(backward: ast.FunctionDef, arguments: Sequence[str], needed: Sequence[int]) -> list[str] | None:
     """For each argument of forward the variable of backward that is called for it; None where one is missing."""
     given = {argument.arg for argument in backward.args.args}
     made = [n.id for n in ast.walk(backward) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    found = []
+    found: list[str] = []
     for argument, wanted in zip(arguments, needed, strict=False):
-        forms = {f"{word}{argument}" for word in ("grad", "grad_", "d", "d_", "g_")}
-        forms |= {f"{argument}{word}" for word in ("grad", "_grad")}
-        lowered = {form.lower() for form in forms}
-        name = next((name for name in made if name.lower() in lowered and name not in given), None)
-        if name is None and wanted:
+        names = [name for name in dict.fromkeys(made) if name not in given and _is_called_for(name, argument)]
+        if wanted and (len(names) != 1 or names[0] in found):
             return None
-        found.append(name or "None")
+        found.append(names[0] if wanted else "None")
     return found
+
+
+def _is_called_for(name: str, argument: str) -> bool:
+    """Whether a variable is called for an argument: `grad_W` and `dW` for `W` and `W_col`."""
+    told = re.fullmatch(r"(?:grad|d|g)_?(.+?)|(.+?)_?grad", name, re.IGNORECASE)
+    of = (told[1] or told[2]).lower() if told is not None else ""
+    return bool(of) and (argument.lower() == of or argument.lower().startswith(f"{of}_"))

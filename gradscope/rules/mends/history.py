@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 from collections.abc import Iterator
 
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cut, cause_of, grad_mode_switch
-from gradscope.graph.facts import Edit, Operation, Span
+from gradscope.graph.facts import Edit, Operation, Run, Span
 from gradscope.graph.naming import is_library, short_name
-from gradscope.graph.rewriting import Edits, Text, text_of
+from gradscope.graph.rewriting import Edits, Text, called, node_at, texts
 from gradscope.rules.mends import switches
+from gradscope.rules.mends.leaves import updated_in_place
 
 _DETACHING = ("detach", "detach_", "data")
 
@@ -19,7 +22,8 @@ _DETACHING = ("detach", "detach_", "data")
 def kept(ask: Ask, cut: Cut) -> Edits:
     """The history goes on where it was cut, and at every further place on the way; none where one of them stays."""
     found: list[Edits] = []
-    for operation in (cut.operation, *cut.further):
+    further = [operation for operation in cut.further if not _goes_along(cut, operation)]
+    for operation in (cut.operation, *further):
         match cause_of(cut.flow, operation):
             case "detach":
                 found.append(undetached(ask, operation.span))
@@ -35,13 +39,21 @@ def kept(ask: Ask, cut: Cut) -> Edits:
     return edits if all(found) and not _overlap(edits) else ()
 
 
+def _goes_along(cut: Cut, operation: Operation) -> bool:
+    """Whether a further operation is a part of what the mend of the first one changes."""
+    if operation.span == cut.operation.span:
+        return True
+    first, switch = (grad_mode_switch(cut.flow, other) for other in (cut.operation, operation))
+    return cause_of(cut.flow, operation) == "no-grad" == cut.cause and first is not None and first == switch
+
+
 def _overlap(edits: Edits) -> bool:
     """Whether two edits are of the same place, so that they cannot both be made."""
     places = sorted(
         (e.span.file, (e.span.line, e.span.column or 1), (e.span.end_line or e.span.line, e.span.end_column or 1))
         for e in edits
     )
-    return any(a[0] == b[0] and b[1] < a[2] for a, b in zip(places, places[1:], strict=False))
+    return any(a[0] == b[0] and b[1] < a[2] for a, b in itertools.pairwise(places))
 
 
 # --- detach and .data ------------------------------------------------------------------------------------------------
@@ -49,12 +61,17 @@ def _overlap(edits: Edits) -> bool:
 
 def undetached(ask: Ask, span: Span | None) -> Edits:
     """`.detach()` or `.data` left out; a statement that would do nothing then goes as a whole."""
-    text = ask(text_of, span.file) if span is not None else None
-    node = text.at(span, ast.Call, ast.Attribute) if text is not None and span is not None else None
-    if text is None or node is None:
+    found = node_at(ask, span, ast.Call, ast.Attribute)
+    if found is None:
         return ()
+    text, node = found
     link = node.func if isinstance(node, ast.Call) else node
-    if not isinstance(link, ast.Attribute) or link.attr not in _DETACHING or _is_meant(text, node):
+    if (
+        not isinstance(node, (ast.Call, ast.Attribute))
+        or not isinstance(link, ast.Attribute)
+        or link.attr not in _DETACHING
+        or _is_meant(text, node)
+    ):
         return ()
     if is_library(link.value):
         return (text.replaced(node, text.bracketed(node.args[0])),) if isinstance(node, ast.Call) and node.args else ()
@@ -97,21 +114,15 @@ def _statement_less(ask: Ask, text: Text, statement: ast.stmt) -> Edits:
         return text.left_out(statement)
     calls = [
         (other, node)
-        for file in ask.run.whole
-        if (other := ask(text_of, file)) is not None
+        for other in ask(texts)
         for node in ast.walk(other.tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _called(node.value) == parent.name
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and called(node.value) == parent.name
     ]
     return calls[0][0].left_out(calls[0][1]) if len(calls) == 1 else ()
 
 
 def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def _called(call: ast.Call) -> str | None:
-    function = call.func
-    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else None
 
 
 def _without_links(text: Text, node: ast.Call | ast.Attribute) -> Edits:
@@ -135,9 +146,9 @@ def _asked_to_require_grad(text: Text, statement: ast.stmt, node: ast.expr) -> E
     block = text.block(statement)
     found: Edits = ()
     for other in block[block.index(statement) + 1 :]:
-        if isinstance(other, ast.Assign) and text.source(other.targets[0]) == f"{name}.requires_grad":
-            found += text.left_out(other)
-        elif isinstance(other, ast.Expr) and text.source(other).startswith(f"{name}.requires_grad_("):
+        if isinstance(other, (ast.Assign, ast.Expr)) and re.match(
+            rf"{re.escape(name)}\.requires_grad(_\(| =)", text.source(other)
+        ):
             found += text.left_out(other)
     return found
 
@@ -149,9 +160,10 @@ def with_grad_mode(ask: Ask, cut: Cut, operation: Operation) -> Edits:
     """What turned grad mode off left out, where all that ran without may keep its history."""
     span, switch = operation.span, grad_mode_switch(cut.flow, operation)
     if short_name(operation.name) == "CheckpointFunction":
-        text = ask(text_of, span.file) if span is not None else None
-        call = text.at(span, ast.Call) if text is not None and span is not None else None
-        return text.with_keyword(call, "use_reentrant", "False") if text is not None and call is not None else ()
+        found = node_at(ask, span, ast.Call)
+        return found[0].with_keyword(found[1], "use_reentrant", "False") if found is not None else ()
+    if update := updated_in_place(ask, span):
+        return update
     if switch is None or switch.span is None or span is None or _writes_leaves(ask, switch):
         return ()
     return switches.left_out(ask, switch.span, span, decorator="decorator" in switch.name)
@@ -159,21 +171,22 @@ def with_grad_mode(ask: Ask, cut: Cut, operation: Operation) -> Edits:
 
 def _writes_leaves(ask: Ask, switch: Operation) -> bool:
     """Whether anything that ran since a switch, up to the next one, changes a leaf in place: torch would refuse it."""
-    run = ask.run
-    later = [other.id for other in run.grad_mode_switches if other.id > switch.id]
-    end = min(later, default=None)
-    for step in run.steps:
-        for operation in step.operations:
-            if operation.id > switch.id and (end is None or operation.id < end) and not operation.grad_enabled:
-                taken = {run.holder[value] for value in operation.inputs}
-                changed = [
-                    run.tensor_by_id[run.holder[value]]
-                    for value in operation.outputs
-                    if run.holder[value] in taken and value not in operation.inputs
-                ]
-                if any(tensor.leaf and tensor.requires_grad for tensor in changed):
-                    return True
-    return False
+    end = min((other.id for other in ask.run.grad_mode_switches if other.id > switch.id), default=None)
+    return any(
+        _writes_a_leaf(ask.run, operation)
+        for step in ask.run.steps
+        for operation in step.operations
+        if operation.id > switch.id and (end is None or operation.id < end)
+    )
+
+
+def _writes_a_leaf(run: Run, operation: Operation) -> bool:
+    if ops.is_a(operation, ops.SETS_DATA, ops.FLAGS):
+        return False
+    taken = {run.holder[value] for value in operation.inputs}
+    new = (run.holder[value] for value in operation.outputs if value not in operation.inputs)
+    changed = (run.tensor_by_id[number] for number in new if number in taken)
+    return any(tensor.leaf and tensor.requires_grad for tensor in changed)
 
 
 # --- gradients of gradients ------------------------------------------------------------------------------------------
@@ -184,9 +197,11 @@ def with_graph(ask: Ask, span: Span | None) -> Edits:
 
     Gradients that `backward` leaves in `.grad` would hold their graph for good, so that call is left alone.
     """
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    if text is None or call is None or _called(call) == "backward":
+    found = node_at(ask, span, ast.Call)
+    if found is None:
+        return ()
+    text, call = found
+    if called(call) == "backward":
         return ()
     given = {keyword.arg: keyword for keyword in call.keywords}
     if "create_graph" in given and not isinstance(given["create_graph"].value, ast.Constant):
@@ -203,16 +218,16 @@ def with_graph(ask: Ask, span: Span | None) -> Edits:
 def resampled(ask: Ask, cut: Cut, operation: Operation) -> Edits:
     """`rsample()` for `sample()` where the distribution has it, and `mean + std * randn_like(std)` for `normal`."""
     span = operation.span
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    if text is None or call is None or span is None:
+    found = node_at(ask, span, ast.Call)
+    if found is None:
         return ()
-    if _called(call) == "sample" and isinstance(call.func, ast.Attribute):
+    text, call = found
+    if called(call) == "sample" and isinstance(call.func, ast.Attribute):
         drawn = [other for other in cut.flow.operations if other.span == span]
-        if any(ops.is_a(o, ops.CHOICES) for o in drawn) or not any(ops.is_a(o, ops.DRAWS) for o in drawn):
+        if any(ops.is_a(o, ops.CHOICES) for o in drawn) or not any(ops.is_a(o, ops.DRAWS_FROM_A_SCALE) for o in drawn):
             return ()
         return (Edit(text.attribute(call.func), "rsample"),)
-    if _called(call) == "normal" and text.torch is not None and is_library(call.func):
+    if called(call) == "normal" and text.torch is not None and is_library(call.func):
         return _shifted_noise(text, call)
     return ()
 

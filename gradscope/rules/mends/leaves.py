@@ -6,23 +6,27 @@ import ast
 from collections.abc import Sequence
 
 from gradscope.graph.ask import Ask
-from gradscope.graph.facts import Optimizer, Span
-from gradscope.graph.rewriting import Edits, Text, text_of
+from gradscope.graph.facts import Edit, Optimizer, Span
+from gradscope.graph.rewriting import Edits, Text, called, node_at, texts
 
 # --- registered ------------------------------------------------------------------------------------------------------
 
 
 def registered(ask: Ask, span: Span | None, names: Sequence[str]) -> Edits:
     """What a module keeps in a plain list, dict or attribute, kept where `parameters()` finds it."""
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.stmt) if text is not None and span is not None else None
-    if text is None or statement is None or text.nn is None or not names:
+    found = node_at(ask, span, ast.stmt)
+    if found is None:
+        return ()
+    text, statement = found
+    if text.nn is None or not names:
         return ()
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         call = statement.value.func
         if isinstance(call, ast.Attribute) and call.attr == "register_buffer":
             return _buffer_as_parameter(text, statement.value)
-        made = _empty(text, statement, call.value) if isinstance(call, ast.Attribute) and call.attr == "append" else None
+        made = (
+            _empty(text, statement, call.value) if isinstance(call, ast.Attribute) and call.attr == "append" else None
+        )
         return _contained(text, made.value, names) if made is not None else ()
     if not isinstance(statement, ast.Assign) or not _is_own(statement.targets[0]):
         return ()
@@ -72,7 +76,7 @@ def _buffer_as_parameter(text: Text, call: ast.Call) -> Edits:
     if len(call.args) != 2 or call.keywords or not isinstance(call.func, ast.Attribute):
         return ()
     name, value = call.args
-    if not isinstance(name, ast.Constant) or not str(name.value).isidentifier():
+    if not isinstance(name, ast.Constant) or not isinstance(name.value, str) or not name.value.isidentifier():
         return ()
     owner = text.source(call.func.value)
     return (text.replaced(call, f"{owner}.{name.value} = {text.nn}.Parameter({text.source(value)})"),)
@@ -83,12 +87,12 @@ def _buffer_as_parameter(text: Text, call: ast.Call) -> Edits:
 
 def asked_by_method(ask: Ask) -> Edits:
     """`module.requires_grad_(True)` for the only line that sets the attribute `requires_grad` of a module."""
-    found = []
-    for file in ask.run.whole:
-        text = ask(text_of, file)
-        for node in ast.walk(text.tree) if text is not None else ():
-            if isinstance(node, ast.Assign) and text is not None and _switches_on(text, node):
-                found.append((text, node))
+    found = [
+        (text, node)
+        for text in ask(texts)
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.Assign) and _switches_on(text, node)
+    ]
     if len(found) != 1:
         return ()
     text, node = found[0]
@@ -112,20 +116,42 @@ def _switches_on(text: Text, node: ast.Assign) -> bool:
 
 def unfrozen_when_made(ask: Ask, span: Span | None) -> Edits:
     """`freeze=False` for an embedding that is made of vectors."""
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    if text is None or call is None or not isinstance(call.func, ast.Attribute) or call.func.attr != "from_pretrained":
+    found = node_at(ask, span, ast.Call)
+    if found is None:
+        return ()
+    text, call = found
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "from_pretrained":
         return ()
     return text.with_keyword(call, "freeze", "False") if len(call.args) < 2 else ()
+
+
+def unfrozen_for(ask: Ask, module: str | None, backward: Span | None) -> Edits:
+    """`module.requires_grad_(True)` at the head of the block whose loss is to train it."""
+    found = node_at(ask, backward, ast.stmt)
+    if found is None or module is None:
+        return ()
+    text, statement = found
+    scope = next(text.around(statement, ast.FunctionDef), None) or text.tree
+    known = {
+        text.source(node)
+        for node in ast.walk(scope)
+        if isinstance(node, (ast.Name, ast.Attribute)) and node.lineno <= statement.lineno
+    }
+    said = next((name for name in (module, f"self.{module}") if name in known), None)
+    if said is None and any(isinstance(n, ast.Name) and n.id == module for n in ast.walk(text.tree)):
+        said = module
+    return text.before(text.block(statement)[0], f"{said}.requires_grad_(True)") if said is not None else ()
 
 
 def unfrozen_before(ask: Ask, optimizer: Optimizer) -> Edits:
     """`module.requires_grad_(True)` before the line that gives an optimizer all parameters of that module."""
     span = optimizer.made
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    given = call.args[0] if call is not None and call.args else None
-    if text is None or call is None or not isinstance(given, ast.Call) or not isinstance(given.func, ast.Attribute):
+    found = node_at(ask, span, ast.Call)
+    if found is None:
+        return ()
+    text, call = found
+    given = next(iter(call.args), None)
+    if not isinstance(given, ast.Call) or not isinstance(given.func, ast.Attribute):
         return ()
     statement = text.statement(call)
     if given.func.attr != "parameters" or given.args or statement is None:
@@ -138,26 +164,28 @@ def unfrozen_before(ask: Ask, optimizer: Optimizer) -> Edits:
 
 def converted_inside(ask: Ask, span: Span | None) -> Edits:
     """`nn.Parameter(value.to(device))` for `nn.Parameter(value).to(device)`."""
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    if text is None or call is None or not isinstance(call.func, ast.Attribute):
+    found = node_at(ask, span, ast.Call)
+    if found is None:
+        return ()
+    text, call = found
+    if not isinstance(call.func, ast.Attribute):
         return ()
     inner, link = call.func.value, text.link(call)
-    if not isinstance(inner, ast.Call) or ast.unparse(inner.func).rpartition(".")[2] != "Parameter" or link is None:
+    if not isinstance(inner, ast.Call) or called(inner) != "Parameter" or link is None:
         return ()
     if len(inner.args) != 1 or link.line != (link.end_line or link.line):
         return ()
     moved = text.lines[link.line - 1][(link.column or 1) - 1 : (link.end_column or 1) - 1]
     value = text.replaced(inner.args[0], text.bracketed(inner.args[0]) + moved)
-    return value, type(value)(link, "")
+    return value, Edit(link, "")
 
 
 def leaf_again(ask: Ask, span: Span | None) -> Edits:
     """The result of an operation as a leaf: what was asked to require grad before it is asked after it."""
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.Assign) if text is not None and span is not None else None
-    if text is None or statement is None or span is None:
+    found = node_at(ask, span, ast.Assign)
+    if found is None:
         return ()
+    text, statement = found
     asked = _asked_before(text, statement)
     if asked is not None:
         return text.moved(asked, after=statement)
@@ -180,8 +208,7 @@ def _asked(text: Text, value: ast.expr) -> Edits:
     if not isinstance(value, ast.BinOp):
         return text.appended(value, ".requires_grad_()")
     start = Span(text.file, span.line, span.column, span.line, span.column)
-    edit = text.replaced(value, "")
-    return type(edit)(start, "("), type(edit)(end, ").requires_grad_()")
+    return Edit(start, "("), Edit(end, ").requires_grad_()")
 
 
 def _asked_before(text: Text, statement: ast.Assign) -> ast.stmt | None:
@@ -211,10 +238,12 @@ def updated_in_place(ask: Ask, span: Span | None) -> Edits:
 
     A new tensor begins without a gradient, and one that stays the same keeps it: so it has to be cleared.
     """
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.Assign) if text is not None and span is not None else None
-    around = next(text.around(statement, ast.With), None) if text is not None and statement is not None else None
-    if text is None or statement is None or not isinstance(around, ast.With) or "no_grad" not in ast.unparse(around.items[0]):
+    found = node_at(ask, span, ast.Assign)
+    if found is None:
+        return ()
+    text, statement = found
+    around = next(text.around(statement, ast.With), None)
+    if not isinstance(around, ast.With) or "no_grad" not in ast.unparse(around.items[0]):
         return ()
     block = text.block(statement)
     updates = [other for other in block if isinstance(other, ast.Assign) and _is_update(text, other)]

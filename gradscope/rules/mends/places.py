@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 
+from gradscope.graph import ops
 from gradscope.graph.ask import Ask
-from gradscope.graph.facts import Edit, Operation, Span
+from gradscope.graph.facts import Edit, Span
 from gradscope.graph.naming import is_library
-from gradscope.graph.rewriting import Edits, Text, text_of
+from gradscope.graph.rewriting import Edits, Text, called, node_at, text_of, texts
 
 _SIGNS: dict[type[ast.operator], str] = {
     ast.Add: "+",
@@ -18,11 +19,7 @@ _SIGNS: dict[type[ast.operator], str] = {
     ast.MatMult: "@",
 }
 # What has no twin without the underscore: these fill with something else, or change more than values.
-_WITHOUT_TWIN = frozenset(
-    "copy_ fill_ zero_ set_ detach_ requires_grad_ retain_grad_ resize_ resize_as_ normal_ uniform_ random_ bernoulli_ "
-    "exponential_ cauchy_ geometric_ log_normal_ constant_ xavier_uniform_ xavier_normal_ kaiming_uniform_ "
-    "kaiming_normal_ orthogonal_ trunc_normal_ share_memory_ put_ index_put_".split()
-)
+_WITHOUT_TWIN = ops.FILLS | ops.CHANGES_MORE
 
 
 def into_a_new_tensor(ask: Ask, span: Span | None) -> Edits:
@@ -75,7 +72,7 @@ def _on_a_copy(text: Text, statement: ast.stmt, part: ast.expr) -> Edits:
 def _by_its_twin(text: Text, call: ast.Call, statement: ast.stmt | None) -> Edits:
     """`relu(x)` for `relu_(x)`; where nobody takes the result, the tensor's name is given to it."""
     function = call.func
-    name = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    name = called(call)
     if not name.endswith("_") or name.endswith("__") or name in _WITHOUT_TWIN or statement is None:
         return ()
     twin = name[:-1]
@@ -108,22 +105,26 @@ def _is_taken_over(text: Text, statement: ast.stmt, changed: ast.expr) -> bool:
 def _is_shared(text: Text, statement: ast.stmt, target: ast.expr) -> bool:
     """Whether another name for the tensor would miss what is written: the variable of a loop is a part of a whole."""
     name = text.source(target)
-    loops = (loop for loop in text.around(statement, ast.For, ast.AsyncFor) if isinstance(loop, (ast.For, ast.AsyncFor)))
+    loops = (loop for loop in text.around(statement, ast.For) if isinstance(loop, ast.For))
     return any(
-        isinstance(part, ast.Name) and part.id == name.partition(".")[0] for loop in loops for part in ast.walk(loop.target)
+        isinstance(part, ast.Name) and part.id == name.partition(".")[0]
+        for loop in loops
+        for part in ast.walk(loop.target)
     )
 
 
 def without_grad_mode(ask: Ask, span: Span | None) -> Edits:
     """An update, and those that follow it, inside of `with torch.no_grad():`."""
-    text = ask(text_of, span.file) if span is not None else None
-    statement = text.at(span, ast.stmt) if text is not None and span is not None else None
-    if text is None or statement is None or text.torch is None:
+    found = node_at(ask, span, ast.stmt)
+    if found is None:
+        return ()
+    text, statement = found
+    if text.torch is None:
         return ()
     if not isinstance(statement, (ast.Expr, ast.Assign, ast.AugAssign)):
         return ()
     block = text.block(statement)
-    name, last = _changed(text, statement), statement
+    name, last = _changed(text, statement), block[block.index(statement)]
     for other in block[block.index(statement) + 1 :]:
         changed = _changed(text, other)
         if changed is None or (changed != name and ".grad" not in text.source(other)):
@@ -161,12 +162,12 @@ def after_backward(ask: Ask, step: Span | None, backward: Span | None) -> Edits:
 
 def constructed_otherwise(ask: Ask, kind: str) -> Edits:
     """The only module of a kind that is made to work in place, made without that: `nn.ReLU()`."""
-    found = []
-    for file in ask.run.whole:
-        text = ask(text_of, file)
-        for node in ast.walk(text.tree) if text is not None else ():
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == kind and text is not None:
-                found.append((text, node))
+    found = [
+        (text, node)
+        for text in ask(texts)
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.Call) and called(node) == kind
+    ]
     edits: Edits = ()
     for text, call in found:
         if any(keyword.arg == "inplace" for keyword in call.keywords):
@@ -174,8 +175,3 @@ def constructed_otherwise(ask: Ask, kind: str) -> Edits:
         elif kind in ("ReLU", "ReLU6", "SiLU", "Mish") and len(call.args) == 1:
             edits += (text.replaced(call.args[0], "False"),)
     return edits
-
-
-def is_in_a_module(operation: Operation) -> bool:
-    """Whether a module made the change: its constructor has asked for that."""
-    return operation.module is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Edit, Span
-from gradscope.graph.rewriting import Edits, Text, text_of
+from gradscope.graph.rewriting import Edits, Text, called, text_of, texts
 
 _OFF = ("no_grad", "inference_mode", "set_grad_enabled")
 
@@ -22,9 +22,8 @@ def left_out(ask: Ask, switch: Span, cut: Span, *, decorator: bool) -> Edits:
     if text is None:
         return ()
     if decorator:
-        found = next(_decorators(text, switch), None)
-        return text.undecorated(found) if found is not None else ()
-    call = text.at(switch, ast.Call)
+        return _undecorated(ask, text, switch, cut)
+    call = _call(text, switch)
     if call is None or not _turns_off(call):
         return ()
     parent = text.parents[call]
@@ -43,12 +42,54 @@ def left_out(ask: Ask, switch: Span, cut: Span, *, decorator: bool) -> Edits:
     return (*taken, *put) if taken and put and text.torch is not None else ()
 
 
+def _call(text: Text, switch: Span) -> ast.expr | None:
+    """The expression that turns grad mode off at a place, which may be a whole `with`."""
+    call = text.at(switch, ast.Call)
+    if call is not None and _turns_off(call):
+        return call
+    block = text.at(switch, ast.With)
+    items = [item.context_expr for item in block.items] if block is not None else []
+    return next((item for item in items if _turns_off(item)), call)
+
+
+def _undecorated(ask: Ask, text: Text, switch: Span, cut: Span) -> Edits:
+    """The decorated function that the switch belongs to, which is told at its call: without its decorator.
+
+    It is the function in which the history is lost, or the one that is called there, or there is only one.
+    """
+    found = [
+        (other, node, decorator)
+        for other in ask(texts)
+        for node in ast.walk(other.tree)
+        if isinstance(node, ast.FunctionDef)
+        for decorator in node.decorator_list
+        if _turns_off(decorator)
+    ]
+    call = text.at(switch, ast.Call)
+    name = called(call) if call is not None else None
+    own = [entry for entry in found if entry[0].file == cut.file and _path(entry[0], entry[1]) == cut.function]
+    there = [entry for entry in found if entry[1].name == name]
+    chosen = own or there or found
+    return chosen[0][0].undecorated(chosen[0][2]) if len(chosen) == 1 else ()
+
+
+def _path(text: Text, node: ast.FunctionDef) -> str:
+    """The qualified name of a function, as the interpreter has it."""
+    parts = [node.name]
+    for outer in text.around(node, ast.FunctionDef, ast.ClassDef):
+        if isinstance(outer, ast.FunctionDef):
+            parts.append("<locals>")
+        if isinstance(outer, (ast.FunctionDef, ast.ClassDef)):
+            parts.append(outer.name)
+    return ".".join(reversed(parts))
+
+
 def trainable(ask: Ask, switch: Span) -> Edits:
     """`no_grad` in the place of `inference_mode`: its results may be trained on."""
     text = ask(text_of, switch.file)
     if text is None:
         return ()
-    found = next(_decorators(text, switch), None) or text.at(switch, ast.Call)
+    found = next(_decorators(text, switch), None) or _call(text, switch)
     named = found.func if isinstance(found, ast.Call) else found
     if found is None or named is None or not ast.unparse(named).endswith("inference_mode"):
         return ()

@@ -14,17 +14,28 @@ from gradscope.graph.rewriting import Edits, Text, text_of
 
 _LEAVING = ("item", "tolist", "numpy")
 _ON_THE_WAY = (*_LEAVING, "detach", "cpu")
-# What `math` and `torch` call by one name.
-_SHARED = frozenset("sqrt exp log log2 log10 log1p expm1 sin cos tan sinh cosh tanh asin acos atan pow erf".split())
 
 
-def carried_on(ask: Ask, flow: StepFlow, operation: Operation) -> Edits:
+def carried_on(ask: Ask, cut: Cut) -> Edits:
     """A tensor made of the values of others becomes those tensors: `torch.stack` of a list, or the one that it is."""
-    text, call = _call(ask, operation.span)
-    if text is None or call is None:
+    text, call = _call(ask, cut.operation.span)
+    if text is None or call is None or not _is_free(text, call):
         return ()
-    mended = _rebuilt(text, call, flow, operation, {})
+    mended = _rebuilt(text, call, cut.flow, cut.operation, {})
     return (text.replaced(call, mended),) if mended is not None else ()
+
+
+def _is_free(text: Text, call: ast.Call) -> bool:
+    """Whether a result may take the place of a new parameter: what a module has registered as one may not."""
+    statement = text.statement(call)
+    owner = next(text.around(call, ast.ClassDef), None)
+    if not isinstance(statement, ast.Assign) or owner is None:
+        return True
+    kept = [text.source(target) for target in statement.targets if isinstance(target, ast.Attribute)]
+    others = (node for node in ast.walk(owner) if isinstance(node, ast.Assign) and node is not statement)
+    again = {text.source(target) for node in others for target in node.targets}
+    method = next(text.around(call, ast.FunctionDef), None)
+    return not again.intersection(kept) and getattr(method, "name", "") != "__init__"
 
 
 def kept_in_torch(ask: Ask, cut: Cut) -> Edits:
@@ -120,7 +131,10 @@ def _rebuilt(
 def _made_of(
     text: Text, argument: ast.expr, flow: StepFlow, operation: Operation, mended: Mapping[ast.expr, str]
 ) -> str | None:
-    shapes = [tensor.shape for value in operation.inputs if (tensor := flow.tensor(value)) is not None]
+    # `torch.Tensor([a, b])` asks each of them for its number.
+    asked = [o for o in flow.operations if o.span == operation.span and ops.is_a(o, ops.EXITS)] or [operation]
+    taken = dict.fromkeys(value for part in asked for value in part.inputs)
+    shapes = [tensor.shape for value in taken if (tensor := flow.tensor(value)) is not None]
     made = next((tensor.shape for value in operation.outputs if (tensor := flow.tensor(value)) is not None), None)
     if isinstance(argument, (ast.List, ast.Tuple)):
         return _stacked(text, argument, shapes, mended)
@@ -195,7 +209,11 @@ def _with_parts(text: Text, node: ast.expr, mended: Mapping[ast.expr, str]) -> s
     function = node.func if isinstance(node, ast.Call) else None
     if isinstance(node, ast.Call) and isinstance(function, ast.Attribute) and len(node.args) == 1:
         inner = _with_parts(text, node.args[0], mended)
-        if inner is not None and ast.unparse(function.value) in ("math", "np", "numpy") and function.attr in _SHARED:
+        if (
+            inner is not None
+            and ast.unparse(function.value) in ("math", "np", "numpy")
+            and function.attr in ops.OF_MATH
+        ):
             return f"{text.torch}.{function.attr}({inner})" if text.torch is not None else None
     return None
 
@@ -207,5 +225,3 @@ def _put(text: Text, whole: ast.expr, part: ast.expr, code: str, new: str) -> st
     before = (place.line - start.line, (place.column or 1) - (start.column or 1 if place.line == start.line else 1))
     first = sum(len(line) + 1 for line in lines[: before[0]]) + before[1]
     return code[:first] + new + code[first + len(text.source(part)) :]
-
-
