@@ -274,7 +274,9 @@ def _backwards(text: Text, node: ast.AST) -> list[ast.Call]:
 
 
 def _is_stored(text: Text, function: ast.AST, name: str) -> bool:
-    """Whether a function gives a variable its value."""
+    """Whether a function gives a variable its value, or is given it."""
+    if any(isinstance(node, ast.arg) and node.arg == name for node in ast.walk(function)):
+        return True
     return any(
         isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store) and text.source(node) == name
         for node in ast.walk(function)
