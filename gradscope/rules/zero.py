@@ -220,7 +220,7 @@ def _cancelled(told: Sequence[Claim[_Cause]], cause: Cancelled, ask: Ask) -> Sto
         names,
         tuple(labels),
         (f"all 0: {listed(names)}", f"why: the result is the same, whatever {made} is"),
-        (Help(help_, numbers.drawn_without_history(ask, cause.made.span if cause.made is not None else None)),),
+        (Help(help_, numbers.drawn_without_history(ask, [branch.span for branch in cause.branches])),),
     )
 
 

@@ -20,7 +20,6 @@ WITHOUT_EDIT = {
     "deepcopy-non-leaf": "whether the copy is needed, and with what",
     "device-mismatch": "a device that one machine has is none of another",
     "dtype-mismatch": "which side converts",
-    "frozen-but-updated": "the optimizer or the freezing",
     "exploding-gradient": "an architecture",
     "vanishing-gradient": "an architecture",
     "no-update": "another type, or another learning rate",

@@ -88,7 +88,28 @@ def _reached(text: Text, place: ast.stmt, path: str) -> tuple[str, ast.stmt] | N
                 made = text.statement(node)
                 if made is not None:
                     return ".".join([name, *parts[count + 1 :]]), made
-    return None
+    return _in_an_object(text, place, path)
+
+
+def _in_an_object(text: Text, place: ast.stmt, path: str) -> tuple[str, ast.stmt] | None:
+    """`session.balance` for what the class of the object `session` calls `self.balance`."""
+    root = f"self.{path.split('.')[0]}"
+    classes = {
+        owner.name
+        for node in _stores(text.tree)
+        if isinstance(node, ast.Attribute) and text.source(node) == root
+        for owner in text.around(node, ast.ClassDef)
+        if isinstance(owner, ast.ClassDef)
+    }
+    made = [
+        (target.id, statement)
+        for statement in text.block(place)
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
+        if ast.unparse(statement.value.func) in classes
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    ]
+    return (f"{made[0][0]}.{path}", made[0][1]) if len(made) == len(classes) == 1 else None
 
 
 def _stores(node: ast.AST) -> Iterator[ast.Name | ast.Attribute]:
@@ -100,6 +121,9 @@ def _stores(node: ast.AST) -> Iterator[ast.Name | ast.Attribute]:
 def _with_more(text: Text, call: ast.Call, added: Sequence[str]) -> Edits:
     """More elements in the list that an optimizer is given, or a list of what it is given and these."""
     argument, more = call.args[0], ", ".join(added)
+    if isinstance(argument, ast.Name):
+        home = next(text.around(argument, *_FUNCTIONS), text.tree)
+        argument = _only_value(text, home, argument.id) or argument
     if isinstance(argument, (ast.List, ast.Tuple)):
         if not argument.elts or any(isinstance(element, ast.Dict) for element in argument.elts):
             return ()
@@ -228,9 +252,13 @@ def multiplied(ask: Ask, span: Span | None) -> Edits:
 
 
 def _call_that_made(text: Text, place: ast.expr, name: str) -> ast.Call | None:
-    """The call whose result a variable holds, where it is given one value only in this function."""
-    home = next(text.around(place, *_FUNCTIONS), text.tree)
+    """The call whose result a variable holds."""
+    value = _only_value(text, next(text.around(place, *_FUNCTIONS), text.tree), name)
+    return value if isinstance(value, ast.Call) else None
+
+
+def _only_value(text: Text, home: ast.AST, name: str) -> ast.expr | None:
+    """What a variable holds, where a function gives it one value only."""
     stores = [node for node in _stores(home) if isinstance(node, ast.Name) and node.id == name]
     statement = text.statement(stores[0]) if len(stores) == 1 else None
-    value = statement.value if isinstance(statement, ast.Assign) and statement.targets == stores else None
-    return value if isinstance(value, ast.Call) else None
+    return statement.value if isinstance(statement, ast.Assign) and statement.targets == stores else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Optimizer, Span
@@ -168,13 +168,15 @@ def straight_through(ask: Ask, span: Span | None) -> Edits:
     return (text.replaced(call, text.source(argument)), *behind) if behind else ()
 
 
-def drawn_without_history(ask: Ask, span: Span | None) -> Edits:
-    """`sample` for `rsample`."""
-    text = ask(text_of, span.file) if span is not None else None
-    call = text.at(span, ast.Call) if text is not None and span is not None else None
-    if text is None or call is None or not isinstance(call.func, ast.Attribute) or call.func.attr != "rsample":
-        return ()
-    return text.renamed(call.func, "sample")
+def drawn_without_history(ask: Ask, spans: Sequence[Span | None]) -> Edits:
+    """`sample` for `rsample` where one line of these draws."""
+    for span in spans:
+        text = ask(text_of, span.file) if span is not None else None
+        call = text.at(span, ast.Call) if text is not None and span is not None else None
+        function = call.func if call is not None else None
+        if text is not None and isinstance(function, ast.Attribute) and function.attr == "rsample":
+            return text.renamed(function, "sample")
+    return ()
 
 
 def swapped(ask: Ask, span: Span | None) -> Edits:

@@ -182,6 +182,53 @@ def unscaled(ask: Ask, clip: Span | None, stepped: Span | None, divided: Span | 
     return text.moved(unscaling, before=statement) if same else ()
 
 
+# --- freezing --------------------------------------------------------------------------------------------------------
+
+
+def frozen_without_gradient(ask: Ask, span: Span | None, *, masked: bool) -> Edits:
+    """No gradient in the place of one of zeros, and none left where something is frozen: no step moves it then."""
+    text, statement = statement_at(ask, span)
+    if text is None or statement is None:
+        return ()
+    if masked:
+        gradient = _zeroed(statement)
+        return (text.replaced(statement, f"{text.source(gradient)} = None"),) if gradient is not None else ()
+    if isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Attribute):
+        off = target.attr == "requires_grad" and _is_false(statement.value)
+        return text.after(statement, f"{text.source(target.value)}.grad = None") if off else ()
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "requires_grad_":
+        return ()
+    if not all(map(_is_false, [*call.args, *(keyword.value for keyword in call.keywords)])):
+        return ()
+    owner = call.func.value
+    loop = next(text.around(statement, ast.For), None)
+    each = isinstance(loop, ast.For) and "parameters()" in text.source(loop.iter) and isinstance(owner, ast.Name)
+    tensor = each or (isinstance(owner, ast.Attribute) and owner.attr in ("weight", "bias"))
+    return text.after(statement, f"{text.source(owner)}.{'grad = None' if tensor else 'zero_grad()'}")
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def _zeroed(statement: ast.stmt) -> ast.Attribute | None:
+    """The gradient that a statement sets to zero throughout: `w.grad *= 0`, `w.grad.zero_()`."""
+    if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Mult):
+        zero = isinstance(statement.value, ast.Constant) and statement.value.value == 0
+        node: ast.expr | None = statement.target if zero else None
+    else:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return None
+        zeros = all(isinstance(argument, ast.Constant) and argument.value == 0 for argument in call.args)
+        named = call.func.attr == "zero_" or (call.func.attr in ("mul_", "fill_") and call.args)
+        node = call.func.value if zeros and named else None
+    while isinstance(node, ast.Attribute) and node.attr == "data":
+        node = node.value
+    return node if isinstance(node, ast.Attribute) and node.attr == "grad" else None
+
+
 # --- where things stand ----------------------------------------------------------------------------------------------
 
 

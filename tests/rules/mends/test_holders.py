@@ -73,6 +73,40 @@ MENDED = {
         "not-in-optimizer",
         ["self.sgd = torch.optim.SGD([*self.body.parameters(), *self.head.parameters()], lr=0.1)"],
     ),
+    "a list with a name": (
+        """
+        body, head = nn.Linear(4, 8), nn.Linear(8, 1)
+        weights = [body.weight, body.bias]
+        sgd = torch.optim.SGD(weights, lr=0.1)
+        fit(lambda x: head(body(x).tanh()), sgd)
+        """,
+        "not-in-optimizer",
+        ["weights = [body.weight, body.bias, *head.parameters()]"],
+    ),
+    "a part of an object": (
+        """
+        class Goal(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.ones(4))
+
+            def forward(self, x):
+                return x * self.scale
+
+
+        class Job:
+            def __init__(self):
+                self.goal = Goal()
+
+
+        body = nn.Linear(4, 4)
+        sgd = torch.optim.SGD(body.parameters(), lr=0.1)
+        job = Job()
+        fit(lambda x: job.goal(body(x)).sum(dim=1, keepdim=True), sgd)
+        """,
+        "not-in-optimizer",
+        ['sgd.add_param_group({"params": job.goal.parameters()})'],
+    ),
     "a new layer": (
         """
         net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))

@@ -132,6 +132,20 @@ MENDED = {
         "never-stepped",
         ["scaler.step(adam)", "scaler.update()"],
     ),
+    "frozen with a gradient": (
+        """
+        for step in range(9):
+            if step == 3:
+                for weight in net.parameters():
+                    weight.requires_grad_(False)
+            loss = cost()
+            adam.zero_grad(set_to_none=False)
+            loss.backward()
+            adam.step()
+        """,
+        "frozen-but-updated",
+        ["weight.grad = None"],
+    ),
     "clipped early": (
         """
         for _ in range(6):
