@@ -24,6 +24,8 @@ WITHHELD_IN_A_ROW = 8
 STEPS_TO_SETTLE = 24
 # Optimizers of one line for the same tensors that make no more than these steps each: their averages never live.
 REBUILT, REBUILT_STEPS = 5, 2
+# Steps after which a loss has a course: over fewer it rises as the batches differ.
+STEPS_OF_A_COURSE = 8
 # Looks at single steps that left a value as it was to the last bit: fewer may fall on a warm-up from a rate of 0.
 STILL_STEPS = 4
 # Looks at steps at a rate of 0, the first 8 and every eighth: some 32 steps, after which a warm-up has begun.

@@ -97,7 +97,6 @@ KEEPS_ELEMENTS = _names(
 
 # --- weights and masks ---------------------------------------------------------------------------------------------
 PROBABILITIES = _names("softmax")
-MULTIPLIES = _names("mul rmul imul multiply mul_")
 MASKS = _names("masked_fill masked_fill_ where setitem index_fill index_fill_")  # they put a number in some places
 COMPLEMENTS = _names("sub rsub invert logical_not bitwise_not eq ne lt le gt ge")
 TRIANGLES = _names("tril triu tril_ triu_")
@@ -185,9 +184,9 @@ RECURRENT_MODULES = _names("LSTM GRU RNN")
 CELLS = _names("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell LSTMCell GRUCell RNNCell")
 ATTENTION = _names("multi_head_attention_forward")
 LOOKS_UP = _names("embedding embedding_bag")
-MATRIX_PRODUCTS = _names("matmul rmatmul mm bmm mv dot addmm baddbmm")
+MULTIPLIES_MATRICES = _names("matmul rmatmul mm bmm mv dot addmm baddbmm")
 JOINS = _names("cat concat concatenate stack vstack hstack")
-VIEWS = _names("view reshape")
+CUTS_ANEW = _names("view reshape")
 FLATTENS = _names("flatten view reshape")
 MOVES_AXES = _names("transpose permute T t mT H mH movedim swapaxes moveaxis expand")
 # Which argument of a module's constructor says what size it takes: its place and its name.

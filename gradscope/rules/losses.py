@@ -192,7 +192,10 @@ def _weighted(flow: StepFlow, operation: Operation) -> _Weighted | None:
         if reduction is None or not reduction.inputs:
             continue
         reduced = flow.tensor(reduction.inputs[0])
-        if reduced is not None and reduced.shape[:1] == (samples,) and loss not in flow.behind([value]):
+        # What a number is divided by is a scale, and what comes from the same parameters is no weight of theirs.
+        scales = ops.is_a(operation, ops.DIVIDES) and loss == operation.inputs[1]
+        apart = not any(flow.history[shared] for shared in flow.behind([loss]) & flow.behind([value]))
+        if reduced is not None and reduced.shape[:1] == (samples,) and apart and not scales:
             return _Weighted(flow, operation, reduction, weights)
     return None
 

@@ -15,6 +15,27 @@ from gradscope.graph.rewriting import applied
 from gradscope.reports.report import Report
 from tests.workshop import Workshop
 
+TRAINING = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+{before}
+
+net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+for step in range(8):
+    x, y = torch.rand(16, 4), torch.rand(16, 4)
+    optimizer.zero_grad()
+{body}
+    optimizer.step()
+"""
+
+
+def training(body: str, before: str = "") -> str:
+    """A training loop with this body, up to the backward."""
+    return TRAINING.format(body=textwrap.indent(body, "    "), before=before)
+
 
 class Mended(NamedTuple):
     """The first finding of a program; the lines that its first edits take away and put in; and what is found then."""

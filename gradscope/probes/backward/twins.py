@@ -59,7 +59,7 @@ def look_at_twins(tape: Tape, arrived: Iterable[tuple[Subject, torch.Tensor, tor
         if twins is None or gradient is None:
             continue
         values = values_of(gradient)
-        if values is None or values.layout is not torch.strided or values.shape[:1] != twins.first.shape:
+        if values is None or not _has_rows(values) or values.shape[:1] != twins.first.shape:
             del tape.twins[subject.serial]
         elif bool(values.any()):
             if _are_alike(values.flatten(1), twins.first):
@@ -71,7 +71,7 @@ def look_at_twins(tape: Tape, arrived: Iterable[tuple[Subject, torch.Tensor, tor
 def alike(tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
     """For each slice along a dimension the first that is equal to it; None unless many have a twin."""
     values = values_of(tensor)
-    if values is None or values.layout is not torch.strided or values.dim() < 2 or not values.is_floating_point():
+    if values is None or not _has_rows(values) or not values.is_floating_point():
         return None
     rows = detached(values).transpose(0, dim).flatten(1)
     if not (1 < rows.shape[0] <= _MOST and rows.shape[1] > 1):
@@ -82,10 +82,14 @@ def alike(tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
     return _grouped(rows) if stride > 1 else _grouped(rows[:, ::stride])
 
 
+def _has_rows(values: torch.Tensor) -> bool:
+    return values.layout is torch.strided and not values.is_nested and values.dim() > 1
+
+
 def _grouped(rows: torch.Tensor) -> torch.Tensor | None:
     """The first row equal to each, found by sorting them by one number each."""
-    wide = rows.to(torch.float64)
-    places = torch.arange(1, wide.shape[1] + 1, dtype=torch.float64, device=wide.device)
+    wide = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)  # which has no float64
+    places = torch.arange(1, wide.shape[1] + 1, dtype=wide.dtype, device=wide.device)
     order = (wide * torch.sin(places)).sum(1).argsort(stable=True)
     same = (rows[order][1:] == rows[order][:-1]).all(1)
     paired = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)

@@ -188,7 +188,7 @@ def _wrong_norm(ask: Ask, refused: Refusal) -> Story | None:
 def _view(ask: Ask, refused: Refusal) -> Story | None:
     """A view that does not hold all the numbers, or whose numbers do not lie in order."""
     operation, taken, sources = refused.operation, _operands(ask, refused), ask.run.sources
-    if not taken or not ops.is_a(operation, ops.VIEWS):
+    if not taken or not ops.is_a(operation, ops.CUTS_ANEW):
         return None
     given, sizes = taken[0], refused.crash.call.numbers if refused.crash.call is not None else ()
     if "not compatible" in refused.crash.message:
@@ -343,7 +343,7 @@ def _kept(ask: Ask, refused: Refusal) -> Story | None:
     operation, taken = refused.operation, _operands(ask, refused)
     held = [tensor for tensor in taken if is_held(tensor) and tensor.shape]
     others = [tensor for tensor in taken if not is_held(tensor)]
-    if len(held) != 1 or not others or held[0].made is None or ops.is_a(operation, ops.VIEWS):
+    if len(held) != 1 or not others or held[0].made is None or ops.is_a(operation, ops.CUTS_ANEW):
         return None
     (kept,) = held
     labels = (Label(operation.span, f"meets {shape_text(others[0].shape)} here"),) if operation.span is not None else ()
@@ -372,7 +372,7 @@ def _mend(refused: Refusal, name: str, taken: Sequence[Tensor]) -> str:
         if len({len(shape) for shape in shapes}) > 1:
             return "give all of them the same number of axes, as by `unsqueeze`"
         return "bring all of them to one size first: pad, crop or interpolate, or join along the axis that differs"
-    if len(shapes) >= 2 and ops.is_a(refused.operation, ops.MATRIX_PRODUCTS) and min(map(len, shapes[:2])) >= 2:
+    if len(shapes) >= 2 and ops.is_a(refused.operation, ops.MULTIPLIES_MATRICES) and min(map(len, shapes[:2])) >= 2:
         first, second = shapes[:2]
         if first[-1] == second[-1]:
             return "turn the second one round: `.transpose(-2, -1)`"
