@@ -53,18 +53,26 @@ def _modules(run: Run, missing: Sequence[Tensor]) -> dict[str, bool] | None:
     held = {number for optimizer in run.optimizers for number in optimizer.tensors}
     found: dict[str, bool] = {}
     for tensor in missing:
-        if tensor.name is None or "#" in tensor.name or "[" in tensor.name:
+        full = _full_name(tensor)
+        if not full or "#" in full or "[" in full:
             return None
-        parts = tensor.name.split(".")
-        for count in range(1, len(parts)):
+        parts = full.split(".")
+        root = tensor.module.count(".") + 1 if tensor.module is not None else len(parts)
+        for count in range(root, len(parts)):
             path = ".".join(parts[:count])
-            inside = [other for other in run.tensors if other.name and other.name.startswith(f"{path}.")]
+            inside = [other for other in run.tensors if _full_name(other).startswith(f"{path}.")]
             if all(other.id in lacking or not other.requires_grad or other.id not in held for other in inside):
                 found[path] = False
                 break
         else:
-            found[tensor.name] = True
+            found[full] = True
     return found
+
+
+def _full_name(tensor: Tensor) -> str:
+    """The name of a tensor with that of its root module in front."""
+    name, root = tensor.name or "", tensor.module
+    return name if root is None or not name or name.startswith(f"{root}.") else f"{root}.{name}"
 
 
 def _reached(text: Text, place: ast.stmt, path: str) -> tuple[str, ast.stmt] | None:
