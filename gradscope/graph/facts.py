@@ -18,7 +18,7 @@ from msgspec import Meta
 from gradscope.graph.events import AnyEvent
 
 Severity = Literal["error", "warning", "info"]
-Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
+Ending = Literal["end", "steps", "finding", "interrupt", "exception", "exit"]
 Symptom = Literal[
     "no graph",
     "no tensor to differentiate",
@@ -41,6 +41,9 @@ Symptom = Literal[
     "argument without derivative",
     "copy of a result",
     "changed in place under vmap",
+    "recomputed otherwise",
+    "ready twice",
+    "compiled for one pass",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
@@ -66,8 +69,7 @@ class Span:
     function: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
 
     A gradient that is exactly zero or not finite has arrived too; both are counted apart. `zeros` is how many of the
@@ -98,8 +100,7 @@ class Clips:
     scale: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True):
     """What became of the gradients of one leaf.
 
     `passes` counts the backwards that reached it; `first` and `last` are the numbers of the steps in which the first
@@ -209,8 +210,7 @@ class Tensor:
         return all(size == 1 for size in self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """What a tensor object held between two changes: the edges of the data flow.
 
     An in-place operation gives its tensor a new value. `history` says whether autograd would send a
@@ -245,8 +245,7 @@ class Operation:
     number: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """One node of the autograd graph. Its id is its place in the walk; the roots come first.
 
     `edges` are (node id, index of that node's output), towards the leaves. `tensor` names the leaf of an
@@ -266,6 +265,30 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A call that a function under `checkpoint` made when it ran again; `shape` is that of its first result."""
+
+    name: str
+    span: Span
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """A function under `checkpoint`, called at `span`, that ran otherwise when backward ran it again.
+
+    The ids of the operations of its first run lie between `began` and `ended`. `switched` is the call that last put
+    modules into another mode, where that was after the first run.
+    """
+
+    span: Span | None
+    began: int
+    ended: int | None
+    again: tuple[Again, ...]
+    switched: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Where a failed backward met a saved tensor that it could not use.
 
@@ -274,6 +297,7 @@ class Refused:
     it took. `version` counts the changes now, `expected` those when it was saved; `writers` are the operations that
     made them, in order, as far as they were seen.
     A graph that was freed: `freed` are the operations behind the roots whose saved tensors are gone.
+    What checkpointing had to compute again and did not find as it was: `recomputed`.
     """
 
     node: str | None = None
@@ -284,6 +308,7 @@ class Refused:
     expected: int | None = None
     writers: tuple[int, ...] = ()
     freed: tuple[int, ...] = ()
+    recomputed: Recomputed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +441,15 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class WrongValue:
+    """At one element of the argument at a place: the gradient that backward gave, and the slope of forward there."""
+
+    place: int
+    given: float
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
 class CustomBackward:
     """The backward of one custom autograd Function over all the passes that were looked at.
 
@@ -425,7 +459,7 @@ class CustomBackward:
     where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
     gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
     was returned was exactly zero. `returns` are its return statements. `raised` says that it raised the exception that
-    ended the script.
+    ended the script. `wrong` is what a check of its values found, where one was asked for.
     """
 
     name: str
@@ -440,6 +474,7 @@ class CustomBackward:
     zero: bool = True
     complained: bool = False
     raised: bool = False
+    wrong: tuple[WrongValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

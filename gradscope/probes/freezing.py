@@ -19,6 +19,7 @@ from gradscope.folds.overwrites import Overwrites
 from gradscope.graph.comments import comments_in
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import (
+    Again,
     Backward,
     BatchCheck,
     Call,
@@ -40,6 +41,7 @@ from gradscope.graph.facts import (
     Profile,
     ProfileNode,
     Received,
+    Recomputed,
     Refused,
     Softmax,
     Span,
@@ -55,6 +57,7 @@ from gradscope.probes.asked.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.backward.custom import custom_backwards
 from gradscope.probes.backward.nonfinite import spoilt_by_steps
 from gradscope.probes.backward.profiles import Profile as ProfileRecord
+from gradscope.probes.backward.recomputes import Recompute
 from gradscope.probes.backward.twins import twins_at_end
 from gradscope.probes.forward.callsites import USER, Site
 from gradscope.probes.program.names import SourceNames, function_name, names_in, source_names
@@ -302,7 +305,16 @@ class _Freezer:
             then,
             refusal.writers,
             tuple(dict.fromkeys(freed)),
+            self.recomputed(refusal.recompute) if refusal.recompute is not None else None,
         )
+
+    def recomputed(self, record: Recompute) -> Recomputed:
+        calls = ((function_name(function), self.span(site), shape) for function, site, shape in record.calls)
+        again = tuple(Again(name, span, shape) for name, span, shape in calls if span is not None)
+        number, site = self.tape.mode_switched
+        late = record.ended is not None and number > record.ended
+        switched = self.span(site) if late else None
+        return Recomputed(self.span(record.site), record.began, record.ended, again, switched)
 
     def makers(self, thread: int) -> _Makers:
         """Who made the nodes of a thread."""
@@ -462,9 +474,11 @@ class _Freezer:
                 if node.operation is not None and node.sequence is not None:
                     last[node.operation] = max(last.get(node.operation, (-1, "")), (node.sequence, node.name))
         operations = [operation for record in self.records for operation in record.operations]
-        known = {(str(op.function), op.site): last[op.serial][1] for op in operations if op.serial in last}
+        known = {(op.function, op.site): last[op.serial][1] for op in operations if op.serial in last}
+        if not known:
+            return
         for operation in operations:
-            name = known.get((str(operation.function), operation.site))
+            name = known.get((operation.function, operation.site))
             for _, subject, history in operation.outputs:
                 if name is not None and history and not subject.leaf:
                     self.grad_fns[subject.serial] = name

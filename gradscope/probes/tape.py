@@ -15,7 +15,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,10 +59,12 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from gradscope.probes.asked.batches import BatchCheck
+    from gradscope.probes.asked.functions import Wrong
     from gradscope.probes.backward.custom import CustomRecord
     from gradscope.probes.backward.failing import FailedRecord
     from gradscope.probes.backward.nonfinite import Event
     from gradscope.probes.backward.profiles import Profile
+    from gradscope.probes.backward.recomputes import Recompute
     from gradscope.probes.backward.targets import Compared
     from gradscope.probes.backward.twins import Twins
 
@@ -97,6 +99,8 @@ class Tape:
         self.ended_by: tuple[int, type, str] | None = None  # the exception that ended the program
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
+        self.mode_switched: tuple[int, Site | None] = (0, None)  # the latest change between training and evaluation
+        self.recompute: Recompute | None = None  # the latest function that checkpointing ran again
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
         self.discards: dict[Site | None, Discards[Site]] = {}
         self.growth = Growth()
@@ -119,6 +123,9 @@ class Tape:
         self.dead = 0  # times that gradients have become zero for good, of which a profile was wanted
         self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
         self.checked: dict[int, ModuleMark] = {}
+        self.check_function: Callable[[Any, Callable[..., Any], tuple[Any, ...]], None] | None = None
+        self.functions_checked: dict[CodeType, int] = {}
+        self.wrong_backwards: dict[CodeType, tuple[Wrong, ...]] = {}
         self.checks: list[BatchCheck] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
@@ -252,7 +259,7 @@ class Tape:
         jottings = self.step.jottings
         if jottings is not None:
             self._meet_base(tensor, subject.version)
-            self._renew(jottings, subject)
+            self._renew(jottings, subject, written=subject.version != version(tensor))
         self._values += 1
         self.refresh(subject, tensor)
         subject.value = self._values
@@ -262,11 +269,15 @@ class Tape:
         if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
 
-    def _renew(self, jottings: Jottings, subject: Subject) -> None:
-        """What is jotted from now on, takes another value of a tensor than what has been jotted so far."""
+    def _renew(self, jottings: Jottings, subject: Subject, written: bool) -> None:
+        """What is jotted from now on, takes another value of a tensor than what has been jotted so far.
+
+        Only where its memory was written to, and not where it merely requires gradients now, has a view of it changed.
+        """
         number = self.next_operation()
         jottings.renewed.setdefault(subject.serial, []).append((number, subject.value, subject.requires_grad))
-        self.changed_since = self.changed_since or number
+        if written:
+            self.changed_since = self.changed_since or number
 
     def _meet_base(self, tensor: torch.Tensor, count: int) -> None:
         """Know the tensor whose view has been changed as it was before, if it was only jotted down so far."""
@@ -602,6 +613,14 @@ class Tape:
     def written(self) -> list[OperationRecord]:
         """The operations of the running step, all of them written out."""
         self.backlog.catch_up()
+        return self.step.operations
+
+    def written_anyway(self) -> Sequence[OperationRecord]:
+        """The operations of the running step, if it is one of the first, which stay; none where they are jotted."""
+        if self.step.jottings is not None:
+            if not self._begins():
+                return ()
+            self.backlog.catch_up(rest=False)
         return self.step.operations
 
     def steps(self) -> Iterator[StepRecord]:

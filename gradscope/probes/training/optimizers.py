@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 from gradscope.folds.accounts import Account, Pass
 from gradscope.folds.movement import is_due
 from gradscope.graph.events import Cleared, Updated
+from gradscope.graph.facts import Ending
 from gradscope.probes.backward.nonfinite import settle
 from gradscope.probes.backward.profiles import suspect, suspect_dead
 from gradscope.probes.forward.callsites import Site
@@ -45,6 +46,14 @@ class StepsReached(SystemExit):
 
     A SystemExit, so that `finally` blocks run, `except Exception` lets it pass and a thread ends in silence.
     """
+
+    ending: Ending = "steps"
+
+
+class FindingReached(StepsReached):
+    """Raised in the same place to end the script at what was found in it."""
+
+    ending = "finding"
 
 
 @contextmanager
