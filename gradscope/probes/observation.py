@@ -14,11 +14,13 @@ import torch
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Run
 from gradscope.probes.asked.batches import check_module
+from gradscope.probes.asked.functions import check_function
 from gradscope.probes.asked.outputs import confirm, confirm_outputs
 from gradscope.probes.backward.backward import watch_backward
 from gradscope.probes.backward.custom import watch_custom_backwards
 from gradscope.probes.backward.masks import watch_masks
 from gradscope.probes.backward.nonfinite import explain_crash
+from gradscope.probes.backward.recomputes import watch_recomputes
 from gradscope.probes.forward.callsites import CallSites
 from gradscope.probes.forward.compiled import watch_compiled
 from gradscope.probes.forward.fastpaths import watch_fast_paths
@@ -81,7 +83,7 @@ class Observation:
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
     `steps` ends the program after so many optimizer steps; `watch` is called after each. `checks` are those that are
-    not always on: `batch`.
+    not always on: `batch`, `functions`.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Observation:
         self.steps = steps
         if "batch" in checks:
             self.tape.check_calls = functools.partial(check_module, self.tape)
+        if "functions" in checks:
+            self.tape.check_function = functools.partial(check_function, self.tape)
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0
@@ -157,6 +161,7 @@ class Observation:
                 "fused kernels": lambda: watch_fast_paths(tape),
                 "torch.func": lambda: watch_transforms(tape),
                 "custom backwards": lambda: watch_custom_backwards(tape),
+                "checkpoints": lambda: watch_recomputes(tape),
                 "compiled regions": lambda: watch_compiled(tape),
                 "traces": lambda: watch_tracing(tape),
                 "inference mode": lambda: watch_inference_mode(tape),

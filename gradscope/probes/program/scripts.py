@@ -198,8 +198,9 @@ def observe_program(
 
     A process that the program has forked leaves from here, as it would have, by SystemExit or Interrupted, and has no
     report.
-    `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`), and
-    `watch` is called after each step, `at_end` once the program is over and before the facts are read out.
+    `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`,
+    `functions`). `watch` is called after each step, `at_end` once the program is over and before the facts are read
+    out.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
