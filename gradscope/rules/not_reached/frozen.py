@@ -130,7 +130,10 @@ def _everything(frozen: list[Tensor], names: tuple[str, ...], ask: Ask) -> Story
     those, froze = who(names, ask.run), _who_froze(ask.run, frozen)
     switched = _switched_on_in_vain(ask.run)
     crash = ask.run.crash
-    edits = unfrozen_for(ask, owner(names), crash.span) if crash is not None else ()
+    at = crash.span if crash is not None else None
+    # What the same function freezes above is frozen for what lies between.
+    here = froze and at and (froze.file, froze.function) == (at.file, at.function) and froze.line < at.line
+    edits = unfrozen_for(ask, owner(names), at) if not here else ()
     return Story(
         f"{those.subject} cannot learn: everything that this loss was to train is frozen",
         froze or frozen[0].made,
