@@ -23,6 +23,11 @@ WITHOUT_EDIT = {
     "exploding-gradient": "an architecture",
     "vanishing-gradient": "an architecture",
     "no-update": "another type, or another learning rate",
+    "checkpoint-mismatch": "what the recomputation must see again is for the program to keep",
+    "ready-twice": "two forwards of one model are written otherwise",
+    "compiled-backward": "which of the two, the compiled region or `retain_graph`, is to go",
+    "overwritten-update": "whether the write or the steps are meant",
+    "padding-row": "another index for padding changes the data too",
     "scaler-skips": "what is not finite is told by other rules",
 }
 
