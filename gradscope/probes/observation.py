@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from gradscope import __version__
-from gradscope.graph.facts import Crash, Ending, Run
+from gradscope.graph.facts import Crash, Ending, Observed, Run
 from gradscope.probes.backward import watch_backward
 from gradscope.probes.batches import check_module
 from gradscope.probes.callsites import CallSites
 from gradscope.probes.clips import watch_clips
 from gradscope.probes.compiled import watch_compiled
 from gradscope.probes.custom import watch_custom_backwards
+from gradscope.probes.dry.running import DryRun
 from gradscope.probes.fastpaths import watch_fast_paths
 from gradscope.probes.freezing import freeze
 from gradscope.probes.functions import watch_functions
@@ -81,7 +82,7 @@ class Observation:
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
     `steps` ends the program after so many optimizer steps; `watch` is called after each. `checks` are those that are
-    not always on: `batch`.
+    not always on: `batch`. A `dry` observation runs the program with fake tensors.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Observation:
         folder: str | None = None,
         watch: Callable[[Observation], None] | None = None,
         checks: Collection[str] = (),
+        dry: bool = False,
     ) -> None:
         self.namespace = namespace
         self.tape = Tape(CallSites(folder, own))
@@ -101,6 +103,7 @@ class Observation:
         self.steps = steps
         if "batch" in checks:
             self.tape.check_calls = functools.partial(check_module, self.tape)
+        self.dry = DryRun(self.tape, ends=steps is None) if dry else None
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0
@@ -135,10 +138,13 @@ class Observation:
     def _put_in(self, stack: ExitStack) -> None:
         tape = self.tape
         tape.walking = self._operations
+        if self.dry is not None:
+            stack.enter_context(self.dry())
+        enough = self.dry.step_ended if self.dry is not None else None
         probes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "swapped tensors": lambda: swaps_allowed(tape),
             "backward": lambda: watch_backward(tape),
-            "optimizers": lambda: watch_optimizers(tape, self.steps),
+            "optimizers": lambda: watch_optimizers(tape, self.steps, enough),
             "clips": lambda: watch_clips(tape),
             "scalers": lambda: watch_scalers(tape),
         }
@@ -189,6 +195,8 @@ class Observation:
     def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Know an optimizer that was made before the observation."""
         add_optimizer(self.tape, optimizer, None)
+        if self.dry is not None:
+            self.dry.keep(optimizer)
 
     def add_outputs(self, outputs: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Walk and confirm these outputs, given with the path to each inside what the user passed."""
@@ -202,6 +210,10 @@ class Observation:
     def steps_so_far(self) -> int:
         """Steps of optimizers, or backwards where there is no optimizer."""
         return self.tape.step_count if self.tape.optimizers else self.tape.backward_count
+
+    def _observed(self) -> tuple[Observed, ...]:
+        values: tuple[Observed, ...] = ("values",) if self.dry is None else ()
+        return ("operations", *values) if self._operations else values
 
     def _name_all(self) -> None:
         """Read names while their owners are alive."""
@@ -261,6 +273,7 @@ class Observation:
             sources=frozen.sources,
             whole=frozen.whole,
             comments=frozen.comments,
-            observed=("operations", "values") if self._operations else ("values",),
+            observed=self._observed(),
+            dry=self.dry.facts() if self.dry is not None else None,
             failures=tuple(tape.failures),
         )

@@ -172,13 +172,16 @@ def observe_program(
     checks: Collection[str] = (),
     watch: Callable[[Observation], None] | None = None,
     at_end: Callable[[], None] | None = None,
+    *,
+    dry: bool = False,
 ) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here.
 
     A process that the program has forked leaves from here, as it would have, by SystemExit or Interrupted, and has no
     report.
     `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`), and
-    `watch` is called after each step, `at_end` once the program is over and before the facts are read out.
+    `watch` is called after each step, `at_end` once the program is over and before the facts are read out. A `dry` run
+    has fake tensors, and is ended once enough was seen.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
@@ -196,7 +199,7 @@ def observe_program(
     )
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
-    observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch)
+    observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch, dry=dry)
     threads = threading.enumerate()
     ended: Ending = "end"
     status: int = 0

@@ -24,7 +24,7 @@ from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.escaping import html_value, plain, plain_files
 from gradscope.reports.frames import frame
 from gradscope.reports.graphdata import graph_data
-from gradscope.reports.text import edit_lines, headline, moved_text, ranks_lines, received_text
+from gradscope.reports.text import columns, dry_lines, edit_lines, headline, moved_text, ranks_lines, received_text
 
 _WEB = Path(__file__).resolve().parent / "web"
 _SCRIPTS = ("view.js", "layout.js", "canvas.js", "page.js")
@@ -56,9 +56,9 @@ def to_html(run: Run, findings: Sequence[Finding], report: Document) -> str:
         headline=headline(report),
         about=", ".join(_about(report)),
         findings=findings,
-        columns=_COLUMNS,
+        columns=columns(_COLUMNS, dry=report.run.dry),
         rows=report.tensors,
-        ranks=ranks_lines(report),
+        ranks=[*ranks_lines(report), *(dry_lines(report) if report.run.dry else ())],
         failures=report.failures,
         style=Markup(style),
         data=Markup(script_safe(data)),

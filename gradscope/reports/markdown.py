@@ -20,7 +20,7 @@ def markdown(run: Run, findings: Sequence[Finding], report: Document, *, every_r
     parts = [f"### {', '.join(headline_parts(report, code_span))}"]
     for finding in findings:
         parts += _finding(plain(finding), sources, quotes)
-    table = table_text(report.tensors, every_row=every_row)
+    table = table_text(report.tensors, every_row=every_row, dry=report.run.dry)
     if table:
         count = len(report.tensors)
         summary = f"{count} tensor" if count == 1 else f"{count} tensors"

@@ -11,7 +11,7 @@ from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.graph.naming import shape_text
 from gradscope.reports.cells import Wrapper, cells, left, right, shortened
 from gradscope.reports.diffs import changes
-from gradscope.reports.document import Document, TensorRow, median_norm
+from gradscope.reports.document import Document, StandInRow, TensorRow, median_norm
 from gradscope.reports.escaping import plain, plain_files
 from gradscope.reports.frames import WIDTH, excerpt, frame, paint
 from gradscope.reports.merging import divided, ranks_text
@@ -47,7 +47,9 @@ def text(
     ranks = ranks_lines(report)
     if ranks:
         parts.append("\n".join(ranks))
-    table = table_text(report.tensors, every_row=every_row, unicode=unicode)
+    if report.run.dry:
+        parts.append("\n".join(dry_lines(report)))
+    table = table_text(report.tensors, every_row=every_row, unicode=unicode, dry=report.run.dry)
     if table:
         parts.append(table)
     parts += _not_asked(report)
@@ -73,7 +75,9 @@ def headline_parts(report: Document, name: Callable[[str], str] = str) -> list[s
     run = report.run
     parts = [_count(run.steps, "step")]
     processes = [_count(len(report.ranks), "rank")] if report.ranks else []
-    if run.ended in ("steps", "interrupt"):
+    if run.dry:
+        processes.append("dry")
+    if run.ended in ("steps", "interrupt") and run.dry_ended is None:
         parts[0] += " (ended by --steps)" if run.ended == "steps" else " (interrupted)"
     if run.exception is not None:
         parts.append(f"raised {name(run.exception.type)}")
@@ -87,6 +91,25 @@ def headline_parts(report: Document, name: Callable[[str], str] = str) -> list[s
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
     return [f"gradscope: {name(report.script or 'output')}", *processes, *parts]
+
+
+def dry_lines(report: Document) -> list[str]:
+    """What a dry run was, why it ended, and what stood in for what."""
+    run = report.run
+    ended = f"; it was ended when {run.dry_ended}" if run.dry_ended is not None else ""
+    lines = _HEADLINE.wrap(f"dry run: tensors were fake, no value was computed{ended}")
+    stood: dict[tuple[str, str], list[StandInRow]] = {}
+    for row in run.stand_ins:
+        stood.setdefault((row.what, row.instead), []).append(row)
+    for (what, instead), rows in stood.items():
+        places = [f"{row.location.file}:{row.location.line}" for row in rows if row.location is not None]
+        at = f" ({listed(places, 3)})" if places else ""
+        lines += _HEADLINE.wrap(f"stood in for {what}, {_count(sum(row.count for row in rows), 'time')}: {instead}{at}")
+    if run.exception is not None:
+        lines += _HEADLINE.wrap(
+            f"what stopped it: {run.exception.type}, which a run with values may not raise where one was stood in for"
+        )
+    return lines
 
 
 def ranks_lines(report: Document) -> list[str]:
@@ -172,11 +195,11 @@ _BLOCKS = "\N{LOWER ONE EIGHTH BLOCK}\u2582\u2583\u2584\u2585\u2586\u2587\N{FULL
 _LETTERS = "_.:-=+*#"
 
 
-def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: bool = False) -> str:
+def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: bool = False, dry: bool = False) -> str:
     """The table of the tensors of a plain report.
 
     A non-leaf has no gradient to count: there the row names the `grad_fn` that made it.
-    Where there is room, rows end with the course of |grad| over the steps, on a logarithmic scale.
+    Of a `dry` run it tells where a gradient would arrive. Where there is room, rows end with the course of |grad| over the steps, on a logarithmic scale.
     """
     if not rows:
         return ""
@@ -188,7 +211,7 @@ def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: b
     # A row of fewer cells ends with a text that runs over the columns which are left.
     widths = _widths(written)
     lines = []
-    for row, course in zip([_COLUMNS, *written], ["course", *courses], strict=True):
+    for row, course in zip([columns(_COLUMNS, dry=dry), *written], ["course", *courses], strict=True):
         whole = len(row) == len(_COLUMNS)
         padded = [
             (right if place in _NUMBERS and whole else left)(cell, widths[place]) for place, cell in enumerate(row)
@@ -200,6 +223,11 @@ def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: b
     if hidden:
         lines.append(f"({hidden} tensors are folded by module; --all shows each)")
     return "\n".join(lines)
+
+
+def columns(names: tuple[str, ...], *, dry: bool) -> tuple[str, ...]:
+    """The heads of columns, those of a dry run where it is one."""
+    return tuple("predicted" if dry and name == "got grad" else name for name in names)
 
 
 _Cells = tuple[str, ...]
@@ -238,9 +266,12 @@ def _cells(row: TensorRow) -> _Cells:
 
 
 def received_text(row: TensorRow) -> str:
-    """In how many steps a gradient arrived: `20/20`; `z20/20`: all were zero, `20/20 z3`: 3 were; `!`: not finite."""
+    """In how many steps a gradient arrived: `20/20`; `z20/20`: all were zero, `20/20 z3`: 3 were; `!`: not finite.
+
+    Where nothing was counted it says what was predicted, if anything was.
+    """
     if row.received is None:
-        return "-"
+        return "-" if row.predicted is None or row.role != "parameter" else "yes" if row.predicted else "no"
     counted = {"z": row.received.zero, "!": row.received.nonfinite}
     before = "".join(mark for mark, count in counted.items() if count and count == row.received.steps)
     behind = "".join(f" {mark}{count}" for mark, count in counted.items() if 0 < count < row.received.steps)
@@ -298,8 +329,9 @@ def fold(rows: Sequence[TensorRow]) -> list[TensorRow | _Cells]:
 
 
 def _folded(path: str, rows: Sequence[TensorRow]) -> _Cells:
-    counts = [row.received for row in rows if row.received is not None]
-    reached = sum(received.steps > 0 for received in counts)
+    counts = [row.received.steps > 0 if row.received else row.predicted for row in rows]
+    counts = [told for told in counts if told is not None]
+    reached = sum(map(bool, counts))
     norms = [norm for norm in map(median_norm, rows) if norm is not None]
     moving = [row for row in rows if row.moved or row.from_zero]
     measured = any(row.moved is not None or row.from_zero for row in rows if row.role == "parameter")

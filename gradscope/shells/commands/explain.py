@@ -39,6 +39,7 @@ from gradscope.shells.trials.runs import Wanted
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds that a trial may take."
 )
+@click.option("--dry", is_flag=True, help="Run with fake tensors: no values, no GPU, any size.")
 @report_options
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -53,6 +54,7 @@ def command(
     *,
     try_: bool,
     timeout: float,
+    dry: bool,
 ) -> int:
     """Run SCRIPT with ARGS as Python would, and explain its gradients.
 
@@ -98,6 +100,7 @@ def command(
             checks,
             live.step if place is None or place.rank == 0 else None,
             ranks.begin if ranks is not None else None,
+            dry=dry,
         )
     finally:
         live.end()

@@ -1,0 +1,170 @@
+"""What a dry run takes for something plainer: compiled functions, workers, pinned memory, accelerators."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader
+
+from gradscope.probes.dry.checkpoints import checkpoints_in_memory
+from gradscope.probes.dry.groups import fake_groups
+from gradscope.probes.dry.modes import is_elsewhere
+from gradscope.probes.dry.standins import StandIns
+from gradscope.probes.patches import patched
+
+# Which kernel an optimizer takes changes nothing in what gets a gradient, and some have no fake form.
+_KERNELS = ("fused", "capturable", "foreach")
+
+
+@contextmanager
+def plain_surroundings(noted: StandIns, in_thread: Callable[[], Any]) -> Iterator[None]:
+    """Replace them while the program runs; `in_thread` gives each new thread what it needs."""
+    with ExitStack() as stack:
+        for owner, name, wrap in (
+            (torch, "compile", _uncompiled(noted)),
+            (torch.nn.Module, "compile", lambda _: lambda self, *args, **kwargs: None),
+            (DataLoader, "__init__", _without_workers(noted)),
+            (threading.Thread, "_bootstrap_inner", _in_thread(in_thread)),
+            (torch.distributions.Distribution, "_validate_args", lambda _: False),
+            (torch.cuda.amp.common, "amp_definitely_not_available", _always(False)),
+            (torch.cuda, "is_bf16_supported", _always(True)),
+            (torch, "Generator", _generator),
+            (torch.utils, "swap_tensors", _converting),
+            (torch.autograd, "gradcheck", _unchecked(noted, "gradcheck")),
+            (torch.autograd, "gradgradcheck", _unchecked(noted, "gradgradcheck")),
+            (torch.amp.GradScaler, "_maybe_opt_step", lambda _: _stepped),
+            (torch.amp.GradScaler, "update", _always(None)),
+            (FakeTensor, "tolist", lambda _: torch.Tensor.tolist),
+            (FakeTensor, "data_ptr", lambda _: _address),
+            *((torch.cuda, name, _always(None)) for name in ("set_device", "synchronize", "empty_cache", "init")),
+            *((torch.cuda, name, _always(None)) for name in ("reset_peak_memory_stats", "_lazy_init")),
+            *((torch.cuda, name, _always(0)) for name in ("memory_allocated", "max_memory_allocated")),
+            *((torch.cuda, name, _always(0)) for name in ("memory_reserved", "max_memory_reserved", "current_device")),
+        ):
+            stack.enter_context(patched(owner, name, wrap, always=True))
+        stack.enter_context(_plain_kernels())
+        stack.enter_context(checkpoints_in_memory(noted))
+        stack.enter_context(fake_groups(noted))
+        yield
+
+
+def _always(value: Any) -> Callable[[Any], Any]:
+    return lambda _: lambda *args, **kwargs: value
+
+
+def _uncompiled(noted: StandIns) -> Callable[[Any], Any]:
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def compile(model: Any = None, **options: Any) -> Any:  # noqa: A001 - torch's name
+            noted.note("torch.compile", "the plain function")
+            return model if model is not None else lambda function: function
+
+        return compile
+
+    return wrap
+
+
+def _without_workers(noted: StandIns) -> Callable[[Any], Any]:
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+            workers = kwargs.get("num_workers") or 0
+            if workers:
+                noted.note(f"{workers} workers of a DataLoader", "the process itself")
+            plain = {"num_workers": 0, "pin_memory": False, "persistent_workers": False}
+            plain |= {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0}
+            kwargs.update({name: value for name, value in plain.items() if name in kwargs})
+            original(self, *args, **kwargs)
+
+        return initialise
+
+    return wrap
+
+
+def _in_thread(context: Callable[[], Any]) -> Callable[[Any], Any]:
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def bootstrap(self: threading.Thread, *args: Any) -> None:
+            with context():
+                original(self, *args)
+
+        return bootstrap
+
+    return wrap
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Memory that is not there has an address of its own all the same."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _unchecked(noted: StandIns, name: str) -> Callable[[Any], Any]:
+    def wrap(_: Any) -> Any:
+        def check(*args: Any, **kwargs: Any) -> bool:
+            noted.note(f"torch.autograd.{name}, which compares values", "True")
+            return True
+
+        return check
+
+    return wrap
+
+
+def _converting(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """What a module does with a parameter that it converts: as for real tensors, where torch would swap fake ones."""
+
+    def swap_tensors(tensor: torch.Tensor, converted: torch.Tensor) -> None:
+        if tensor is converted:
+            return
+        if not (isinstance(tensor, FakeTensor) and isinstance(converted, FakeTensor)):
+            original(tensor, converted)
+            return
+        tensor.fake_device = converted.fake_device  # as for the meta device: else torch refuses to set the data
+        with torch.no_grad():
+            tensor.data = converted
+
+    return swap_tensors
+
+
+def _stepped(_: Any, optimizer: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+    """A GradScaler finds nothing infinite where there are no values."""
+    return optimizer.step(*args, **kwargs)
+
+
+def _generator(original: Any) -> Any:
+    class Generator(original):  # type: ignore[misc]
+        """A source of random numbers, on the CPU wherever it was to be."""
+
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return original.__new__(original, "cpu" if is_elsewhere(device) else device)
+
+    return Generator
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Step without fused kernels; the groups say afterwards what they said before."""
+    chosen: dict[int, list[dict[str, Any]]] = {}
+
+    def before(optimizer: Any, *_: Any) -> None:
+        groups = optimizer.param_groups
+        chosen[id(optimizer)] = [{name: group[name] for name in _KERNELS if name in group} for group in groups]
+        for group in groups:
+            group.update({name: False for name in _KERNELS if name in group})
+
+    def after(optimizer: Any, *_: Any) -> None:
+        for group, kernels in zip(optimizer.param_groups, chosen.pop(id(optimizer), ()), strict=False):
+            group.update(kernels)
+
+    hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
