@@ -172,6 +172,8 @@ class Observation:
                 stack.enter_context(probe())
             except Exception as error:
                 tape.fail(f"watching {watched} with torch {torch.__version__}", error)
+        if self.dry is not None:
+            stack.enter_context(self.dry.threads())
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice, and in a forked process, where the tape is closed already."""

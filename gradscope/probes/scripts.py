@@ -224,6 +224,8 @@ def observe_program(
             ended, status, error = "exception", 1, raised
             if isinstance(raised, KeyboardInterrupt):
                 ended, status = "interrupt", 130
+                if observation.dry is not None and observation.dry.interrupted:
+                    ended, status, error = "steps", 0, None
             clean(raised)
         if not observation.in_own_process:
             scene.leave_set = True

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from gradscope.graph.facts import Ending, Finding, Loss, Run, Span, Tensor
+from gradscope.graph.facts import Ending, Finding, Loss, Run, Span, StandIn, Tensor
 from gradscope.graph.roles import Role, role
 
 SCHEMA: Literal["gradscope.report/2"] = "gradscope.report/2"
@@ -180,13 +180,12 @@ def _summary(run: Run, raised: Raised | None) -> RunSummary:
     told = run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised
     if run.dry is None:
         return RunSummary(*told)
-    rows = tuple(
-        StandInRow(
-            stood.what, stood.instead, stood.count, Place(stood.span.file, stood.span.line) if stood.span else None
-        )
-        for stood in run.dry.stand_ins
-    )
-    return RunSummary(*told, True, rows, run.dry.ended)
+    return RunSummary(*told, True, tuple(map(_stand_in, run.dry.stand_ins)), run.dry.ended)
+
+
+def _stand_in(stood: StandIn) -> StandInRow:
+    place = Place(stood.span.file, stood.span.line) if stood.span is not None else None
+    return StandInRow(stood.what, stood.instead, stood.count, place)
 
 
 def _loss(loss: Loss) -> LossRow:

@@ -199,7 +199,8 @@ def table_text(rows: Sequence[TensorRow], *, every_row: bool = False, unicode: b
     """The table of the tensors of a plain report.
 
     A non-leaf has no gradient to count: there the row names the `grad_fn` that made it.
-    Of a `dry` run it tells where a gradient would arrive. Where there is room, rows end with the course of |grad| over the steps, on a logarithmic scale.
+    Of a `dry` run it tells where a gradient would arrive.
+    Where there is room, rows end with the course of |grad| over the steps, on a logarithmic scale.
     """
     if not rows:
         return ""

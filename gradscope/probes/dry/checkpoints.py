@@ -1,4 +1,4 @@
-"""Checkpoints of a dry run: what a program saves stays in memory, where its own loads find it, and files stay as they are."""
+"""Checkpoints of a dry run: what a program saves stays in memory, where its own loads find it, and no file changes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def checkpoints_in_memory(noted: StandIns) -> Iterator[None]:
     def wrap_save(original: Callable[..., Any]) -> Callable[..., Any]:
         def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
             if not isinstance(f, (str, os.PathLike)):
-                return original(obj, f, *args, **kwargs)
+                original(obj, f, *args, **kwargs)
+                return
             noted.note("a file that torch.save was to write", "memory")
             written = io.BytesIO()
             original(obj, written, *args, **kwargs)
             files[os.path.abspath(os.fspath(f))] = written.getvalue()
-            return None
 
         return save
 
     def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
-        def load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        def load(f: Any, _: Any = None, *args: Any, **kwargs: Any) -> Any:
             kwargs.pop("mmap", None)
+            kwargs.pop("map_location", None)
             if isinstance(f, (str, os.PathLike)):
                 f = io.BytesIO(kept) if (kept := files.get(os.path.abspath(os.fspath(f)))) is not None else f
             return original(f, "cpu", *args, **kwargs)

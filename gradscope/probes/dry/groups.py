@@ -1,4 +1,4 @@
-"""Process groups of a dry run: torch's fake backend, in which every collective ends at once, and replicas without it."""
+"""Process groups of a dry run: torch's fake backend, in which every collective ends at once, and plain replicas."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def fake_groups(noted: StandIns) -> Iterator[None]:
         for owner, name, wrap in (
             (dist, "init_process_group", _initialising(noted)),
             (dist, "all_gather_object", lambda _: _gathered),
-            (dist, "broadcast_object_list", lambda _: lambda *args, **kwargs: None),
+            (dist, "broadcast_object_list", lambda _: _nothing),
             (DistributedDataParallel, "__init__", lambda _: _wrapping),
             (DistributedDataParallel, "forward", lambda _: _called),
-            (DistributedDataParallel, "register_comm_hook", lambda _: lambda *args, **kwargs: None),
+            (DistributedDataParallel, "register_comm_hook", lambda _: _nothing),
         ):
             stack.enter_context(patched(owner, name, wrap, always=True))
         yield
@@ -51,6 +51,10 @@ def _initialising(noted: StandIns) -> Callable[[Any], Any]:
 
 def _gathered(object_list: list[Any], obj: Any, *_: Any, **__: Any) -> None:
     object_list[:] = [obj] * len(object_list)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What has no effect here."""
 
 
 def _wrapping(self: Any, module: torch.nn.Module, *_: Any, **options: Any) -> None:

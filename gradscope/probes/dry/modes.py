@@ -1,8 +1,7 @@
-"""The two modes of a dry run: one for what depends on values, above torch's fake mode, and one for what leaves torch."""
+"""The two modes of a dry run: above torch's fake mode one for what depends on values, and one for what leaves torch."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,13 +32,14 @@ _DEPENDS_ON_VALUES = (
 _ACCELERATORS = ("cuda", "xpu", "mps", "hpu", "xla")
 _LARGEST = 1 << 24  # elements that are handed out of torch as an array of their own
 _T = torch.Tensor
+plain_deepcopy: Callable[[torch.Tensor, dict[int, Any]], torch.Tensor] = _T.__deepcopy__
 
 
-class ValueMode(TorchDispatchMode):
+class ValueMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers what the fake mode below it cannot, since it depends on values, and keeps small integers real."""
 
     def __init__(self, fake: FakeTensorMode, noted: StandIns, tick: Callable[[], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake = fake
         self.noted = noted
         self.tick = tick
@@ -124,7 +124,7 @@ class LeavingMode(HiddenMode):
         if id(tensor) in memo:
             return memo[id(tensor)]  # type: ignore[no-any-return]
         if not tensor.is_leaf:
-            return _T.__deepcopy__(tensor, memo)  # refused
+            return plain_deepcopy(tensor, memo)  # refused
         with torch.no_grad():
             made = tensor.clone()
             if isinstance(tensor, torch.nn.Parameter):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import _thread
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,13 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gradscope.graph.facts import Dry
 from gradscope.probes import stacks
-from gradscope.probes.dry.ending import SECONDS, Enough
+from gradscope.probes.dry.ending import SECONDS, STEPS, Enough
 from gradscope.probes.dry.modes import LeavingMode, ValueMode
 from gradscope.probes.dry.standins import StandIns
 from gradscope.probes.dry.surroundings import plain_surroundings
 from gradscope.probes.optimizers import StepsReached
+from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.tape import Tape
+
+_TIME_IS_UP = f"{SECONDS:.0f} seconds had passed"
+_LATE = 2.0  # seconds that a program has for its next call of torch, before it is interrupted
 
 
 class DryRun:
@@ -32,9 +38,9 @@ class DryRun:
         self._noted = StandIns(tape.sites)
         self._ends = ends
         self._enough = Enough(tape)
-        self._process = os.getpid()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._reason: str | None = None
+        self._left = self._woken = False
         self._before: list[Callable[[], None]] = []
 
     def facts(self) -> Dry:
@@ -43,22 +49,71 @@ class DryRun:
 
     def step_ended(self) -> None:
         """An optimizer has stepped. Raises StepsReached where that was the last step that is needed."""
-        if self._ends and self._enough.steps():
-            self._reason = "every optimizer had made 3 steps and one more"
-            raise StepsReached(0)
+        if self._ends and self._reason is None and self._enough.steps():
+            self._end(f"every optimizer had made {STEPS} steps and one more")
 
     def _tick(self) -> None:
-        if self._ends and self._enough.time and self._reason is None:
-            self._reason = f"{SECONDS:.0f} seconds had passed"
+        if self._reason is not None:
+            self._leave()
+        elif self._ends and self._enough.time:
+            self._end(_TIME_IS_UP)
+
+    def _end(self, reason: str) -> None:
+        self._reason = reason
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the program from its main thread: others may have somebody who waits for them."""
+        if threading.current_thread() is threading.main_thread() and not self._left:
+            self._left = True  # what is done on the way out is done
             raise StepsReached(0)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the interrupt that has ended the program was ours."""
+        return self._woken
+
+    @contextmanager
+    def _watchdog(self) -> Iterator[None]:
+        """Interrupt a program that runs into its time without calling torch: it may wait for ever."""
+
+        def wake() -> None:
+            if not self._left:
+                self._woken, self._reason = True, self._reason or _TIME_IS_UP
+                _thread.interrupt_main()
+
+        timer = threading.Timer(SECONDS + _LATE, wake)
+        timer.daemon = True
+        if self._ends:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """The dry run itself: for this thread, and for those that it starts."""
         with ExitStack() as stack:
             stack.callback(self._put_back)
-            stack.enter_context(plain_surroundings(self._noted, self._modes))
+            stack.enter_context(self._watchdog())
+            stack.enter_context(plain_surroundings(self._noted))
             stack.enter_context(self._modes())
+            yield
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Each thread that starts has the modes too, below those that were put in before."""
+
+        def wrap(original: Callable[..., None]) -> Callable[..., None]:
+            @functools.wraps(original)
+            def bootstrap(thread: threading.Thread, *args: Any) -> None:
+                with self._modes():
+                    original(thread, *args)
+
+            return bootstrap
+
+        with patched(threading.Thread, "_bootstrap_inner", wrap, always=True):
             yield
 
     @contextmanager
@@ -93,8 +148,3 @@ class DryRun:
             for _, tensor in self._tape.watched():
                 if not isinstance(tensor, FakeTensor) and isinstance(tensor.grad, FakeTensor):
                     tensor.grad = None
-
-
-def is_fake(value: Any) -> bool:
-    """Whether a tensor is one of a dry run."""
-    return isinstance(value, FakeTensor)

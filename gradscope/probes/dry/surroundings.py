@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,14 +23,13 @@ _KERNELS = ("fused", "capturable", "foreach")
 
 
 @contextmanager
-def plain_surroundings(noted: StandIns, in_thread: Callable[[], Any]) -> Iterator[None]:
-    """Replace them while the program runs; `in_thread` gives each new thread what it needs."""
+def plain_surroundings(noted: StandIns) -> Iterator[None]:
+    """Replace them while the program runs."""
     with ExitStack() as stack:
         for owner, name, wrap in (
             (torch, "compile", _uncompiled(noted)),
-            (torch.nn.Module, "compile", lambda _: lambda self, *args, **kwargs: None),
+            (torch.nn.Module, "compile", _always(None)),
             (DataLoader, "__init__", _without_workers(noted)),
-            (threading.Thread, "_bootstrap_inner", _in_thread(in_thread)),
             (torch.distributions.Distribution, "_validate_args", lambda _: False),
             (torch.cuda.amp.common, "amp_definitely_not_available", _always(False)),
             (torch.cuda, "is_bf16_supported", _always(True)),
@@ -56,13 +54,13 @@ def plain_surroundings(noted: StandIns, in_thread: Callable[[], Any]) -> Iterato
 
 
 def _always(value: Any) -> Callable[[Any], Any]:
-    return lambda _: lambda *args, **kwargs: value
+    return lambda _: lambda *_args, **_options: value
 
 
 def _uncompiled(noted: StandIns) -> Callable[[Any], Any]:
     def wrap(original: Any) -> Any:
         @functools.wraps(original)
-        def compile(model: Any = None, **options: Any) -> Any:  # noqa: A001 - torch's name
+        def compile(model: Any = None, **_: Any) -> Any:  # noqa: A001 - torch's name
             noted.note("torch.compile", "the plain function")
             return model if model is not None else lambda function: function
 
@@ -78,24 +76,12 @@ def _without_workers(noted: StandIns) -> Callable[[Any], Any]:
             workers = kwargs.get("num_workers") or 0
             if workers:
                 noted.note(f"{workers} workers of a DataLoader", "the process itself")
-            plain = {"num_workers": 0, "pin_memory": False, "persistent_workers": False}
+            plain: dict[str, Any] = {"num_workers": 0, "pin_memory": False, "persistent_workers": False}
             plain |= {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0}
             kwargs.update({name: value for name, value in plain.items() if name in kwargs})
             original(self, *args, **kwargs)
 
         return initialise
-
-    return wrap
-
-
-def _in_thread(context: Callable[[], Any]) -> Callable[[Any], Any]:
-    def wrap(original: Any) -> Any:
-        @functools.wraps(original)
-        def bootstrap(self: threading.Thread, *args: Any) -> None:
-            with context():
-                original(self, *args)
-
-        return bootstrap
 
     return wrap
 
@@ -107,7 +93,7 @@ def _address(tensor: torch.Tensor) -> int:
 
 def _unchecked(noted: StandIns, name: str) -> Callable[[Any], Any]:
     def wrap(_: Any) -> Any:
-        def check(*args: Any, **kwargs: Any) -> bool:
+        def check(*_: Any, **__: Any) -> bool:
             noted.note(f"torch.autograd.{name}, which compares values", "True")
             return True
 
@@ -132,7 +118,7 @@ def _converting(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], No
     return swap_tensors
 
 
-def _stepped(_: Any, optimizer: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+def _stepped(_: Any, optimizer: Any, _state: Any, *args: Any, **kwargs: Any) -> Any:
     """A GradScaler finds nothing infinite where there are no values."""
     return optimizer.step(*args, **kwargs)
 

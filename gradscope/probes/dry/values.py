@@ -1,7 +1,8 @@
 """The values of a dry run: small integers and booleans stay real, and whatever else is read has a stand-in.
 
-A fake tensor of few integers or booleans, or of few floats that the program has given as numbers, has a real one beside it, its *double*, as an attribute: indices, masks and
-labels keep the control flow true. What a double is computed from and has none itself counts as ones.
+A fake tensor of few integers or booleans, or of few floats that the program has given as numbers, has a real one beside
+it, its *double*, as an attribute: indices, masks and labels keep the control flow true. What a double is computed from
+and has none itself counts as ones.
 """
 
 from __future__ import annotations
