@@ -122,9 +122,13 @@ def gets_gradients(tensor: Tensor, least: int = 2) -> bool:
     """Whether gradients other than zero arrive again and again at what no optimizer holds, and nobody uses them."""
     ledger = tensor.ledger or _NONE
     learning = tensor.leaf and tensor.requires_grad and tensor.optimizer is None and tensor.name is not None
-    return (
-        learning and ledger.passes >= least and not ledger.by_hand and any(norm != 0 for norm in tensor.gradient_norms)
-    )
+    return learning and ledger.passes >= least and not ledger.by_hand and _is_somewhere(tensor)
+
+
+def _is_somewhere(tensor: Tensor) -> bool:
+    """Whether gradients that arrived may differ from zero: some do, or nobody knows the value of any."""
+    norms = tensor.gradient_norms
+    return any(norm != 0 for norm in norms) or (not norms and tensor.received is not None and tensor.received.steps > 0)
 
 
 def path_of(tensor: Tensor) -> str:

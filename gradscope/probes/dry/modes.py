@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradscope.probes.dry.standins import StandIns
 from gradscope.probes.dry.values import DOUBLED, computed, faked, follow, is_cheap, number, stand_in
 from gradscope.probes.stacks import HiddenMode
 
+READ = "a value that was read"
 _aten = torch.ops.aten
 _READS = {_aten._local_scalar_dense.default}
 _DEPENDS_ON_VALUES = (
@@ -35,6 +37,9 @@ _T = torch.Tensor
 plain_deepcopy: Callable[[torch.Tensor, dict[int, Any]], torch.Tensor] = _T.__deepcopy__
 
 
+_ONE_AT_A_TIME = threading.RLock()  # the fake mode, which threads share, is not made for several
+
+
 class ValueMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers what the fake mode below it cannot, since it depends on values, and keeps small integers real."""
 
@@ -47,8 +52,11 @@ class ValueMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         self.tick()
+        with _ONE_AT_A_TIME:
+            return self._called(func, args, kwargs or {})
+
+    def _called(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if is_elsewhere(kwargs.get("device")):
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func in _READS:
@@ -74,7 +82,7 @@ class ValueMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _read(self, tensor: torch.Tensor) -> Any:
         value, known = number(tensor)
         if not known:
-            self.noted.note("a value that was read", str(value))
+            self.noted.note(READ, str(value))
         return value
 
 
@@ -107,6 +115,8 @@ class LeavingMode(HiddenMode):
             return answer(self, *args, **kwargs)
         if is_elsewhere(kwargs.get("device")):
             kwargs["device"] = torch.device("cpu")
+        if func in _OF_NUMBERS:
+            args = tuple(self._numbers(value) for value in args)
         if func is _T.to and any(map(is_elsewhere, args[1:])):
             args = tuple(torch.device("cpu") if is_elsewhere(value) else value for value in args)
         return func(*args, **kwargs)
@@ -141,6 +151,28 @@ class LeavingMode(HiddenMode):
         with _disable_current_modes():
             return stand_in(tensor).tolist()
 
+    def as_float(self, tensor: torch.Tensor) -> Any:
+        """`float(tensor)`, also where torch asks for the numbers of a list."""
+        return float(self._number(tensor))
+
+    def as_int(self, tensor: torch.Tensor) -> Any:
+        """`int(tensor)`."""
+        return int(self._number(tensor))
+
+    def as_index(self, tensor: torch.Tensor) -> Any:
+        """A tensor as an index, which one of floats is not."""
+        if tensor.numel() != 1 or tensor.is_floating_point() or tensor.is_complex():
+            raise TypeError("only integer tensors of a single element can be converted to an index")
+        return int(self._number(tensor))
+
+    def _number(self, tensor: torch.Tensor) -> Any:
+        if tensor.numel() != 1:
+            return tensor.item()  # refused
+        value, known = number(tensor)
+        if not known:
+            self.noted.note(READ, str(value))
+        return value
+
     def numpy(self, tensor: torch.Tensor, *_: Any, **kwargs: Any) -> Any:
         """`Tensor.numpy()`: refused where torch refuses it."""
         if tensor.requires_grad and not kwargs.get("force"):
@@ -156,6 +188,12 @@ class LeavingMode(HiddenMode):
     def format(self, tensor: torch.Tensor, spec: str) -> str:
         """What is written of a tensor: as of a plain one, its number."""
         return format(tensor.item(), spec) if tensor.dim() == 0 else format(str(tensor), spec)
+
+    def _numbers(self, data: Any) -> Any:
+        """What a tensor is made of, with numbers in the place of tensors in lists: torch would look for their memory."""
+        if isinstance(data, (list, tuple)):
+            return [self.tolist(value) if isinstance(value, FakeTensor) else self._numbers(value) for value in data]
+        return data
 
     def _left(self, tensor: torch.Tensor, how: str) -> None:
         if not isinstance(tensor, FakeTensor) or tensor.dtype.is_floating_point or tensor.numel() > DOUBLED:
@@ -179,12 +217,16 @@ def is_elsewhere(device: Any) -> bool:
     return False
 
 
+_OF_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray, _T.new_tensor}
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     _T.cuda: LeavingMode.cuda,
     _T.pin_memory: LeavingMode.pin_memory,
     _T.tolist: LeavingMode.tolist,
     _T.numpy: LeavingMode.numpy,
     _T.__array__: LeavingMode.array,
+    _T.__float__: LeavingMode.as_float,
+    _T.__int__: LeavingMode.as_int,
+    _T.__index__: LeavingMode.as_index,
     _T.__deepcopy__: LeavingMode.deepcopy,
     _T.__format__: LeavingMode.format,
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import functools
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,7 +80,7 @@ class DryRun:
         def wake() -> None:
             if not self._left:
                 self._woken, self._reason = True, self._reason or _TIME_IS_UP
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         timer = threading.Timer(SECONDS + _LATE, wake)
         timer.daemon = True

@@ -37,6 +37,7 @@ def plain_surroundings(noted: StandIns) -> Iterator[None]:
             (torch.utils, "swap_tensors", _converting),
             (torch.autograd, "gradcheck", _unchecked(noted, "gradcheck")),
             (torch.autograd, "gradgradcheck", _unchecked(noted, "gradgradcheck")),
+            (torch.optim.LBFGS, "step", lambda _: _iterated),
             (torch.amp.GradScaler, "_maybe_opt_step", lambda _: _stepped),
             (torch.amp.GradScaler, "update", _always(None)),
             (FakeTensor, "tolist", lambda _: torch.Tensor.tolist),
@@ -131,6 +132,26 @@ def _generator(original: Any) -> Any:
             return original.__new__(original, "cpu" if is_elsewhere(device) else device)
 
     return Generator
+
+
+_ITERATIONS = 3  # calls of a closure: how many a search takes depends on values
+
+
+@torch.no_grad()
+def _iterate(self: Any, closure: Callable[[], Any]) -> Any:
+    """A step of L-BFGS: its closure is called again and again, and its parameters change in place."""
+    loss = None
+    for _ in range(min(self.param_groups[0]["max_iter"], _ITERATIONS)):
+        with torch.enable_grad():
+            result = closure()
+        loss = result if loss is None else loss
+        for tensor in self.param_groups[0]["params"]:
+            tensor.mul_(1)
+    return loss
+
+
+_iterated: Any = torch.optim.Optimizer.profile_hook_step(_iterate)
+_iterated.hooked = True  # else torch puts its hooks around it once more
 
 
 @contextmanager
