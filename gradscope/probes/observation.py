@@ -103,7 +103,7 @@ class Observation:
         self.steps = steps
         if "batch" in checks:
             self.tape.check_calls = functools.partial(check_module, self.tape)
-        self.dry = DryRun(self.tape, ends=steps is None) if dry else None
+        self.dry = DryRun(self.tape) if dry else None
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0

@@ -15,6 +15,7 @@ from gradscope.graph.events import Unscaled, Withheld
 from gradscope.probes.patches import patched
 from gradscope.probes.quiet import unobserved
 from gradscope.probes.records import OptimizerMark
+from gradscope.probes.shards import has_values
 from gradscope.probes.tape import Tape
 from gradscope.probes.tracebacks import hide
 
@@ -61,7 +62,7 @@ def watch_scalers(tape: Tape) -> Iterator[None]:
 
 def _scale(scaler: GradScaler) -> float | None:
     scale = vars(scaler).get("_scale")
-    return float(scale) if isinstance(scale, torch.Tensor) else None
+    return float(scale) if isinstance(scale, torch.Tensor) and has_values(scale) else None
 
 
 def _unscaled(tape: Tape, scaler: GradScaler, optimizer: torch.optim.Optimizer) -> None:
@@ -106,7 +107,9 @@ def _after_step(
     try:
         with unobserved():
             found = _state(scaler, optimizer).get("found_inf_per_device") or {}
-            withheld = mark.steps == steps or (_is_fused(optimizer) and any(float(each) for each in found.values()))
+            withheld = mark.steps == steps or (
+                _is_fused(optimizer) and any(has_values(each) and float(each) for each in found.values())
+            )
             mark.scaled(withheld, tape.sites.here())
             if withheld:
                 tape.note(Withheld(tape.next_operation(), mark.withheld_at, mark.serial, _scale(scaler)))

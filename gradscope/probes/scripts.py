@@ -200,6 +200,8 @@ def observe_program(
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
     observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch, dry=dry)
+    if observation.dry is not None:
+        observation.dry.ends = steps is None
     threads = threading.enumerate()
     ended: Ending = "end"
     status: int = 0

@@ -57,6 +57,9 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
     `operations=False` is the counting form: which tensors get gradients and how far they move, without the operations,
     so without places and pictures.
 
+    `dry=True` runs what is observed with fake tensors: nothing is computed, whatever the size, and what reads a value
+    gets a stand-in. Tensors that existed before keep their values, gradients and optimizer states.
+
     Blocks do not nest: entering a second one raises RuntimeError; a decorated step inside is merely called.
     """
 
@@ -82,6 +85,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         every: int | None = None,
         on_finding: OnFinding | None = None,
         operations: bool = True,
+        dry: bool = False,
     ) -> None:
         check_instances(model, optimizer)
         if steps < 1 or (every is not None and every < steps):
@@ -92,7 +96,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         self._model, self._optimizer = model, optimizer
         self._steps, self._every = steps, every
         self._on_finding = on_finding
-        self._operations = operations
+        self._operations, self._dry = operations, dry
         self._observation: Observation | None = None
         self._crash: Crash | None = None
         self._calls = self._seen = 0
@@ -125,7 +129,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
             self._tell()
 
     def _prepare(self, *variables: Mapping[str, Any]) -> Observation:
-        observation = Observation(ChainMap(self._tensors, *map(dict, variables)))
+        observation = Observation(ChainMap(self._tensors, *map(dict, variables)), dry=self._dry)
         if self._model is not None:
             observation.add_model(self._model)
         if self._optimizer is not None:
@@ -139,6 +143,8 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
     def __call__(self, function: _Function) -> _Function:
         """Decorate a training step."""
+        if self._dry:
+            raise TypeError("dry=True is for a `with` block: what a decorated step gives would be fake")
         if is_off():
             return function
         if inspect.isgeneratorfunction(function):

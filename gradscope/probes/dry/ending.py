@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from gradscope.probes.records import OptimizerMark
 from gradscope.probes.tape import Tape
 
 STEPS = 3  # of each optimizer: fewer may be a warm-up, or a first state that is zero
@@ -14,7 +13,7 @@ SECONDS = 60.0
 class Enough:
     """Whether every optimizer that has stepped made 3 steps, and stepped once more since then.
 
-    Optimizers that one line makes again and again count as one, by all their steps.
+    Optimizers that one line makes again and again, to replace each other, count as one.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -25,8 +24,10 @@ class Enough:
     def steps(self) -> bool:
         """Whether the step that has just ended was the last one that is needed."""
         steps: dict[object, int] = {}
+        replaced = {mark.site for mark in self._tape.optimizers if mark.site is not None and mark.ref() is None}
         for mark in self._tape.optimizers:
-            steps[_kind(mark)] = steps.get(_kind(mark), 0) + mark.steps
+            kind = mark.site if mark.site in replaced else mark.serial
+            steps[kind] = steps.get(kind, 0) + mark.steps
         steps = {kind: count for kind, count in steps.items() if count}
         if not steps or min(steps.values()) < STEPS:
             self._round = None
@@ -40,7 +41,3 @@ class Enough:
     def time(self) -> bool:
         """Whether it has taken too long already."""
         return time.monotonic() > self._deadline
-
-
-def _kind(mark: OptimizerMark) -> object:
-    return mark.site if mark.site is not None else mark.serial

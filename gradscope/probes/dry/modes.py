@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from gradscope.probes.dry.standins import StandIns
-from gradscope.probes.dry.values import DOUBLED, computed, faked, follow, is_cheap, number, stand_in
+from gradscope.probes.dry.values import DOUBLED, computed, faked, follow, is_cheap, number, set_double, stand_in
 from gradscope.probes.stacks import HiddenMode
 
 READ = "a value that was read"
@@ -95,8 +95,11 @@ def _selected(index: Any) -> Any:
     if not isinstance(index, torch.Tensor) or index.dtype not in (torch.bool, torch.uint8) or index.dim() != 1:
         return index
     with _disable_current_modes():
-        count = int(stand_in(index).sum())
-    return torch.empty(count, dtype=torch.long)
+        real = stand_in(index).nonzero().squeeze(1)
+    places = torch.empty(real.shape, dtype=torch.long)
+    if isinstance(places, FakeTensor) and real.numel() <= DOUBLED:
+        set_double(places, real)
+    return places
 
 
 class LeavingMode(HiddenMode):
@@ -190,7 +193,7 @@ class LeavingMode(HiddenMode):
         return format(tensor.item(), spec) if tensor.dim() == 0 else format(str(tensor), spec)
 
     def _numbers(self, data: Any) -> Any:
-        """What a tensor is made of, with numbers in the place of tensors in lists: torch would look for their memory."""
+        """What a tensor is made of, with numbers in the place of tensors in lists: torch would read their memory."""
         if isinstance(data, (list, tuple)):
             return [self.tolist(value) if isinstance(value, FakeTensor) else self._numbers(value) for value in data]
         return data

@@ -30,13 +30,13 @@ _LATE = 2.0  # seconds that a program has for its next call of torch, before it 
 class DryRun:
     """Fake tensors for all that the program makes, and stand-ins for what it reads.
 
-    With `ends`, the program is ended as soon as enough was seen, or after a minute.
+    Where it `ends`, the program is ended as soon as enough was seen, or after a minute.
     """
 
-    def __init__(self, tape: Tape, *, ends: bool) -> None:
+    def __init__(self, tape: Tape) -> None:
         self._tape = tape
         self._noted = StandIns(tape.sites)
-        self._ends = ends
+        self.ends = False
         self._enough = Enough(tape)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._reason: str | None = None
@@ -49,13 +49,13 @@ class DryRun:
 
     def step_ended(self) -> None:
         """An optimizer has stepped. Raises StepsReached where that was the last step that is needed."""
-        if self._ends and self._reason is None and self._enough.steps():
+        if self.ends and self._reason is None and self._enough.steps():
             self._end(f"every optimizer had made {STEPS} steps and one more")
 
     def _tick(self) -> None:
         if self._reason is not None:
             self._leave()
-        elif self._ends and self._enough.time:
+        elif self.ends and self._enough.time:
             self._end(_TIME_IS_UP)
 
     def _end(self, reason: str) -> None:
@@ -84,7 +84,7 @@ class DryRun:
 
         timer = threading.Timer(SECONDS + _LATE, wake)
         timer.daemon = True
-        if self._ends:
+        if self.ends:
             timer.start()
         try:
             yield
@@ -131,8 +131,17 @@ class DryRun:
         """Put back at the end what an optimizer and its tensors hold now: they are the caller's, and real."""
         params = [(tensor, tensor.grad) for group in optimizer.param_groups for tensor in group["params"]]
         state = {key: dict(values) for key, values in optimizer.state.items()}
+        # torch computes with tensors of one element for real, also with those that count steps.
+        counts = [
+            (value, value.clone())
+            for values in state.values()
+            for value in values.values()
+            if isinstance(value, torch.Tensor) and value.numel() == 1
+        ]
 
         def put_back() -> None:
+            for value, count in counts:
+                value.copy_(count)
             for tensor, gradient in params:
                 tensor.grad = gradient
             optimizer.state.clear()
@@ -141,10 +150,10 @@ class DryRun:
         self._before.append(put_back)
 
     def _put_back(self) -> None:
-        for put_back in self._before:
-            put_back()
-        self._before.clear()
         with unobserved():
+            for put_back in self._before:
+                put_back()
+            self._before.clear()
             for _, tensor in self._tape.watched():
                 if not isinstance(tensor, FakeTensor) and isinstance(tensor.grad, FakeTensor):
                     tensor.grad = None

@@ -26,7 +26,11 @@ class StandIns:
 
     def facts(self) -> tuple[StandIn, ...]:
         """What was noted, in its order."""
-        return tuple(
-            StandIn(what, instead, count, self.sites.span(site) if site is not None else None)
-            for (what, instead, site), count in self.counts.items()
-        )
+        lines: dict[tuple[str, str, str | None, int | None], StandIn] = {}
+        for (what, instead, site), count in self.counts.items():
+            span = self.sites.span(site) if site is not None else None
+            place = (span.file, span.line) if span is not None else (None, None)
+            key = (what, instead, *place)
+            before = lines[key].count if key in lines else 0
+            lines[key] = StandIn(what, instead, before + count, span)
+        return tuple(lines.values())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.amp.grad_scaler import _refresh_per_optimizer_state
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
@@ -39,7 +41,7 @@ def plain_surroundings(noted: StandIns) -> Iterator[None]:
             (torch.autograd, "gradgradcheck", _unchecked(noted, "gradgradcheck")),
             (torch.optim.LBFGS, "step", lambda _: _iterated),
             (torch.amp.GradScaler, "_maybe_opt_step", lambda _: _stepped),
-            (torch.amp.GradScaler, "update", _always(None)),
+            (torch.amp.GradScaler, "update", lambda _: _updated),
             (FakeTensor, "tolist", lambda _: torch.Tensor.tolist),
             (FakeTensor, "data_ptr", lambda _: _address),
             *((torch.cuda, name, _always(None)) for name in ("set_device", "synchronize", "empty_cache", "init")),
@@ -124,6 +126,11 @@ def _stepped(_: Any, optimizer: Any, _state: Any, *args: Any, **kwargs: Any) -> 
     return optimizer.step(*args, **kwargs)
 
 
+def _updated(scaler: Any, *_: Any) -> None:
+    """The scale stays as it is; what was unscaled may be unscaled again."""
+    scaler._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)
+
+
 def _generator(original: Any) -> Any:
     class Generator(original):  # type: ignore[misc]
         """A source of random numbers, on the CPU wherever it was to be."""
@@ -162,6 +169,8 @@ def _plain_kernels() -> Iterator[None]:
     def before(optimizer: Any, *_: Any) -> None:
         groups = optimizer.param_groups
         chosen[id(optimizer)] = [{name: group[name] for name in _KERNELS if name in group} for group in groups]
+        if "grad_scale" in vars(optimizer):
+            optimizer.grad_scale = optimizer.found_inf = None  # a GradScaler gives them to fused kernels alone
         for group in groups:
             group.update({name: False for name in _KERNELS if name in group})
 

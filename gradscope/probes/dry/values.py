@@ -43,8 +43,15 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 def computed(func: Any, args: Any, kwargs: Any) -> Any:
     """What an operation gives for the values that are known, and for ones in the place of all others."""
-    given = tree_map(lambda value: stand_in(value) if isinstance(value, torch.Tensor) else value, (args, kwargs))
+
+    def given_for(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        # A real tensor is the caller's: an operation in place may not change it.
+        return value.clone() if func._schema.is_mutable and not isinstance(value, FakeTensor) else stand_in(value)
+
     with _disable_current_modes():
+        given = tree_map(given_for, (args, kwargs))
         return func(*given[0], **given[1])
 
 
