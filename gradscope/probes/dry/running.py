@@ -35,6 +35,7 @@ class DryRun:
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
+        tape.fake = True
         self._noted = StandIns(tape.sites)
         self.ends = False
         self._enough = Enough(tape)
