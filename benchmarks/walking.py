@@ -11,9 +11,9 @@ from statistics import median
 import torch
 
 from benchmarks.ratios import Row, child, seconds
-from gradscope.probes.callsites import CallSites
+from gradscope.probes.backward.walker import walk
+from gradscope.probes.forward.callsites import CallSites
 from gradscope.probes.tape import Tape
-from gradscope.probes.walker import walk
 
 
 def rows(quick: bool) -> Iterator[Row]:

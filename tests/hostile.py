@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import pyte
@@ -31,6 +31,13 @@ TEXTS = {
 }
 
 
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The types of the fields."""
+    names = kind.__struct_fields__ if issubclass(kind, msgspec.Struct) else typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
+    return {name: hints[name] for name in names}
+
+
 def whole(kind: Any, text: str) -> Any:
     """A value of a type in which everything that can be there is: all numbers are 0, all is true, all texts are this.
 
@@ -51,9 +58,12 @@ def whole(kind: Any, text: str) -> Any:
         return tuple(whole(one, text) for one in inner if one is not Ellipsis)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {whole(inner[0], text): whole(inner[1], text)}
+    if isinstance(origin, type) and issubclass(origin, msgspec.Struct):  # of a type of its own at each place
+        fields = {name: inner[0] if isinstance(hint, TypeVar) else hint for name, hint in hints_of(origin).items()}
+        return origin(**{name: whole(hint, text) for name, hint in fields.items()})
     is_struct = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
     assert is_struct or dataclasses.is_dataclass(kind), f"how is a {kind} made?"
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     names = kind.__struct_fields__ if is_struct else [field.name for field in dataclasses.fields(kind)]
     given = {name: whole(hints[name], text) for name in names}
     if "end_column" in given:

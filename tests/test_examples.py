@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradscope.probes.scripts import observe_program, program_of_script
+from gradscope.probes.program.scripts import observe_program, program_of_script
 from gradscope.reports.report import Report
 from tests.workshop import FORUM, Workshop
 

@@ -112,3 +112,10 @@ def test_the_folders_of_tests_mirror_the_source() -> None:
             if module != folder.name and not (folder / f"{module}.py").exists():
                 strays.append(str(test.relative_to(tests)))
     assert strays == []
+
+
+def test_a_name_of_operations_is_given_once() -> None:
+    """A second definition of a set would change what the first is used for."""
+    tree = ast.parse((PACKAGE / "graph" / "ops.py").read_text())
+    names = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]  # type: ignore[attr-defined]
+    assert len(names) == len(set(names))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from gradscope.graph.facts import Operation, Run, Tensor
-from gradscope.probes.scripts import Outcome, observe_program, program_of_script
+from gradscope.probes.program.scripts import Outcome, observe_program, program_of_script
 from gradscope.shells.cli import main
 from tests.waiting import communicated
 

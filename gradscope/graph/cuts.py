@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
@@ -12,14 +12,20 @@ from gradscope.graph.flow import Reach, StepFlow, data_of, flows, rounds
 from gradscope.graph.naming import callee, within
 from gradscope.graph.numbers import taker_of
 from gradscope.graph.ranking import carried, distinct, leads_on, of_several_places, place, ranked, recurring
+from gradscope.graph.refusals import Refused, cleared_last, refused_pass
 from gradscope.graph.reliance import frozen_out, only_returned, unmet
 from gradscope.graph.replicas import waited_for
 from gradscope.graph.terms import terms
+from gradscope.graph.ties import freed_by_gradient
 
 
 def cuts(ask: Ask) -> tuple[Cut, ...]:
     """All places at which a gradient that someone relies on is lost."""
-    found = _never(ask) or _rebound(ask)
+    freed = ask(freed_by_gradient)
+    if freed is not None:
+        return (freed,)
+    refused = _refused(ask)
+    found = [*refused, *_never(ask, _settled(ask, refused))]
     told = {tensor.id for cut in found for tensor in cut.tensors}
     places = {place(cut.flow, other) for cut in found for other in (cut.operation, *cut.others)}
     turns = [flow for optimizer in ask.run.optimizers for flow in ask(rounds, optimizer.id)]
@@ -27,14 +33,34 @@ def cuts(ask: Ask) -> tuple[Cut, ...]:
     return (*found, *dead)
 
 
-def _never(ask: Ask) -> list[Cut]:
+def _settled(ask: Ask, told: Sequence[Cut]) -> set[int]:
+    """The tensors of which nothing more is to be told: those cut off from a refused pass, and what it leaves innocent.
+
+    Before an optimizer has stepped, nobody else relies on what it holds.
+    """
+    refused = ask(refused_pass) if told else None
+    if refused is None:
+        return set()
+    stepped = {optimizer.id for optimizer in ask.run.optimizers if optimizer.steps}
+    idle = {number for number in refused.leaves if refused.flow.tensors[number].optimizer not in stepped}
+    return idle.union(tensor.id for cut in told for tensor in cut.tensors)
+
+
+def _never(ask: Ask, told: Collection[int]) -> list[Cut]:
+    """Where tensors that never got a gradient have lost it, but for those of which that is told."""
     run = ask.run
     cut: dict[object, list[tuple[Tensor, Reach, StepFlow]]] = {}
     left: dict[object, list[tuple[Tensor, Operation, StepFlow]]] = {}
     turns = {number: ask(rounds, number) for number in (None, *(optimizer.id for optimizer in run.optimizers))}
     waited = ask(waited_for)
+    refused = ask(refused_pass)
     for tensor in ask(unmet):
-        for flow in [waited[tensor.id]] if tensor.id in waited else turns[tensor.optimizer]:
+        if tensor.id in told:
+            continue
+        ways = [waited[tensor.id]] if tensor.id in waited else turns[tensor.optimizer]
+        if refused is not None and not refused.leaves and tensor.id in refused.flow.values_of:
+            ways = [refused.flow]
+        for flow in ways:
             starts = flow.values_of.get(tensor.id)
             if not starts or not (flow.roots or run.crash):
                 continue
@@ -52,9 +78,12 @@ def _never(ask: Ask) -> list[Cut]:
             if exit_ is not None:
                 left.setdefault((exit_.name, exit_.span), []).append((tensor, exit_, flow))
                 break
-    found = []
-    cause: Cause
-    for group in cut.values():
+    return [*_cuts_of(cut.values()), *_exits_of(ask, left.values())]
+
+
+def _cuts_of(groups: Iterable[Sequence[tuple[Tensor, Reach, StepFlow]]]) -> Iterator[Cut]:
+    """What is told of the tensors that one cut has in common."""
+    for group in groups:
         _, reach, flow = group[0]
         first = reach.cuts[0]
         others = reach.cuts[1:]
@@ -63,18 +92,20 @@ def _never(ask: Ask) -> list[Cut]:
             others, further = tuple(cut for cut in others if leads_on(flow, cut, flow.roots)), []
         sufferers = tuple(tensor for tensor, _, _ in group)
         others = distinct((*others, *further), first)
-        cause = cause_of(flow, first)
-        found.append(Cut(cause, first, flow, sufferers, "error", others=others, further=tuple(further)))
-    for exits in left.values():
+        yield Cut(cause_of(flow, first), first, flow, sufferers, "error", others=others, further=tuple(further))
+
+
+def _exits_of(ask: Ask, groups: Iterable[Sequence[tuple[Tensor, Operation, StepFlow]]]) -> Iterator[Cut]:
+    """What is told of the tensors whose values leave torch at one place."""
+    for exits in groups:
         _, exit_, flow = exits[0]
         back = _came_back(flow, exit_)
-        cause = "left-torch"
-        if exit_.span is not None and callee(exit_.span, run.sources) in ops.CONSTRUCTS:
+        cause: Cause = "left-torch"
+        if exit_.span is not None and callee(exit_.span, ask.run.sources) in ops.CONSTRUCTS:
             cause = "rebuilt-tensor"
         elif ops.is_a(exit_, ops.CHOOSES) and back is None:
             cause = "non-differentiable-op"
-        found.append(Cut(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back))
-    return found
+        yield Cut(cause, exit_, flow, tuple(t for t, _, _ in exits), "error", came_back=back)
 
 
 def _only_fills(flow: StepFlow, starts: Sequence[int]) -> bool:
@@ -99,7 +130,7 @@ def _only_fills(flow: StepFlow, starts: Sequence[int]) -> bool:
 
 def _is_independent(flow: StepFlow, reach: Reach) -> bool:
     """Whether the way leads uncut through a gradient to a loss: a slope does not depend on the last bias of a score."""
-    if reach.alive.isdisjoint(flow.roots):
+    if reach.alive.isdisjoint(flow.losses):
         return False
     kept = {value for operation in flow.operations if operation.name == "autograd.grad" for value in operation.outputs}
     return not kept.isdisjoint(reach.alive)
@@ -191,28 +222,42 @@ def _came_back(flow: StepFlow, exit_: Operation) -> Operation | None:
     return next((operation for operation in flow.operations if operation.id == later), None)
 
 
-def _rebound(ask: Ask) -> list[Cut]:
-    """What tensors that learned before have lost since, where a backward is refused."""
-    crash = ask.run.crash
-    if crash is None or crash.symptom != "no graph" or ask(frozen_out):
+def _refused(ask: Ask) -> list[Cut]:
+    """What cut off the roots of a pass that was refused from what they were computed from.
+
+    It is judged by itself, whatever other losses do. Of several cuts those count whose mending would lead to the roots;
+    of these, such as nobody means (`argmax`, `torch.tensor(t)`) before a `detach` or `no_grad` of what others train.
+    """
+    refused = ask(refused_pass)
+    if refused is None or not refused.leaves or ask(frozen_out):
         return []
-    for flow in reversed([flow for flow in ask(flows) if flow.operations]):
-        if not any(backward.failed for backward in flow.step.backwards):
+    flow = refused.flow
+    groups: dict[object, list[tuple[Tensor, Reach, StepFlow]]] = {}
+    for number, values in flow.values_of.items():
+        tensor = flow.tensors[number]
+        if number not in refused.wanted or not any(flow.history[value] for value in values):
             continue
-        groups: dict[object, list[tuple[Tensor, Operation]]] = {}
-        for tensor_id, starts in flow.values_of.items():
-            tensor = flow.tensors.get(tensor_id)
-            if (
-                tensor is None
-                or not (tensor.leaf and tensor.requires_grad)
-                or not any(flow.history[value] for value in starts)
-            ):
-                continue
-            reach = ranked(ask, flow, flow.reach(starts, flow.behind_roots_of(tensor_id)), flow.roots)
-            if reach.cuts:
-                groups.setdefault(place(flow, reach.cuts[0]), []).append((tensor, reach.cuts[0]))
-        return [
-            Cut(cause_of(flow, group[0][1]), group[0][1], flow, tuple(tensor for tensor, _ in group), "error")
-            for group in groups.values()
-        ]
-    return []
+        reach = ranked(ask, flow, flow.reach(values, flow.behind_roots_of(number)), flow.roots)
+        if reach.cuts and not _is_independent(flow, reach):
+            groups.setdefault(place(flow, reach.cuts[0]), []).append((tensor, reach, flow))
+    return list(_cuts_of(_guilty(ask, flow, refused, groups.values())))
+
+
+_Group = list[tuple[Tensor, Reach, StepFlow]]
+
+
+def _guilty(ask: Ask, flow: StepFlow, refused: Refused, groups: Iterable[_Group]) -> list[_Group]:
+    """Of the cuts behind a refused pass, those without which it would have run."""
+    leading = [group for group in groups if leads_on(flow, group[0][1].cuts[0], flow.roots)]
+    if len(leading) < 2:
+        return leading or list(groups)
+    wanted = cleared_last(ask.run, refused.backward)
+    tests: tuple[Callable[[_Group], bool], ...] = (
+        lambda group: any(tensor.optimizer is not None for tensor, _, _ in group),
+        lambda group: any(tensor.id in wanted for tensor, _, _ in group),
+        lambda group: cause_of(flow, group[0][1].cuts[0]) not in ("detach", "no-grad"),
+        lambda group: not all(tensor.received is not None and tensor.received.steps for tensor, _, _ in group),
+    )
+    for test in tests:
+        leading = [group for group in leading if test(group)] or leading
+    return leading

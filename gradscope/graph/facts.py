@@ -34,6 +34,13 @@ Symptom = Literal[
     "custom backward",
     "unfinished reduction",
     "no scaled gradient",
+    "shapes differ",
+    "types differ",
+    "devices differ",
+    "index out of range",
+    "argument without derivative",
+    "copy of a result",
+    "changed in place under vmap",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
@@ -105,7 +112,8 @@ class Ledger:
 
     Single steps are looked at now and then: `stirred` of those with a new gradient other than zero moved the value,
     `still` left it as it was to the last bit; `moved_frozen` moved it though it was frozen and nothing had arrived,
-    `masked` moved elements whose gradient had been set to zero before. `rate` is the latest learning rate and
+    `masked` moved elements whose gradient had been set to zero before, of `masks` on gradients on which the line worked
+    that does so. `rate` is the latest learning rate and
     `rate_zero` counts the looks at which it was 0. `updates` are |update| / |value|, in time order.
 
     `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
@@ -128,6 +136,7 @@ class Ledger:
     still: Count = 0
     moved_frozen: Count = 0
     masked: Count = 0
+    masks: Count = 0
     rate: float | None = None
     rate_zero: Count = 0
     updates: tuple[Norm | None, ...] = ()
@@ -321,8 +330,10 @@ class Optimizer:
 
     `refused` is true where torch raised while it was made; then `tensors` are those that it was offered. `uses` counts
     its steps, or the calls of their closures, and `fed` those that found a new gradient at any of its tensors;
-    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. A GradScaler has left out
-    `withheld` steps, last at `withheld_at`, and the last `in_a_row` that it was to take.
+    `stepped` and `cleared` are the lines that last called its `step` and its `zero_grad`. `withheld` counts steps that
+    a GradScaler kept back, which are none of its `steps`, and `in_a_row` those since the last one that was taken;
+    `withheld_at` is the line of the latest, and `scale` what the scale was there.
+    `stateful` says that its first step left something for the next ones, as averages.
     """
 
     id: int
@@ -338,6 +349,8 @@ class Optimizer:
     withheld: Count = 0
     in_a_row: Count = 0
     withheld_at: Span | None = None
+    scale: float | None = None
+    stateful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +396,7 @@ class Module:
     `path` is its name as operations give it, with the root's variable in front. `requires_grad_attribute` is set
     where somebody gave the module a plain attribute `requires_grad`, which freezes and unfreezes nothing. `awaits_all`
     is true of a DistributedDataParallel that refuses the next forward after a backward which missed a parameter.
+    `repeats` is how often a container holds one and the same module with parameters, where it holds nothing else.
     """
 
     path: str
@@ -390,6 +404,7 @@ class Module:
     training: bool
     requires_grad_attribute: bool | None = None
     awaits_all: bool = False
+    repeats: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +416,8 @@ class CustomBackward:
     `given` in how many of these the backward gave one. `returned` is how many values the latest pass returned, None
     where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
     gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
-    was returned was exactly zero. `returns` are its return statements.
+    was returned was exactly zero. `returns` are its return statements. `raised` says that it raised the exception that
+    ended the script.
     """
 
     name: str
@@ -415,6 +431,7 @@ class CustomBackward:
     upstream_is_one: bool = True
     zero: bool = True
     complained: bool = False
+    raised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +462,8 @@ class Nonfinite:
     what it gave, which the loss leaves out. `node` is the autograd node
     without `Backward`; of an `autograd.Function`, `custom` is where its backward divides, or else returns. `operand`
     tells which operand the operation is singular in (`self` or `other`), and `low` and `high` its range, each None
-    where unknown or not finite. `tensors` are those whose gradients were not finite, `root` is the value from which
+    where unknown or not finite. `withheld` says that a GradScaler kept all steps back from then on, so that the values
+    themselves are sound. `tensors` are those whose gradients were not finite, `root` is the value from which
     the backward at `span` started. `taken` are leaves that the operation took and that were not finite by themselves.
     """
 
@@ -462,6 +480,7 @@ class Nonfinite:
     root: int | None = None
     span: Span | None = None
     taken: tuple[int, ...] = ()
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,6 +537,22 @@ class Probabilities:
 
     value: int
     summed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """The axis along which an operation was about to take the softmax of a value."""
+
+    value: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCall:
+    """A value that dropout or batch norm of a module took in training mode, where no gradient was kept."""
+
+    value: int
+    module: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -587,11 +622,27 @@ class Wrapper:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedCall:
+    """The call of torch's that raised what ended the script.
+
+    `operation` is its id. `numbers` are the whole numbers among its arguments, such as the sizes of a view. `ranges`
+    holds of operands that choose places the value's id, the least and the largest place. `entered` is the user's line
+    that called the outermost module which was running.
+    """
+
+    operation: int
+    numbers: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    entered: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """The exception that ended the script, at the user's innermost line.
 
     `symptom` says of which trouble with gradients the exception is the usual sign, if of any. Where the script caught
     such an exception and raised another for it, this is the one that it caught, and `raised` the one that ended it.
+    `call` is the call of torch's that raised it, where that was one and is on record.
     """
 
     type: str
@@ -599,6 +650,7 @@ class Crash:
     span: Span | None = None
     symptom: Symptom | None = None
     raised: Wrapper | None = None
+    call: FailedCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -652,6 +704,8 @@ class Run:
     profiles: tuple[Profile, ...] = ()
     batches: tuple[BatchCheck, ...] = ()
     probabilities: tuple[Probabilities, ...] = ()
+    softmaxes: tuple[Softmax, ...] = ()
+    training_calls: tuple[TrainingCall, ...] = ()
     compared: tuple[Compared, ...] = ()
     twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -50,10 +50,11 @@ class StepFlow:
     """The data flow of one step of a run, or of several that follow each other.
 
     `roots` are the values that a loss is: those that the backwards of the last step started from, or, where it has
-    none, the backwards of all.
+    none, the backwards of all, unless they are given. `losses` are those of them at which training begins: where
+    `backward` is called, `autograd.grad` only serves to compute what it is called on.
     """
 
-    def __init__(self, run: Run, *steps: Step) -> None:
+    def __init__(self, run: Run, *steps: Step, roots: tuple[int, ...] | None = None) -> None:
         self.run = run
         self.step = steps[-1]
         self.tensors = run.tensor_by_id
@@ -63,7 +64,9 @@ class StepFlow:
             part for step in steps for operation in step.operations for part in self._apart(operation)
         )
         backwards = self.step.backwards or tuple(backward for step in steps for backward in step.backwards)
-        self.roots = tuple(root for backward in backwards for root in backward.roots)
+        self.roots = tuple(root for backward in backwards for root in backward.roots) if roots is None else roots
+        trained = tuple(root for backward in backwards if backward.kind == "backward" for root in backward.roots)
+        self.losses = trained or self.roots
 
     def _apart(self, operation: Operation) -> tuple[Operation, ...]:
         """An operation as one for each of its operands, where these go side by side.

@@ -18,12 +18,30 @@ STEPS_OF_ZEROS = 3
 MASKED_STEPS = 3
 # Gradients in a row that are zero, after which a tensor counts as frozen: averages of 0.9 have faded by half.
 ZEROS_FOR_GOOD = 8
+# Steps in a row that a scaler keeps back to the end: while it settles, fewer make the scale 256 times smaller.
+WITHHELD_IN_A_ROW = 8
+# Steps after which it is no longer settling: then as many kept back as taken are no slips.
+STEPS_TO_SETTLE = 24
+# Optimizers of one line for the same tensors that make no more than these steps each: their averages never live.
+REBUILT, REBUILT_STEPS = 5, 2
+# Steps after which a loss has a course: over fewer it rises as the batches differ.
+STEPS_OF_A_COURSE = 8
 # Looks at single steps that left a value as it was to the last bit: fewer may fall on a warm-up from a rate of 0.
 STILL_STEPS = 4
+# Looks at steps at a rate of 0, the first 8 and every eighth: some 32 steps, after which a warm-up has begun.
+LOOKS_AT_NO_RATE = 11
 # Tensors in a row that have taken a place before a single gradient each tells that they are replaced in every step.
 REPLACED_IN_A_ROW = 3
 # Calls of one module that hang together: a cell that is unrolled by hand is seldom called as often in a step.
 CALLS_IN_A_CHAIN = 12
+# Steps through which a value's graph leads before it is followed: hidden states and momenta carried by hand live on for
+# two or three.
+STEPS_IN_A_CHAIN = 5
+# Calls that hang together before they are followed; `CALLS_IN_A_CHAIN` are needed to tell them.
+CALLS_TOGETHER = 8
+# Results that have lived through two censuses, and in how many of the steps since the first there must be one: a window
+# of the latest losses and a buffer that is emptied now and then stay below.
+RESULTS_KEPT, STEPS_WITH_RESULTS = 6, 0.75
 # How many times deeper than any graph that a backward has led through: what grows is not meant to be differentiated.
 DEEPER = 3
 
@@ -75,7 +93,7 @@ NO_RATE = 1e-12
 SQUARABLE = 1e18
 # Half the distance from 1 to the next number of a type.
 EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
-# Elements of a larger tensor at which its value is measured (`gradscope.probes.movement` picks them).
+# Elements of a larger tensor at which its value is measured (`gradscope.probes.training.movement` picks them).
 SAMPLE = 4_096
 # How many times too small an update may be estimated by rate * gradient: averages and normalisation make it larger.
 MARGIN = 64

@@ -208,6 +208,32 @@ def operand_names(span: Span, operation: str, sources: Mapping[str, Mapping[int,
     return [plain_name(_unscaled(operand)) for operand in operands_of(node)]
 
 
+def spelled_operands(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+    """What an expression computes with, as it is written there: `self.source` in `u + self.source`."""
+    node = expression(span, sources) if span is not None else None
+    if node is None:
+        return ()
+    names = (ast.unparse(operand) for operand in operands_of(node) if plain_name(operand) is not None)
+    return tuple(dict.fromkeys(name for name in names if name != "self"))
+
+
+def spelled_first(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+    """The first operand of an expression as it is written, where it has a name: `frames` in `frames.view(t, b)`."""
+    node = expression(span, sources) if span is not None else None
+    first = operands_of(node)[:1] if node is not None else []
+    return tuple(ast.unparse(operand) for operand in first if plain_name(operand) is not None)
+
+
+def spelled_callee(span: Span | None, sources: Mapping[str, Mapping[int, str]]) -> str | None:
+    """The object that is called at a span, or whose method is, as it is written there: `self.drop`, `self.model`."""
+    node = expression(span, sources) if span is not None else None
+    if not isinstance(node, ast.Call):
+        return None
+    switches = isinstance(node.func, ast.Attribute) and node.func.attr in ("eval", "train")
+    called = node.func.value if switches and isinstance(node.func, ast.Attribute) else node.func
+    return ast.unparse(called) if plain_name(called) is not None and not is_library(called) else None
+
+
 def _unscaled(node: ast.AST) -> ast.AST:
     while True:
         if isinstance(node, ast.UnaryOp):
@@ -226,3 +252,45 @@ def argument_name(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str |
     if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
         return plain_name(node.args[0])
     return None
+
+
+def argument_names(span: Span, keyword: str, place: int, sources: Mapping[str, Mapping[int, str]]) -> list[str | None]:
+    """What the parts of one argument of a call are called: `x` and `t` in `grad(u, [x, t])`."""
+    node = expression(span, sources)
+    if not isinstance(node, ast.Call):
+        return []
+    given = next((part.value for part in node.keywords if part.arg == keyword), None)
+    if given is None and len(node.args) > place:
+        given = node.args[place]
+    if given is None:
+        return []
+    return [plain_name(part) for part in (given.elts if isinstance(given, (ast.Tuple, ast.List)) else [given])]
+
+
+def written_at(span: Span | None, sources: Mapping[str, Mapping[int, str]], *, line: bool = False) -> tuple[str, ...]:
+    """What an expression calls the tensor, or the container, that it changes, fills or starts from.
+
+    That is `p` in `p.add_(g)`, `self.storage` in `self.storage.append(q)` and `self.total[key] += loss`; with `line`,
+    also what its line assigns it to. A reader knows it by this name there, whatever it is called elsewhere.
+    """
+    found = _target_of(expression(span, sources)) if span is not None else None
+    if found is None and span is not None and line:
+        text = sources.get(span.file, {}).get(span.line, "")
+        found = _target_of(expression(Span(span.file, span.line, _indent(text) + 1, span.line, len(text) + 1), sources))
+    return (found,) if found is not None else ()
+
+
+def _target_of(node: ast.AST | None) -> str | None:
+    if isinstance(node, ast.Expr):
+        node = node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        node = node.func.value
+    elif isinstance(node, ast.AugAssign):
+        node = node.target
+    elif isinstance(node, ast.Assign):
+        node = node.targets[0]
+    else:
+        return None
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return None if is_library(node) or plain_name(node) is None else ast.unparse(node)

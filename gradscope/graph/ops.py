@@ -42,6 +42,13 @@ FITS = _names(
     "to type_as expand_as view_as reshape_as resize_as resize_as_"
 )  # the first to the shape or type of others
 SIDE_BY_SIDE = _names("broadcast_tensors meshgrid atleast_1d atleast_2d atleast_3d")  # each operand gives a result
+# They give views of what they take: what is written into the result is written into that.
+SINGLE_VIEWS = _names(
+    "getitem select narrow view view_as reshape reshape_as flatten squeeze unsqueeze transpose permute t T mT H mH "
+    "movedim swapaxes swapdims unflatten expand expand_as diagonal as_strided unfold real imag ravel"
+)
+# They give several at once, and autograd follows no change of one of them.
+SEVERAL_VIEWS = _names("iter unbind split chunk tensor_split hsplit vsplit dsplit split_with_sizes unsafe_chunk")
 COPIES = _names("data detach clone copy_")
 COPIES_A_PARAMETER = COPIES | _names("deepcopy Parameter")
 
@@ -75,6 +82,33 @@ KEEPS_ELEMENTS = _names(
     "add sub where masked_fill nan_to_num"
 )
 
+# --- weights and masks ---------------------------------------------------------------------------------------------
+PROBABILITIES = _names("softmax")
+MASKS = _names("masked_fill masked_fill_ where setitem index_fill index_fill_")  # they put a number in some places
+COMPLEMENTS = _names("sub rsub invert logical_not bitwise_not eq ne lt le gt ge")
+TRIANGLES = _names("tril triu tril_ triu_")
+# What is drawn by chance.
+DRAWS = _names("rand rand_like bernoulli bernoulli_ dropout empty_like uniform_ multinomial gumbel_softmax")
+# Weights stay weights, of the same things.
+KEEPS_WEIGHTS = _names(
+    "dropout alpha_dropout to float double half bfloat16 type clone contiguous view reshape expand identity type_as "
+    "squeeze unsqueeze nan_to_num mul imul requires_grad_"
+)
+NORMALISES = _names("sum div truediv itruediv div_ normalize divide log softmax renorm amax max")
+CONTRACTS = _names("matmul rmatmul bmm einsum mm baddbmm mul rmul mv")
+
+# --- axes ----------------------------------------------------------------------------------------------------------
+TRANSPOSES = _names("transpose permute t T mT swapaxes swapdims movedim moveaxis adjoint")
+VIEWS = _names("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as getitem")
+RECUTS = _names("view reshape view_as reshape_as unflatten")
+ROW_BY_ROW = _names("linear layer_norm softmax log_softmax dropout relu gelu silu tanh sigmoid rms_norm normalize")
+SUMMARIES = _names("mean sum var std var_mean std_mean norm vector_norm amax amin max min")
+PADS = _names("pad cat concat constant_pad_nd")
+PICKS_A_CLASS = _names("nll_loss")
+MATRIX_PRODUCTS = _names("matmul bmm mm")
+PRODUCTS_OF_MATRICES = _names("matmul bmm mm einsum baddbmm")
+SUMS_AWAY = _names("sum mean logsumexp nansum")
+
 # --- losses and what they take -------------------------------------------------------------------------------------
 SOFTMAXES = _names("softmax log_softmax gumbel_softmax")
 # What is squashed, and how.
@@ -89,10 +123,18 @@ SQUASHES = {
 }
 SQUASHING = frozenset(SQUASHES)
 LOSSES_OF_LOGITS = _names("cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss")
+# The prediction comes first, and they are not the same the other way round.
+DIRECTED_LOSSES = _names("kl_div cross_entropy binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss")
+UNIFORM = _names("full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros")  # one number everywhere
 LOSSES_OF_LOGARITHMS = _names("nll_loss ctc_loss kl_div")
 LIKELIHOODS = _names("nll_loss binary_cross_entropy kl_div log log2 log10")
 # They compare prediction and target element by element.
 COMPARES = _names("mse_loss l1_loss smooth_l1_loss huber_loss kl_div poisson_nll_loss soft_margin_loss")
+# They work in one way in training, and in another in evaluation.
+MODED = _names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout batch_norm lstm gru")
+# Results are compared with what they should be.
+SCORES = COMPARES | LOSSES_OF_LOGITS | LOSSES_OF_LOGARITHMS | _names("binary_cross_entropy eq ne sub rsub isclose")
+READS = _names("bool print")
 # Of activations, what they give nothing beyond.
 RANGES = {
     **dict.fromkeys(("relu", "relu_", "softplus"), (0.0, float("inf"))),
@@ -112,6 +154,45 @@ LOG_SOFTMAXES = _names("log_softmax")
 TAKES_LOGITS = LOG_SOFTMAXES | _names("cross_entropy binary_cross_entropy_with_logits")
 COMPARES_VALUES = _names("mse_loss l1_loss smooth_l1_loss huber_loss sub rsub subtract isub")
 EVEN = _names("square pow abs norm vector_norm logcosh cosh mul sqrt")  # the same for a difference and its negative
+COMPARES_PAIRS = COMPARES | _names("binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss")
+LOSSES_OF_CLASSES = _names("cross_entropy nll_loss multi_margin_loss")
+LOSSES = COMPARES_PAIRS | LOSSES_OF_CLASSES
+
+# --- layers, and what may not go into them -------------------------------------------------------------------------
+LINEAR = _names("linear")
+CONVOLUTIONS = {f"conv{kind}{count}d": count for kind in ("", "_transpose") for count in (1, 2, 3)}
+CONVOLVES = frozenset(CONVOLUTIONS)
+TRANSPOSED = _names("conv_transpose1d conv_transpose2d conv_transpose3d")
+POOLS = _names(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d_with_indices max_pool2d_with_indices"
+)
+NORMS_CHANNELS = _names("batch_norm instance_norm group_norm BatchNorm1d BatchNorm2d BatchNorm3d")
+RECURRENT_MODULES = _names("LSTM GRU RNN")
+CELLS = _names("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell LSTMCell GRUCell RNNCell")
+ATTENTION = _names("multi_head_attention_forward")
+LOOKS_UP = _names("embedding embedding_bag")
+MULTIPLIES_MATRICES = _names("matmul rmatmul mm bmm mv dot addmm baddbmm")
+JOINS = _names("cat concat concatenate stack vstack hstack")
+CUTS_ANEW = _names("view reshape")
+FLATTENS = _names("flatten view reshape")
+MOVES_AXES = _names("transpose permute T t mT H mH movedim swapaxes moveaxis expand")
+# Which argument of a module's constructor says what size it takes: its place and its name.
+TAKES_SIZE = {
+    "Linear": (0, "in_features"),
+    **{f"{name}{count}d": (0, "in_channels") for name in ("Conv", "ConvTranspose") for count in (1, 2, 3)},
+    **{f"{name}{count}d": (0, "num_features") for name in ("BatchNorm", "InstanceNorm") for count in (1, 2, 3)},
+    "LayerNorm": (0, "normalized_shape"),
+    "RMSNorm": (0, "normalized_shape"),
+    "GroupNorm": (1, "num_channels"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), (0, "input_size")),
+    "MultiheadAttention": (0, "embed_dim"),
+    "TransformerEncoderLayer": (0, "d_model"),
+    "TransformerDecoderLayer": (0, "d_model"),
+    "Embedding": (0, "num_embeddings"),
+    "EmbeddingBag": (0, "num_embeddings"),
+}
+GIVES_SIZE = {"Linear": (1, "out_features")}
+
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu")
 TAKES_A_PLACE = _names("getitem select")
 

@@ -8,6 +8,7 @@ from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Tensor
 from gradscope.graph.flow import StepFlow, data_of, flows, trains_nothing
+from gradscope.graph.refusals import refused_pass
 from gradscope.graph.replicas import waited_for
 from gradscope.graph.successors import held_copies
 
@@ -29,6 +30,9 @@ def unmet(ask: Ask) -> list[Tensor]:
     stepped = {optimizer.id for optimizer in run.optimizers if optimizer.steps}
     refused = run.crash is not None and run.crash.symptom in ("no graph", "no tensor to differentiate")
     waited = ask(waited_for)
+    appeal = ask(refused_pass) if refused else None
+    # What does not lie behind the roots of the pass that was refused lacks nothing by that.
+    behind = appeal.wanted if appeal is not None and appeal.leaves else None
     refilled, copies = ask(_refilled), ask(held_copies)
     found = []
     for tensor in run.tensors:
@@ -37,14 +41,15 @@ def unmet(ask: Ask) -> list[Tensor]:
         if tensor.id in waited:
             found.append(tensor)
             continue
+        missed = refused and (behind is None or tensor.id in behind)
         got = tensor.received is not None and tensor.received.steps > 0 and not only_returned(tensor)
         if (tensor.module, tensor.name) in refilled or tensor.id in copies:
             continue
         if tensor.optimizer is not None:
             relied = tensor.optimizer in stepped and tensor.received is not None and tensor.received.of > 0
-            if not got and (relied or (refused and tensor.optimizer not in stepped)) and not _follows(ask, tensor):
+            if not got and (relied or (missed and tensor.optimizer not in stepped)) and not _follows(ask, tensor):
                 found.append(tensor)
-        elif refused and not run.optimizers and not got and tensor.used:
+        elif missed and not run.optimizers and not got and tensor.used:
             found.append(tensor)
     return found
 

@@ -118,10 +118,14 @@ def loaded(ask: Ask) -> set[int]:
     return found
 
 
-def gets_gradients(tensor: Tensor, least: int = 2) -> bool:
-    """Whether gradients other than zero arrive again and again at what no optimizer holds, and nobody uses them."""
+def gets_gradients(tensor: Tensor, least: int = 2, *, frozen_since: bool = False) -> bool:
+    """Whether gradients other than zero arrive again and again at what no optimizer holds, and nobody uses them.
+
+    With `frozen_since`, also whether they did in a phase after which it was frozen, as a teacher is.
+    """
     ledger = tensor.ledger or _NONE
-    learning = tensor.leaf and tensor.requires_grad and tensor.optimizer is None and tensor.name is not None
+    requires = tensor.requires_grad or frozen_since
+    learning = tensor.leaf and requires and tensor.optimizer is None and tensor.name is not None
     return learning and ledger.passes >= least and not ledger.by_hand and _is_somewhere(tensor)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cut, cause_of
-from gradscope.graph.facts import Operation, Span, Tensor
+from gradscope.graph.facts import Backward, Operation, Span, Tensor
 from gradscope.graph.flow import StepFlow, data_of
 from gradscope.graph.naming import within
 from gradscope.graph.numbers import returned
@@ -34,7 +34,7 @@ def terms(ask: Ask, steps: list[StepFlow], told: Collection[object]) -> list[Cut
     for flow in steps:
         if any(backward.failed for backward in flow.step.backwards):
             continue  # what stopped it is to be mended first
-        for residual in _gradients_beside_their_output(flow):
+        for residual in _residuals(flow):
             note(residual)
         for root in flow.roots:
             for exit_ in _terms_as_numbers(flow, root):
@@ -190,41 +190,62 @@ def _gradient_as_number(flow: StepFlow, term: int) -> Cut | None:
     return None
 
 
-def _gradients_beside_their_output(flow: StepFlow) -> Iterator[Cut]:
-    """Gradients without a graph that meet the output that they are of, element by element: residuals of equations.
+def _residuals(flow: StepFlow) -> Iterator[Cut]:
+    """Gradients without a graph from which a loss is computed: residuals of equations, penalties.
 
     Nothing is said of gradients that go on into layers (adversarial inputs), of those with respect to what is trained
-    or computed from it (inner loops), and of single numbers (weights of several losses).
+    or computed from it (inner loops), and of single numbers that weight other losses.
     """
     for operation in flow.operations:
         if operation.name != "autograd.grad" or any(flow.history[value] for value in operation.outputs):
             continue
         trained = _trained_behind(flow, operation.inputs)
-        if not trained or _trained_behind(flow, operation.inputs[1:]):
-            continue
-        if _meets(flow, operation):
+        if trained and not _trained_behind(flow, operation.inputs[1:]) and _is_used(flow, operation, flow.losses):
             yield Cut("missing-create-graph", operation, flow, tuple(trained), "warning", term=True)
 
 
-def _meets(flow: StepFlow, gradient: Operation) -> bool:
-    """Whether a root is computed, without any layer, from a gradient together with the output that it is of."""
+def freed_for_a_loss(flow: StepFlow, backward: Backward, roots: Collection[int]) -> Cut | None:
+    """The gradient without a graph that freed what its own use in a loss needs again, if this pass computed it."""
+    call = next((op for op in flow.operations if op.id > backward.began and _is_of(op, backward)), None)
+    if call is None or any(flow.history[value] for value in call.outputs) or not _is_used(flow, call, roots):
+        return None
+    trained = _trained_behind(flow, call.inputs)
+    return Cut("missing-create-graph", call, flow, tuple(trained), "error") if trained else None
+
+
+def _is_of(operation: Operation, backward: Backward) -> bool:
+    return operation.name == "autograd.grad" and not set(backward.roots).isdisjoint(operation.inputs)
+
+
+def _is_used(flow: StepFlow, gradient: Operation, roots: Collection[int]) -> bool:
+    """Whether a root is computed, without any layer, from a gradient.
+
+    It may meet data, sums, coefficients that are trained (single numbers), and the output that it is of, element by
+    element. A tensor that is trained marks a layer. What is multiplied by it and then only summed up is a loss with
+    weights.
+    """
     tensors = {value: flow.tensor(value) for values in flow.values_of.values() for value in values}
     in_training = {value for value, tensor in tensors.items() if tensor is not None and _is_in_training(flow, tensor)}
+    weights = {value for value in in_training if not flow.is_scalar(value)}
     output = {
         value
         for value in flow.behind(gradient.inputs)
         if flow.history[value] and (tensor := tensors.get(value)) is not None and not tensor.leaf
     }
-    numbers, met = set(gradient.outputs), set[int]()
+    numbers, layered, weighted = set(gradient.outputs), set[int](), set[int]()
     for operation in flow.operations:
         given = set(operation.inputs)
-        if given & in_training or not operation.grad_enabled or ops.is_a(operation, ops.DETACHES):
-            continue
         made = [value for value in operation.outputs if value not in given]
-        if given & met or (given & numbers and given & output and not all(flow.is_scalar(v) for v in made)):
-            met.update(made)
-        elif given & numbers:
-            numbers.update(value for value in made if not flow.history[value])
-        elif given & output:
-            output.update(value for value in made if flow.history[value])
-    return not met.isdisjoint(flow.roots)
+        if given & weights or not given & (numbers | weighted):
+            layered.update(value for value in made if given & (weights | layered) and flow.history[value])
+            output.update(value for value in made if given & output and flow.history[value])
+        elif not operation.grad_enabled or ops.is_a(operation, ops.DETACHES):
+            continue
+        elif given & weighted:
+            linear = ops.is_a(operation, ops.SUMS, ops.SCALES) and given.isdisjoint(numbers)
+            (weighted if linear else numbers).update(made)
+        elif ops.is_a(operation, ops.SUMS) or given.isdisjoint(layered):
+            numbers.update(made)
+        elif given & output and not all(map(flow.is_scalar, made)):
+            (weighted if ops.is_a(operation, ops.PRODUCTS) else numbers).update(made)
+    return not numbers.isdisjoint(roots)

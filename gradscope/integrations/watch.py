@@ -9,7 +9,7 @@ import torch
 
 from gradscope.graph.facts import Severity
 from gradscope.probes.observation import Observation
-from gradscope.probes.scripts import crash_of
+from gradscope.probes.program.scripts import crash_of
 from gradscope.reports.report import ORDER, Report
 from gradscope.rules import chosen
 

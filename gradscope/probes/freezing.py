@@ -39,22 +39,24 @@ from gradscope.graph.facts import (
     ProfileNode,
     Received,
     Refused,
+    Softmax,
     Span,
     Step,
     Tensor,
+    TrainingCall,
     Twins,
     Value,
 )
 from gradscope.graph.garbage import uncollected
-from gradscope.probes.attributes import INFERENCE, plain
-from gradscope.probes.batches import BatchCheck as BatchCheckRecord
-from gradscope.probes.callsites import USER, Site
-from gradscope.probes.courses import Course
-from gradscope.probes.custom import custom_backwards
-from gradscope.probes.names import SourceNames, function_name, names_in, source_names
-from gradscope.probes.nonfinite import spoilt_by_steps
-from gradscope.probes.profiles import Profile as ProfileRecord
-from gradscope.probes.quiet import unobserved
+from gradscope.graph.limits import WITHHELD_IN_A_ROW
+from gradscope.probes.asked.batches import BatchCheck as BatchCheckRecord
+from gradscope.probes.backward.custom import custom_backwards
+from gradscope.probes.backward.nonfinite import spoilt_by_steps
+from gradscope.probes.backward.profiles import Profile as ProfileRecord
+from gradscope.probes.backward.twins import twins_at_end
+from gradscope.probes.forward.callsites import USER, Site
+from gradscope.probes.program.names import SourceNames, function_name, names_in, source_names
+from gradscope.probes.program.scopes import modules_in
 from gradscope.probes.records import (
     BackwardRecord,
     ModuleMark,
@@ -64,9 +66,11 @@ from gradscope.probes.records import (
     Subject,
     ValueRecord,
 )
-from gradscope.probes.scopes import modules_in
 from gradscope.probes.tape import Tape
-from gradscope.probes.twins import twins_at_end
+from gradscope.probes.tensors.attributes import INFERENCE, plain
+from gradscope.probes.tensors.quiet import unobserved
+from gradscope.probes.training.courses import Course, pick
+from gradscope.probes.training.movement import judge_masked
 
 _VIEWS = frozenset(
     [
@@ -117,6 +121,8 @@ class Frozen:
     profiles: tuple[Profile, ...]
     batches: tuple[BatchCheck, ...]
     probabilities: tuple[Probabilities, ...]
+    softmaxes: tuple[Softmax, ...]
+    training_calls: tuple[TrainingCall, ...]
     compared: tuple[Compared, ...]
     twins: tuple[Twins, ...]
     sources: Mapping[str, Mapping[int, str]]
@@ -137,7 +143,10 @@ class _Freezer:
         self.sources = SourceNames(tape.sites)
         self.labels = self._root_labels(namespace)
         others = [check.step for check in tape.checks]
-        self.spoilt = tape.harmed or tape.idle
+        stopped = [mark for mark in tape.optimizers if mark.in_a_row >= WITHHELD_IN_A_ROW]
+        self.stopped = {mark.serial for mark in stopped}
+        self.withheld = next((mark.withheld_event for mark in stopped if mark.withheld_event is not None), None)
+        self.spoilt = tape.harmed or self.withheld or tape.idle
         if self.spoilt is not None:
             step = StepRecord(self.spoilt.step)  # it may not be kept
             step.operations += filter(None, [self.spoilt.operation])
@@ -150,8 +159,9 @@ class _Freezer:
                 self.names[subject.serial] = name
         owners = {id(subject.name[0]) for subject in tape.kept.values() if subject.name is not None}
         self.several = len(owners) > 1
-        self.unstepped = bool(tape.optimizers) and not tape.step_count
-        self.idle = {mark.serial for mark in tape.optimizers if not mark.steps}
+        tried = [mark for mark in tape.optimizers if mark.steps or mark.withheld]
+        self.unstepped = bool(tape.optimizers) and not tried
+        self.idle = {mark.serial for mark in tape.optimizers if mark not in tried}
         self.walked = any(b.walk is not None and b.walk.complete for s in self.records for b in s.backwards)
         self.differentiated = {root[1].serial for s in self.records for b in s.backwards for root in b.roots}
         self._makers: dict[int, _Makers] = {}
@@ -336,6 +346,8 @@ class _Freezer:
             self.tape.refresh(subject, live)
             if course is not None:
                 course.measure(live)
+                if self.tape.closed and course.masked_before is not None and course.sample is not None:
+                    judge_masked(course, pick(live, course.sample[0]))
         predicted = course.predicted if course is not None else None
         if predicted is None and self.walked and subject.leaf:
             predicted = False
@@ -374,12 +386,15 @@ class _Freezer:
             return None
         if self.is_unstepped(course) and course.account.passes:
             return Received(course.account.passes, self.tape.backward_count)
-        if not course.of:
+        if not (course.of or course.withheld[0]):
             # It lived within one step, as inputs do, and that step did not end while it was there.
             norm = course.norm
             zero, nonfinite = norm == 0, norm is not None and not math.isfinite(norm)
             return Received(1, 1, int(zero), int(nonfinite)) if course.arrived else None
-        return Received(course.steps, course.of, course.zero, course.nonfinite, course.zeros)
+        of, arrived, zeros, spoilt = course.withheld if course.optimizer in self.stopped else (0, 0, 0, 0)
+        return Received(
+            course.steps + arrived, course.of + of, course.zero + zeros, course.nonfinite + spoilt, course.zeros
+        )
 
     def is_unstepped(self, course: Course) -> bool:
         """Whether the optimizer that holds a tensor never steps: then passes are all that can be counted."""
@@ -405,13 +420,14 @@ class _Freezer:
             leftover=account.leftover,
             leftover_at=self.span(account.leftover_at),
             by_hand=account.by_hand,
-            stirred=course.stirred,
-            still=course.still,
-            moved_frozen=course.moved_frozen,
-            masked=course.masked,
-            rate=_finite_or_none(course.rate),
-            rate_zero=course.rate_zero,
-            updates=tuple(map(finite, course.updates.points)),
+            stirred=course.moves.stirred,
+            still=course.moves.still,
+            moved_frozen=course.moves.moved_frozen,
+            masked=course.moves.masked,
+            masks=course.masks_looked_at,
+            rate=_finite_or_none(course.moves.rate),
+            rate_zero=course.moves.rate_zero,
+            updates=tuple(map(finite, course.moves.updates.points)),
             backward=self.span(account.site),
             cleared=self.span(account.cleared_at),
             swept=account.swept,
@@ -451,6 +467,12 @@ class _Freezer:
         batches = tuple(map(self.batch, self.tape.checks))
         profiles = tuple(map(self.profile, self.tape.profiles))
         probabilities = tuple(Probabilities(self.value(value), summed) for value, summed in self.tape.probabilities)
+        softmaxes = tuple(Softmax(self.value(value), axis) for value, axis in self.tape.softmaxes)
+        training_calls = tuple(
+            TrainingCall(value[0], self.path(mark) or "")
+            for value, mark in self.tape.training_calls
+            if value[0] in self.values
+        )
         compared = tuple(
             Compared(
                 self.operation(each.operation),
@@ -462,6 +484,8 @@ class _Freezer:
             )
             for each in self.tape.compared.values()
         )
+        if self.tape.failed is not None:
+            self.span(self.tape.failed.entered)
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         twins = tuple(self.twins())
@@ -469,7 +493,7 @@ class _Freezer:
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
         modules = tuple(
-            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all)
+            Module(self.path(mark) or "", mark.type, mark.training, mark.requires_grad, mark.awaits_all, mark.repeats)
             for mark in self.tape.marks.values()
             if mark.root is not None
         )
@@ -491,6 +515,8 @@ class _Freezer:
             profiles=profiles,
             batches=batches,
             probabilities=probabilities,
+            softmaxes=softmaxes,
+            training_calls=training_calls,
             compared=compared,
             twins=twins,
             sources=sources,
@@ -513,6 +539,8 @@ class _Freezer:
             mark.withheld,
             mark.in_a_row,
             self.span(mark.withheld_at),
+            _finite_or_none(mark.scale),
+            mark.stateful,
         )
 
     def discards(self) -> tuple[Discard, ...]:
@@ -565,6 +593,7 @@ class _Freezer:
             self.value(backward.roots[0]) if backward is not None and backward.roots else None,
             self.span(backward.site) if backward is not None else None,
             tuple(subject.serial for subject in event.taken),
+            event is self.withheld,
         )
 
     def profile(self, record: ProfileRecord) -> Profile:
@@ -607,8 +636,8 @@ class _Freezer:
         for mark in self.tape.marks.values():
             if mark.modes is None or mark.root is None:
                 continue
-            site, by = mark.modes.switched or (None, None)
             for optimizer, (training, evaluation) in mark.modes.counts.items():
+                site, by = mark.modes.switched.get(optimizer) or (None, None)
                 yield Modes(
                     self.path(mark) or "",
                     mark.modes.operation,

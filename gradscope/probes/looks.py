@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradscope.probes.nonfinite import Watch, judge_failed_pass, judge_pass, watch_pass
-from gradscope.probes.profiles import Profiling, profile_pass
+from gradscope.probes.backward.nonfinite import Watch, judge_failed_pass, judge_pass, watch_pass
+from gradscope.probes.backward.profiles import Profiling, profile_pass
 
 if TYPE_CHECKING:
     from gradscope.probes.records import BackwardRecord

@@ -13,37 +13,37 @@ import torch
 
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Observed, Run
-from gradscope.probes.backward import watch_backward
-from gradscope.probes.batches import check_module
-from gradscope.probes.callsites import CallSites
-from gradscope.probes.clips import watch_clips
-from gradscope.probes.compiled import watch_compiled
-from gradscope.probes.custom import watch_custom_backwards
+from gradscope.probes.asked.batches import check_module
+from gradscope.probes.asked.outputs import confirm, confirm_outputs
+from gradscope.probes.backward.backward import watch_backward
+from gradscope.probes.backward.custom import watch_custom_backwards
+from gradscope.probes.backward.masks import watch_masks
+from gradscope.probes.backward.nonfinite import explain_crash
 from gradscope.probes.dry.running import DryRun
-from gradscope.probes.fastpaths import watch_fast_paths
+from gradscope.probes.forward.callsites import CallSites
+from gradscope.probes.forward.compiled import watch_compiled
+from gradscope.probes.forward.fastpaths import watch_fast_paths
+from gradscope.probes.forward.functions import watch_functions
+from gradscope.probes.forward.inference import watch_inference_mode
+from gradscope.probes.forward.modules import add_root, name_roots, watch_modules
+from gradscope.probes.forward.profilers import imported_code_kept
+from gradscope.probes.forward.recorder import Recorder
+from gradscope.probes.forward.tracing import watch_tracing
+from gradscope.probes.forward.transforms import watch_transforms
 from gradscope.probes.freezing import freeze
-from gradscope.probes.functions import watch_functions
-from gradscope.probes.inference import watch_inference_mode
-from gradscope.probes.masks import watch_masks
-from gradscope.probes.modes import watch_modes
-from gradscope.probes.modules import add_root, name_roots, watch_modules
-from gradscope.probes.nonfinite import explain_crash
-from gradscope.probes.optimizers import add_optimizer, watch_optimizers
-from gradscope.probes.outputs import confirm, confirm_outputs
-from gradscope.probes.profilers import imported_code_kept
-from gradscope.probes.quiet import unobserved
-from gradscope.probes.recorder import Recorder
-from gradscope.probes.recursion import limit_kept
-from gradscope.probes.scalers import watch_scalers
-from gradscope.probes.scopes import is_a, modules_in
-from gradscope.probes.stacks import hidden_modes
-from gradscope.probes.swapping import swaps_allowed
+from gradscope.probes.program.recursion import limit_kept
+from gradscope.probes.program.scopes import is_a, modules_in
+from gradscope.probes.program.stacks import hidden_modes
+from gradscope.probes.program.threads import watch_threads
+from gradscope.probes.program.tracebacks import tracebacks_without_ours
+from gradscope.probes.program.warned import warnings_in_place
 from gradscope.probes.tape import Tape
-from gradscope.probes.threads import watch_threads
-from gradscope.probes.tracebacks import tracebacks_without_ours
-from gradscope.probes.tracing import watch_tracing
-from gradscope.probes.transforms import watch_transforms
-from gradscope.probes.warned import warnings_in_place
+from gradscope.probes.tensors.quiet import unobserved
+from gradscope.probes.tensors.swapping import swaps_allowed
+from gradscope.probes.training.clips import watch_clips
+from gradscope.probes.training.modes import watch_modes
+from gradscope.probes.training.optimizers import add_optimizer, watch_optimizers
+from gradscope.probes.training.scalers import watch_scalers
 
 _RUNNING: list[Observation] = []
 
@@ -270,6 +270,8 @@ class Observation:
             profiles=frozen.profiles,
             batches=frozen.batches,
             probabilities=frozen.probabilities,
+            softmaxes=frozen.softmaxes,
+            training_calls=frozen.training_calls,
             compared=frozen.compared,
             twins=frozen.twins,
             sources=frozen.sources,

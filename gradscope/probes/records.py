@@ -15,20 +15,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 import torch
 
+from gradscope.folds.modes import ModeCount
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import Registration
-from gradscope.probes.callsites import Site
-from gradscope.probes.courses import Course
+from gradscope.probes.forward.callsites import Site
+from gradscope.probes.training.courses import Course
 
 if TYPE_CHECKING:
-    from gradscope.probes.inspections import ModeCourse
-    from gradscope.probes.movement import Moment
-    from gradscope.probes.refusals import RefusalRecord
+    from gradscope.probes.backward.nonfinite import Event
+    from gradscope.probes.backward.refusals import RefusalRecord
+    from gradscope.probes.backward.walker import Walk
     from gradscope.probes.tape import Tape
-    from gradscope.probes.walker import Walk
+    from gradscope.probes.training.movement import Moment
 
 
 Reference: TypeAlias = Callable[[], torch.Tensor | None]
+
+
+def nobody() -> None:
+    """Stands for the weak reference to a tensor that was let go, or that never was."""
 
 
 class Subject(msgspec.Struct, eq=False, gc=False):
@@ -37,7 +42,7 @@ class Subject(msgspec.Struct, eq=False, gc=False):
     `value` numbers what it holds now and `version` is torch's count of its changes when that was read. `thread` is the
     thread that used it last. `gradient_of` is the serial of the leaf whose `.grad` it was when that was read.
     `built` is the line whose call made the module that it belongs to, and those that called its function;
-    `constructors` are the lines of constructors that were at work then.
+    `constructors` are the lines that were being run then, from the innermost on, where a constructor was among them.
     `wrapper` says that a transform of `torch.func` put another tensor into it, which has the name.
     `step`, `call`, `steps` and `calls` say when its value was made and how far its graph leads back (see `growth`), and
     `order` when it was made, by the numbers of operations.
@@ -79,8 +84,8 @@ class OptimizerMark:
     """One optimizer and the tensors that it holds, in its order."""
 
     __slots__ = (
-        "cleared_at", "fed", "in_a_row", "moment", "ref", "refused", "serial", "site", "stepped_at", "steps",
-        "subjects", "type", "uses", "withheld", "withheld_at",
+        "cleared_at", "fed", "in_a_row", "moment", "ref", "refused", "scale", "serial", "site", "stateful",
+        "stepped_at", "steps", "subjects", "type", "uses", "withheld", "withheld_at", "withheld_event",
     )  # fmt: skip
 
     def __init__(self, serial: int, kind: str, ref: Callable[[], Any], site: Site | None) -> None:
@@ -96,16 +101,12 @@ class OptimizerMark:
         self.stepped_at: Site | None = None
         self.cleared_at: Site | None = None
         self.moment: Moment | None = None
-        # Steps that a GradScaler has left out, in all and since the last that was taken.
+        # Steps that a GradScaler kept back, in all and since the last one taken; what was not finite at the first.
         self.withheld = self.in_a_row = 0
         self.withheld_at: Site | None = None
-
-    def scaled(self, withheld: bool, site: Site | None) -> None:
-        """A GradScaler was to take a step, and has, or has left it out."""
-        self.in_a_row = self.in_a_row + 1 if withheld else 0
-        if withheld:
-            self.withheld += 1
-            self.withheld_at = site
+        self.withheld_event: Event | None = None
+        self.scale: float | None = None
+        self.stateful = False
 
     def holds(self, tape: Tape, tensor: torch.Tensor) -> Subject | None:
         """What is known of a tensor that the optimizer holds."""
@@ -126,7 +127,18 @@ def in_training(module: torch.nn.Module) -> bool:
 class ModuleMark:
     """One module object: its class and, once its root is known, its path."""
 
-    __slots__ = ("awaits_all", "modes", "path", "ref", "requires_grad", "root", "switched", "training", "type")
+    __slots__ = (
+        "awaits_all",
+        "modes",
+        "path",
+        "ref",
+        "repeats",
+        "requires_grad",
+        "root",
+        "switched",
+        "training",
+        "type",
+    )
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.ref: Callable[[], torch.nn.Module | None] = weakref.ref(module)
@@ -135,8 +147,9 @@ class ModuleMark:
         self.training = in_training(module)
         self.requires_grad: bool | None = None
         self.awaits_all = False
+        self.repeats = 0
         self.root: ModuleMark | None = None
-        self.modes: ModeCourse | None = None
+        self.modes: ModeCount[tuple[Site | None, ModuleMark]] | None = None
         self.switched: tuple[Site | None, ModuleMark] | None = None  # to evaluation mode: where, as a part of which
 
 
@@ -206,16 +219,19 @@ class Jottings:
     """The plain operations of one step, jotted down (see `jottings`), and what it takes to write them out.
 
     `items` holds so many entries for each operation, `taken` references to what they took, one operation after the
-    other. `met` are the tensors that were met meanwhile, `renewed` the numbers of the values that the step of an
-    optimizer replaced, and `callers` the calls of root modules in which other operations ran. At the end of the step
-    `survivors` are results that are alive, `uses` how often each was referred to, and `leads_on` says that one of them
-    was used in a later step. `begun` is the number after which it was jotted: what came before in the step is linked.
+    other. `met` are the tensors that were met meanwhile. `renewed` are by tensor the values that were replaced, in
+    place or by the step of an optimizer: the number after which that was, the value, and its history; `changed` are
+    the tensors that were changed in place and have history since, and `callers` the calls of root modules in which
+    other operations ran. At the end of the step `survivors` are results that are alive, `uses` how often each was
+    referred to, and `leads_on` says that one of them was used in a later step. `begun` is the number after which it was
+    jotted: what came before in the step is linked.
     """
 
     items: list[Any] = field(default_factory=list)
     taken: list[Reference] = field(default_factory=list)
     met: list[Subject] = field(default_factory=list)
-    renewed: dict[int, int] = field(default_factory=dict)
+    renewed: dict[int, list[tuple[int, int, bool]]] = field(default_factory=dict)
+    changed: dict[int, Subject] = field(default_factory=dict)
     callers: dict[int, Site] = field(default_factory=dict)
     survivors: list[Reference] = field(default_factory=list)
     uses: list[int] = field(default_factory=list)

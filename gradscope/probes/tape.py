@@ -15,20 +15,19 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradscope.folds.accounts import Discards
 from gradscope.folds.losses import Losses
+from gradscope.graph import limits
 from gradscope.graph.events import AnyEvent
-from gradscope.probes.attributes import INFERENCE, gradient_of, is_leaf, plain, shape_of, stamp_of, storage_key, version
-from gradscope.probes.callsites import CallSites, Site, legible
-from gradscope.probes.courses import Course, measure
-from gradscope.probes.growth import CALLS, Growth
-from gradscope.probes.jottings import Backlog, drop_idle
-from gradscope.probes.quiet import here
+from gradscope.probes.forward.callsites import CallSites, Site, legible
+from gradscope.probes.forward.jottings import Backlog, drop_idle
+from gradscope.probes.program.recursion import stack_is_used_up
+from gradscope.probes.program.signals import pass_on
 from gradscope.probes.records import (
     BackwardRecord,
     Jottings,
@@ -38,26 +37,40 @@ from gradscope.probes.records import (
     StepRecord,
     Subject,
     ValueRecord,
+    nobody,
 )
-from gradscope.probes.recursion import stack_is_used_up
-from gradscope.probes.shards import is_number, local
-from gradscope.probes.signals import pass_on
+from gradscope.probes.tensors.attributes import (
+    INFERENCE,
+    gradient_of,
+    is_leaf,
+    plain,
+    shape_of,
+    stamp_of,
+    storage_key,
+    version,
+)
+from gradscope.probes.tensors.quiet import here
+from gradscope.probes.tensors.shards import is_number, local
+from gradscope.probes.training.courses import Course, measure
+from gradscope.probes.training.growth import Growth, census
 
 if TYPE_CHECKING:
     from types import CodeType
 
-    from gradscope.probes.batches import BatchCheck
-    from gradscope.probes.custom import CustomRecord
-    from gradscope.probes.nonfinite import Event
-    from gradscope.probes.profiles import Profile
-    from gradscope.probes.targets import Compared
-    from gradscope.probes.twins import Twins
+    from gradscope.probes.asked.batches import BatchCheck
+    from gradscope.probes.backward.custom import CustomRecord
+    from gradscope.probes.backward.failing import FailedRecord
+    from gradscope.probes.backward.nonfinite import Event
+    from gradscope.probes.backward.profiles import Profile
+    from gradscope.probes.backward.targets import Compared
+    from gradscope.probes.backward.twins import Twins
 
 KEPT = 2  # steps of each optimizer, of the first and of the latest
 KEPT_MOST = 12
 _STALE = -2  # no version of torch's: the next look-up finds the tensor changed
 SWEEP_AT = 20_000  # operations of one step: few programs call as many for one update, and it takes some megabytes
 JOT_AT = 2_000  # operations of one step that are written at once, though it be one of the first
+_CALLS = 2_000  # of dropout and batch norm in training mode without gradients that are remembered, the latest
 _DEAD = 100  # leaves that may be looked at in vain: programs that differentiate at ever new points leave them behind
 
 
@@ -79,11 +92,13 @@ class Tape:
         self.optimizers: list[OptimizerMark] = []
         self._optimizer_marks: dict[int, OptimizerMark] = {}
         self.customs: dict[CodeType, CustomRecord] = {}
+        self.failed: FailedRecord | None = None  # the latest call that raised
+        self.ended_by: tuple[int, type, str] | None = None  # the exception that ended the program
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
         self.discards: dict[Site | None, Discards[Site]] = {}
-        self.growth = Growth(self.sites)
+        self.growth = Growth()
         self.cyclic: Site | None = None
         self.name_all: Callable[[], None] = lambda: None
         self.step_ended: Callable[[], None] = lambda: None
@@ -107,6 +122,8 @@ class Tape:
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}
         self.probabilities: list[tuple[ValueRecord, bool]] = []
+        self.softmaxes: list[tuple[ValueRecord, int]] = []
+        self.training_calls: deque[tuple[ValueRecord, ModuleMark]] = deque(maxlen=_CALLS)
         self.twins: dict[int, Twins] = {}
         self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
@@ -119,6 +136,8 @@ class Tape:
         self.jotting: Jottings | None = None  # of the running step, while its plain operations are jotted down
         self.backlog = Backlog(self)
         self.next_operation: Callable[[], int] = itertools.count(1).__next__
+        self.changed_since = 0  # the number of the first change in place while something was jotted down
+        self._steps_of_many = 0  # with so many calls of root modules that they may hang together
         self._values = self._subjects = self._threads = 0
         self._writers: dict[int, OperationRecord] = {}
         self._sources: dict[int, tuple[Subject, Subject]] = {}
@@ -136,7 +155,10 @@ class Tape:
         """What is known of a tensor as it is now; one never seen before is met."""
         subject = self.known.get(id(tensor))
         if subject is None or subject.ref() is not tensor:
-            return self.meet(tensor, site)
+            subject = self.meet(tensor, site)
+            if self.changed_since and subject.version > 0:
+                self.changed_unseen(subject, self.changed_since)
+            return subject
         if subject.version != version(tensor):
             self._changed_elsewhere(tensor, subject)
         return subject
@@ -225,13 +247,54 @@ class Tape:
 
     def changed(self, tensor: torch.Tensor, subject: Subject) -> None:
         """A tensor has a new value: the running operation changed it in place."""
-        self.backlog.catch_up()
+        jottings = self.step.jottings
+        if jottings is not None:
+            self._meet_base(tensor, subject.version)
+            self._renew(jottings, subject)
         self._values += 1
         self.refresh(subject, tensor)
         subject.value = self._values
         subject.version = version(tensor)
+        if jottings is not None and subject.requires_grad and not subject.leaf:
+            jottings.changed[subject.serial] = subject
         if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
+
+    def _renew(self, jottings: Jottings, subject: Subject) -> None:
+        """What is jotted from now on, takes another value of a tensor than what has been jotted so far."""
+        number = self.next_operation()
+        jottings.renewed.setdefault(subject.serial, []).append((number, subject.value, subject.requires_grad))
+        self.changed_since = self.changed_since or number
+
+    def _meet_base(self, tensor: torch.Tensor, count: int) -> None:
+        """Know the tensor whose view has been changed as it was before, if it was only jotted down so far."""
+        base = tensor._base
+        if base is not None and count >= 0 and self.seen(base) is None:
+            self.meet(base, None).version = count
+
+    def changed_unseen(self, subject: Subject, since: int) -> None:
+        """A tensor that was only jotted down has been met: its memory may have been written to `since` it was made."""
+        tensor = subject.ref()
+        storage = storage_key(tensor) if tensor is not None and version(tensor) > 0 else None
+        writer = self._writers.get(storage) if storage is not None else None
+        if tensor is None or writer is None or writer.serial < since:
+            return
+        if any(known is subject for _, known, _ in writer.outputs):
+            return
+        before = subject.held()
+        self.changed(tensor, subject)
+        writer.inputs += (before,)
+        writer.outputs += (subject.held(),)
+
+    def look_again(self, values: Iterable[Any], site: Site) -> None:
+        """Take note of changes in place to what an operation takes that is about to be jotted down."""
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                subject, count = self.known.get(id(value)), version(value)
+                if (subject.version if subject is not None and subject.ref() is value else 0) != count:
+                    self.subject(value, site)
+            elif isinstance(value, (tuple, list)):
+                self.look_again(value, site)
 
     def stepped(self, tensor: torch.Tensor, subject: Subject) -> None:
         """An optimizer has stepped: what it has moved holds a new value, which jottings do not look for."""
@@ -239,7 +302,8 @@ class Tape:
         if subject.version in (_STALE, count) or (self._writers and storage_key(tensor) in self._writers):
             return
         if self.step.jottings is not None:
-            self.step.jottings.renewed[subject.serial] = subject.value
+            number = self.next_operation()
+            self.step.jottings.renewed.setdefault(subject.serial, []).append((number, *subject.held()[::2]))
         self._values += 1
         subject.value, subject.version = self._values, count
 
@@ -302,7 +366,7 @@ class Tape:
         subject = self.seen(tensor)
         if subject is not None:
             del self.known[id(tensor)]
-            subject.ref = _nobody
+            subject.ref = nobody
         return subject
 
     def regain(self, tensor: torch.Tensor, subject: Subject | None) -> None:
@@ -382,13 +446,16 @@ class Tape:
     def called(self) -> None:
         """A call of a root module is over. Where many in one step hang together, that has to show soon.
 
+        So of the steps with many, a few are written out: policies call as often, and nothing hangs together there.
         Without grad mode nothing hangs together, however often a policy or an evaluation calls.
         """
         if not torch.is_grad_enabled():
             return
         self.growth.calls += 1
-        if self.growth.calls - self.step.first_call >= CALLS:
-            self.backlog.catch_up()
+        calls = self.growth.calls - self.step.first_call
+        self._steps_of_many += calls == limits.CALLS_TOGETHER
+        if calls >= limits.CALLS_TOGETHER and is_one_of_few(self._steps_of_many - 1):
+            self.backlog.write_next()
 
     # --- the course of things ----------------------------------------------------------------------------
 
@@ -468,7 +535,7 @@ class Tape:
         """Tell how far the graph behind the results of an operation leads back."""
         for value in operation.outputs:
             if value[2]:
-                self.growth.link(operation, step, call)
+                self.growth.link(operation.inputs, operation.outputs, step, call or operation.site)
                 return
 
     def _grown_long(self) -> None:
@@ -491,9 +558,10 @@ class Tape:
         step = self.step
         step.optimizer, step.site = optimizer, site
         self.backlog.end(step)
-        self.growth.census(step.index, self.known, self.cyclic)
+        census(self.growth, step.index, self.known, self.cyclic, self.sites)
         if self._begins():
             self.first.append(step)
+            self.backlog.catch_up(rest=False)  # it stays, while later ones go with what they know of its tensors
         else:
             self.latest.append(step)
             while len(self.latest) > min(KEPT_MOST, KEPT * max(1, len(self.optimizers))):
@@ -551,10 +619,6 @@ class Tape:
 def is_one_of_few(count: int) -> bool:
     """Whether something that costs much is done after so many: at 1, 2, 3, 4, 8, 16, ..., ever more rarely."""
     return count < 3 or count + 1 & count == 0
-
-
-def _nobody() -> None:
-    """Stands for the weak reference to a tensor that was let go."""
 
 
 def first_line(error: BaseException) -> str:

@@ -48,9 +48,10 @@ class Vertex:
     """One box of the picture: an operation, a tensor, or a closed group of them.
 
     `details` are small lines under the title. `frozen` marks a parameter that asks for no gradient, `cut_off` what lies
-    behind a cut: no gradient comes back to it. `count` above 1 says that so many alike are drawn as one. `gradient`
-    is that of a leaf which somebody trains, `saved` the bytes kept for backward where they were read, `elements` how
-    many numbers a tensor holds. `cluster` is the id of the open group around the box, `module` the path of its module.
+    behind a cut: no gradient comes back to it; `refused` is the operation with which the script ended. `count` above 1
+    says that so many alike are drawn as one. `gradient` is that of a leaf which somebody trains, `saved` the bytes kept
+    for backward where they were read, `elements` how many numbers a tensor holds. `cluster` is the id of the open group
+    around the box, `module` the path of its module.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Vertex:
     frozen: bool = False
     count: int = 1
     cut_off: bool = False
+    refused: bool = False
     gradient: Gradient | None = None
     saved: int | None = None
     elements: int = 0

@@ -257,6 +257,7 @@ def _constants_of_losses(run: Run) -> set[int]:
 
     What a gradient flows past is what counts, not how the data were prepared; only where nothing has any history,
     everything that a loss was computed from does. Where no operation was seen, the leaves of the walked graph are all.
+    In a program that calls no backward, leaves that ask for a gradient count as well where they are cut off.
     """
     tensor_of = run.holder
     history = run.history
@@ -275,7 +276,10 @@ def _constants_of_losses(run: Run) -> set[int]:
                 flowing.update(operation.inputs)
     backwards = [backward for step in run.steps for backward in step.backwards]
     walked = {node.tensor for backward in backwards for node in backward.nodes if node.tensor is not None}
-    return walked | {tensor_of[value] for value in flowing or everything}
+    entering = walked | {tensor_of[value] for value in flowing or everything}
+    if backwards and all(backward.kind == "confirmation" for backward in backwards):
+        entering |= {tensor_of[value] for value in everything if run.history[value]} & leaves
+    return entering
 
 
 def _row(tensor: Tensor, optimizers: dict[int, str], finding: str | None) -> TensorRow:

@@ -157,7 +157,9 @@ def _box(vertex: Vertex, label: str, scale: _Scale | None = None) -> str:
     fill = "#dddddd" if vertex.cut_off or (vertex.kind == "group" and vertex.frozen) else look.fill
     style, width = (f"{look.style},dashed", 1.5) if vertex.frozen else (look.style, 1.0)
     colour = ""
-    if vertex.gradient is not None:
+    if vertex.refused:
+        fill, colour, width = "#ffd0cc", ' color="#c40000"', 3.0
+    elif vertex.gradient is not None:
         if vertex.gradient.arrival != "some":
             colour, width = ' color="#c40000"', 2.0
         elif scale is not None:
@@ -166,7 +168,7 @@ def _box(vertex: Vertex, label: str, scale: _Scale | None = None) -> str:
     outline = " peripheries=2" if vertex.count > 1 and look.shape not in ("cylinder", "folder") else ""
     if vertex.kind == "group":
         outline = ' margin="0.14,0.08"'
-    name = "cutoff" if vertex.cut_off else vertex.kind
+    name = "refused" if vertex.refused else "cutoff" if vertex.cut_off else vertex.kind
     return (
         f'shape={look.shape} style="{style}" fillcolor="{fill}" penwidth={width}{colour}{outline} '
         f'class="{name}" label=<{label}>'
@@ -213,6 +215,9 @@ def _legend(drawn: Picture, scale: _Scale | None) -> Iterator[str]:
     if any(vertex.cut_off for vertex in drawn.vertices):
         grey = Vertex("", "operation", "", cut_off=True)
         yield f"    legend{len(entries)} [{_box(grey, 'behind the cut')}];"
+    if any(vertex.refused for vertex in drawn.vertices):
+        red = Vertex("", "operation", "", refused=True)
+        yield f"    legend{len(entries) + 1} [{_box(red, 'torch raised here')}];"
     for place, (kind, frozen) in enumerate(entries):
         meaning = f"frozen {kind}" if frozen else f"{kind} {_LOOKS[kind].legend}".strip()
         yield f"    legend{place} [{_box(Vertex('', kind, '', frozen=frozen), meaning)}];"

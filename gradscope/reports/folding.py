@@ -124,9 +124,10 @@ def _asked(whole: Group, patterns: Sequence[str]) -> frozenset[int]:
 
 
 def _around_cuts(whole: Group, picture: Picture) -> frozenset[int]:
-    """The groups that both ends of a cut lie in: closed, they would hide it."""
+    """The groups that both ends of a cut lie in, or an operation that was refused: closed, they would hide it."""
     cuts = [edge for edge in picture.edges if edge.kind == "cut"][:_CUTS]
-    if not cuts:
+    refused = [vertex.id for vertex in picture.vertices if vertex.refused]
+    if not cuts and not refused:
         return frozenset()
     trails: dict[str, tuple[int, ...]] = {}
     waiting: list[tuple[Member, tuple[int, ...]]] = [(whole, ())]
@@ -136,7 +137,7 @@ def _around_cuts(whole: Group, picture: Picture) -> frozenset[int]:
             waiting += [(child, (*trail, member.number)) for child in member.children]
         else:
             trails[member.id] = trail
-    found: set[int] = set()
+    found = {number for box in refused for number in trails[box]}
     for edge in cuts:
         for one, other in zip(trails[edge.tail], trails[edge.head], strict=False):
             if one == other:
@@ -295,6 +296,7 @@ def _closed(groups: Sequence[Group], members: Sequence[Sequence[Vertex]], row: i
         frozen=bool(parameters) and all(box.frozen for box in parameters),
         count=len(members[0]) if plain else row,
         cut_off=all(box.cut_off for box in boxes),
+        refused=any(box.refused for box in boxes),
         gradient=Gradient.over(box.gradient for box in boxes if box.kind in ("parameter", "input")),
         saved=_sum(box.saved for box in boxes),
         elements=sum(box.elements for box in parameters),

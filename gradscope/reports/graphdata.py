@@ -84,7 +84,7 @@ def _write(vertex: Vertex, columns: dict[str, list[Any]], texts: _Texts, rows: d
     columns["module"].append(texts(vertex.module or ""))
     columns["file"].append(texts(span.file if span is not None else ""))
     columns["line"].append(span.line if span is not None else 0)
-    columns["flags"].append(vertex.frozen + 2 * vertex.cut_off)
+    columns["flags"].append(vertex.frozen + 2 * vertex.cut_off + 4 * vertex.refused)
     columns["gradient"].append(texts(gradient_words(gradient) or ""))
     columns["worst"].append(("some", "zero", "none", "nonfinite").index(gradient.arrival) if gradient else -1)
     columns["norm"].append(gradient.largest if gradient is not None else None)

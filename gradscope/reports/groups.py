@@ -162,7 +162,7 @@ def _gathered(group: Group) -> Iterator[Member]:
 def _kin(vertex: Vertex) -> Hashable:
     if vertex.kind == "operation":
         line = (vertex.span.file, vertex.span.line) if vertex.span is not None else None
-        return (vertex.title, line, vertex.cut_off)
+        return (vertex.title, line, vertex.cut_off, vertex.refused)
     return (vertex.kind, vertex.frozen, vertex.cut_off, vertex.gradient.arrival if vertex.gradient else None)
 
 
@@ -219,4 +219,4 @@ def _look(vertex: Vertex) -> Hashable:
     title = vertex.title.rpartition(".")[2]
     details = tuple(detail.rpartition(" ")[2] for detail in vertex.details)
     arrival = vertex.gradient.arrival if vertex.gradient else None
-    return (vertex.kind, title, details, vertex.frozen, vertex.cut_off, arrival)
+    return (vertex.kind, title, details, vertex.frozen, vertex.cut_off, vertex.refused, arrival)

@@ -23,10 +23,11 @@ def picture(run: Run, cuts: Collection[int] = ()) -> Picture:
     """The picture of a run's latest step that ran backward, unfolded whatever its size.
 
     `cuts` are the ids of operations at which findings say that a gradient is lost; with any, it is the step in which
-    they were found that is drawn.
+    they were found that is drawn. Where the script ended with a call that torch refused, it is what leads to that.
     """
-    step = _step(run, cuts)
-    drawn = _data_flow(run, step, cuts) if step is not None else None
+    refused = run.crash.call.operation if run.crash is not None and run.crash.call is not None else None
+    step = _step(run, cuts if refused is None else [refused])
+    drawn = _data_flow(run, step, cuts, refused) if step is not None else None
     if drawn is not None and any(vertex.kind == "operation" for vertex in drawn.vertices):
         return drawn
     walked = walked_backward(run)
@@ -45,14 +46,16 @@ def _step(run: Run, cuts: Collection[int]) -> Step | None:
     return next((step for step in reversed(run.steps) if step.operations), None)
 
 
-def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
-    losing = [op for op in step.operations if op.id in cuts]
+def _data_flow(run: Run, step: Step, cuts: Collection[int], refused: int | None) -> Picture:
+    losing = [op for op in step.operations if op.id in cuts or op.id == refused]
     exits = [op for op in losing if not op.outputs]
     flow = Flow(run, step, losing)
     role = roles(run)
     operations, ends = [*flow.operations(), *exits], frozenset(flow.ends)
     saved = _saved(run, step)
-    vertices = [replace(_operation(flow, op, ends), saved=saved.get(op.id)) for op in operations]
+    vertices = [
+        replace(_operation(flow, op, ends), saved=saved.get(op.id), refused=op.id == refused) for op in operations
+    ]
     edges: dict[tuple[str, str], bool] = {}
     tensors: dict[int, None] = {}
 
@@ -87,7 +90,7 @@ def _data_flow(run: Run, step: Step, cuts: Collection[int]) -> Picture:
     for number in tensors:
         vertex = tensor_box(flow.tensors[number], role)
         vertices.append(replace(vertex, module=_home(flow.tensors[number], users.get(vertex.id, ()), flow)))
-    lines = {f"o{op.id}": op.span for op in operations if op.id in cuts}
+    lines = {f"o{op.id}": op.span for op in operations if op.id in cuts and op.id != refused}
     drawn = [
         replace(edge, kind="cut", span=lines[edge.head]) if edge.head in lines and edge.kind == "gradient" else edge
         for edge in arrows(edges)

@@ -15,6 +15,7 @@ from gradscope.graph.comments import comments_in
 from gradscope.graph.facts import Finding, Run
 from gradscope.graph.garbage import uncollected
 from gradscope.rules import engine
+from gradscope.rules.axes import reshape_mixes_axes, softmax_dim
 from gradscope.rules.batches import batch_leak
 from gradscope.rules.clips import misplaced_clip
 from gradscope.rules.constant import constant_loss
@@ -24,18 +25,27 @@ from gradscope.rules.engine import AnyRule, Judgement
 from gradscope.rules.freed import freed_graph
 from gradscope.rules.identical import identical_units
 from gradscope.rules.inplace import inplace_modified
+from gradscope.rules.losses import target_gradient, weights_after_reduction
+from gradscope.rules.masking import mask_after_softmax
 from gradscope.rules.memory import graph_growth
-from gradscope.rules.modes import eval_mode
+from gradscope.rules.modes import eval_mode, train_mode
 from gradscope.rules.movement import frozen_but_updated, no_update
 from gradscope.rules.nonfinite import nonfinite_forward, nonfinite_gradient
 from gradscope.rules.not_reached.frozen import frozen_parameter
+from gradscope.rules.not_reached.inputs import unused_input
 from gradscope.rules.not_reached.non_leaf import non_leaf
 from gradscope.rules.not_reached.unregistered import unregistered_parameter
 from gradscope.rules.not_reached.unused import unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
+from gradscope.rules.refused.history import deepcopy_non_leaf, non_differentiable_argument, vmap_inplace
+from gradscope.rules.refused.indices import index_range
+from gradscope.rules.refused.shapes import shape_mismatch
+from gradscope.rules.refused.types import device_mismatch, dtype_mismatch
+from gradscope.rules.scaling import scaler_skips
 from gradscope.rules.semantics import double_softmax, loss_broadcast
+from gradscope.rules.sharing import rebuilt_optimizer, shared_module
 from gradscope.rules.squashed import squashed_output
 from gradscope.rules.step_size import step_size
 from gradscope.rules.values import exploding_gradient, vanishing_gradient
@@ -43,6 +53,9 @@ from gradscope.rules.zero import zero_gradient
 
 # What comes first is the better explanation of the same trouble.
 RULES: tuple[AnyRule, ...] = (
+    vmap_inplace,
+    deepcopy_non_leaf,
+    non_differentiable_argument,
     inplace_modified,
     leaf_inplace,
     non_leaf,
@@ -51,6 +64,10 @@ RULES: tuple[AnyRule, ...] = (
     inference_tensor,
     integer_requires_grad,
     custom_function,
+    device_mismatch,
+    dtype_mismatch,
+    shape_mismatch,
+    index_range,
     frozen_parameter,
     stale_optimizer,
     detach,
@@ -59,7 +76,9 @@ RULES: tuple[AnyRule, ...] = (
     left_torch,
     missing_create_graph,
     non_differentiable_op,
+    unused_input,
     not_in_optimizer,
+    rebuilt_optimizer,
     step_without_backward,
     zero_grad_before_step,
     unused_parameter,
@@ -71,17 +90,25 @@ RULES: tuple[AnyRule, ...] = (
     step_size,
     exploding_gradient,
     no_update,
+    shared_module,
     graph_growth,
+    target_gradient,
     nonfinite_forward,
     nonfinite_gradient,
+    scaler_skips,
     squashed_output,
     zero_gradient,
     identical_units,
     constant_loss,
     vanishing_gradient,
     double_softmax,
+    weights_after_reduction,
     loss_broadcast,
+    mask_after_softmax,
+    reshape_mixes_axes,
+    softmax_dim,
     eval_mode,
+    train_mode,
     batch_leak,
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Operation, Run
 from gradscope.graph.naming import shape_text, short_name
-from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.claim import Claim, Story, Trouble, rule
 
 
 @rule("warning")
@@ -53,6 +53,7 @@ def batch_leak(ask: Ask) -> Iterator[Claim[_Mixed | _Normed]]:
             yield Claim(
                 (check.module, check.operation.id),
                 _Mixed(check.module, check.size, check.operation),
+                explains=((Trouble.MIXES, check.operation.span),),
                 severity="info" if known else None,
             )
         if check.normed:

@@ -22,6 +22,7 @@ class Trouble(Enum):
     PILED = "piled up"  # of a tensor: its gradient is added to one that has been used
     UNMOVED = "unmoved"  # of a tensor: steps leave it as it is
     WASTED = "wasted"  # of a line: it calls backward, and nothing uses what that brings
+    MIXES = "mixes"  # of a line: what belongs to one sample or place gets into others
     REFUSED = "refused"  # of a run: torch raised an exception
 
 

@@ -77,8 +77,11 @@ def custom_function(ask: Ask) -> Iterator[Claim[_Evidence]]:
             optimizer.step()
     """
     refused = refused_backward(ask, "custom backward")
+    crash = ask.run.crash
     for function in ask.run.functions:
-        if function.complained and refused is not None:
+        if function.raised and crash is not None:
+            yield Claim(function.name, _Raised(function, crash), explains=((Trouble.REFUSED, None),))
+        elif function.complained and refused is not None:
             yield Claim(function.name, _Refused(function, refused.crash), explains=((Trouble.REFUSED, None),))
         elif not function.reads_upstream and not function.upstream_is_one and not function.zero:
             yield Claim(function.name, _IgnoresUpstream(function), explains=(), severity="warning")
@@ -88,6 +91,14 @@ def custom_function(ask: Ask) -> Iterator[Claim[_Evidence]]:
 @dataclass(frozen=True, slots=True)
 class _Refused:
     """A backward that torch did not take."""
+
+    function: CustomBackward
+    crash: Crash
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """A backward that raised by itself."""
 
     function: CustomBackward
     crash: Crash
@@ -109,18 +120,51 @@ class _GivesNone:
     call: Operation
 
 
-_Evidence: TypeAlias = _Refused | _IgnoresUpstream | _GivesNone
+_Evidence: TypeAlias = _Raised | _Refused | _IgnoresUpstream | _GivesNone
 
 
 @custom_function.words
 def _(told: Sequence[Claim[_Evidence]], ask: Ask) -> Story:
     match told[0].evidence:
+        case _Raised(function, crash):
+            return _raised(ask, function, crash)
         case _Refused(function, crash):
             return _refused(ask, function, crash)
         case _IgnoresUpstream(function):
             return _ignores_upstream(ask, function)
         case _GivesNone() as blocked:
             return _none_for(blocked, [claim.tensor for claim in told if claim.tensor is not None], ask.run)
+
+
+def _raised(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
+    """An exception comes out of the code of a backward: its line, and what lies behind waits in vain."""
+    span, caret = crash.span or function.span, f"{crash.type} is raised here"
+    help_ = "let `backward` compute with what `forward` has saved, in the shapes and types that it has there"
+    facts = [f"it says: {crash.message}"]
+    halves = "BFloat16" in crash.message or "Half" in crash.message
+    if crash.symptom == "types differ" and halves:
+        facts.append("note: autocast converts in `forward`, and `backward` runs outside of it")
+        help_ = "decorate `forward` with `torch.amp.custom_fwd` and `backward` with `torch.amp.custom_bwd`"
+    labels: tuple[Label, ...] = ()
+    if function.span is not None and function.span != span:
+        labels = (Label(function.span, "autograd calls this with the upstream gradient"),)
+    return Story(
+        f"`{function.name}.backward` raises {crash.type}",
+        span,
+        caret,
+        _waiting(ask, function),
+        labels,
+        tuple(facts),
+        (Help(help_),),
+        raised=True,
+    )
+
+
+def _waiting(ask: Ask, function: CustomBackward) -> tuple[str, ...]:
+    """Whose gradient comes through a Function: what it was given, by name, and the leaves behind that."""
+    needed = [place for place, count in enumerate(function.needed) if count]
+    found = [*_arguments(ask, function, needed), *_behind(ask, function)]
+    return tuple(dict.fromkeys(tensor.name or "" for tensor in found))
 
 
 def _refused(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
@@ -147,8 +191,7 @@ def _refused(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
         message = f"{name} returns what is no gradient of {which}"
         span, caret = _return(run, function, expected), "a gradient has the shape of the argument it belongs to"
         help_ = _fitting(crash.message)
-    suffer = _arguments(ask, function, needed)
-    names = tuple(tensor.name or "" for tensor in suffer)
+    names = tuple(tensor.name or "" for tensor in _arguments(ask, function, needed)) or _waiting(ask, function)
     return Story(
         message,
         span,

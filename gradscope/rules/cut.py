@@ -430,12 +430,18 @@ def _story(ask: Ask, cut: Cut, span: Span | None, caret: str, help_: Help, label
         (*facts, f"path: {_path(cut)}", *_holders(run, cut)),
         (help_,),
         tuple(operation.id for operation in (cut.operation, *cut.others)),
-        raised=not cut.term and (_is_refused(run) or bool(refusal_label(run))),
+        raised=not cut.term and (_is_refused(run) or _frees(run, cut) or bool(refusal_label(run))),
     )
 
 
 def _is_refused(run: Run) -> bool:
     return run.crash is not None and run.crash.symptom in REFUSALS
+
+
+def _frees(run: Run, cut: Cut) -> bool:
+    """Whether a gradient without a graph has freed what the loss that it is a part of needs again."""
+    freed = run.crash is not None and run.crash.symptom == "freed graph"
+    return freed and cut.cause == "missing-create-graph" and not cut.term
 
 
 def _message(run: Run, cut: Cut) -> tuple[str, tuple[Label, ...]]:
@@ -444,6 +450,9 @@ def _message(run: Run, cut: Cut) -> tuple[str, tuple[Label, ...]]:
     crash = run.crash
     if cut.term:
         return f"a term of the loss trains nothing: no gradient flows through it to {those.subject}", ()
+    if crash is not None and _frees(run, cut):
+        labels = (Label(crash.span, f"so torch raises {crash.type} here"),) if crash.span else ()
+        return f"a gradient without `create_graph` frees the graph of {those.subject}, which backward needs", labels
     if crash is not None and _is_refused(run):
         labels = (Label(crash.span, f"so torch raises {crash.type} here"),) if crash.span is not None else ()
         return f"backward cannot reach {those.subject}: the loss keeps no way back to {those.them}", labels

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from gradscope.graph.ask import Ask
-from gradscope.graph.facts import Backward, Crash, Help, Label, Operation, Run, Span, Tensor
-from gradscope.graph.naming import expression, within
+from gradscope.graph.facts import Backward, Crash, Help, Label, Run, Span, Tensor
+from gradscope.graph.naming import expression, within, written_at
 from gradscope.graph.refusals import refused_backward
+from gradscope.graph.ties import Tie, freed_by_gradient, tie_of
 from gradscope.rules.claim import Claim, Story, Trouble, rule
 
 
@@ -54,9 +54,8 @@ def freed_graph(ask: Ask) -> Iterator[Claim[_Freed]]:
             optimizer.step()
     """
     refused = refused_backward(ask, "freed graph")
-    if refused is not None:
-        tie = _tie(ask.run, refused.backward)
-        yield Claim(refused.backward.span, _Freed(*refused, tie))
+    if refused is not None and ask(freed_by_gradient) is None:
+        yield Claim(refused.backward.span, _Freed(*refused, tie_of(ask.run, refused.backward)))
 
 
 @freed_graph.words
@@ -78,7 +77,7 @@ def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
         labels.append(Label(tie.user.span, f"{said} is used again here"))
     if backward.span is not None and backward.span not in [span, *(label.span for label in labels)]:
         labels.append(Label(backward.span, f"this backward comes to the freed graph: torch raises {crash.type}"))
-    if carried is not None and carried.id in {_holder(run, root) for root in backward.roots}:
+    if carried is not None and carried.id in {run.holder.get(root) for root in backward.roots}:
         message = f"backward runs twice through the graph of {said}, which the first pass has freed"
     else:
         message = f"{said} leads this backward into a graph that an earlier backward has freed"
@@ -86,7 +85,7 @@ def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
         message,
         span,
         caret,
-        tuple(dict.fromkeys(tensor.name for tensor in tie.carried if tensor.name)),
+        tuple(dict.fromkeys([*(tensor.name for tensor in tie.carried if tensor.name), *_kept_as(run, span, backward)])),
         tuple(labels),
         (),
         (
@@ -95,6 +94,12 @@ def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
         ),
         raised=True,
     )
+
+
+def _kept_as(run: Run, span: Span | None, backward: Backward) -> tuple[str, ...]:
+    """What the line that keeps the tensors calls them, or the container that they lie in."""
+    passes = {other.span for step in run.steps for other in step.backwards} | {backward.span}
+    return written_at(span, run.sources) if span not in passes else ()
 
 
 def _lines(span: Span | None, labels: list[Label]) -> set[int]:
@@ -106,102 +111,13 @@ class _Freed(NamedTuple):
 
     backward: Backward
     crash: Crash
-    tie: _Tie
-
-
-@dataclass(frozen=True, slots=True)
-class _Tie:
-    """What ties two passes together: `carried` tensors were made before the `first`, and `user` takes them after it."""
-
-    carried: tuple[Tensor, ...] = ()
-    maker: Operation | None = None
-    user: Operation | None = None
-    first: Backward | None = None
-
-
-def _holder(run: Run, value: int) -> int | None:
-    return next((known.tensor for known in run.values if known.id == value), None)
-
-
-def _tie(run: Run, backward: Backward) -> _Tie:
-    operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
-    graph = _Graph(run, operations)
-    reached, behind = graph.behind(backward.roots)
-    earlier = [b for step in run.steps for b in step.backwards if not b.failed]
-    freed = set(backward.refused.freed) if backward.refused is not None else set()
-    newest, first, its = -1, None, set[int]()
-    for other in earlier:
-        shared = {op.id for op in graph.behind(other.roots)[1] if op.nodes[0] < op.nodes[1]}
-        shared &= {operation.id for operation in behind}
-        shared = shared & freed or shared
-        if shared and not other.retained and max(shared) > newest:
-            newest, first, its = max(shared), other, shared
-    if first is None:
-        return _of_old(run, graph, backward, reached, behind)
-    into = graph.ahead(its, behind)
-    makers = {value: operation for operation in behind for value in operation.outputs}
-    carried: list[int] = [root for root in backward.roots if root in into and makers[root].id <= first.began]
-    users: list[Operation] = []
-    for operation in behind:
-        if operation.id > first.began:
-            for value in operation.inputs:
-                if value in into and value in makers and makers[value].id <= first.began and value not in carried:
-                    carried.append(value)
-                    users.append(operation)
-    tensors = graph.tensors_of(carried)
-    return _Tie(tensors, makers[carried[0]] if carried else None, users[0] if users else None, first)
-
-
-def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behind: list[Operation]) -> _Tie:
-    """Tensors with a history that was made before the steps on record: some old pass has freed it."""
-    made = {value for operation in behind for value in operation.outputs}
-    old = [value for value in sorted(reached - made) if graph.is_result(value)]
-    user = next((operation for operation in behind if old and old[0] in operation.inputs), None)
-    previous = [b for step in run.steps for b in step.backwards if not b.failed]
-    first = previous[-1] if previous and previous[-1].span == backward.span else None
-    return _Tie(graph.tensors_of(old), None, user, first)
-
-
-class _Graph:
-    """The gradient flow as the record of operations tells it, over all steps that are kept."""
-
-    def __init__(self, run: Run, operations: list[Operation]) -> None:
-        self.operations = operations
-        self.holder = run.holder
-        self.history = run.history
-        self.tensors = run.tensor_by_id
-
-    def is_result(self, value: int) -> bool:
-        """Whether a value has a graph behind it."""
-        return self.history[value] and not self.tensors[self.holder[value]].leaf
-
-    def behind(self, roots: tuple[int, ...]) -> tuple[set[int], list[Operation]]:
-        """The values that a backward from these roots comes to, and their operations, oldest first."""
-        reached, passed = set(roots), []
-        for operation in reversed(self.operations):
-            if any(value in reached and self.is_result(value) for value in operation.outputs):
-                passed.append(operation)
-                reached.update(value for value in operation.inputs if self.history[value])
-        return reached, passed[::-1]
-
-    def ahead(self, starts: set[int], among: list[Operation]) -> set[int]:
-        """The values that some of these operations give, and what others of `among` compute from them."""
-        found: set[int] = set()
-        for operation in among:
-            if operation.id in starts or not found.isdisjoint(operation.inputs):
-                found.update(value for value in operation.outputs if self.is_result(value))
-        return found
-
-    def tensors_of(self, values: list[int]) -> tuple[Tensor, ...]:
-        """The tensors that hold values, each once."""
-        held = {self.holder[value]: self.tensors[self.holder[value]] for value in values}
-        return tuple(held.values())
+    tie: Tie
 
 
 # --- where the reader must look --------------------------------------------------------------------------------------
 
 
-def _place(run: Run, backward: Backward, tie: _Tie) -> tuple[Span | None, str]:
+def _place(run: Run, backward: Backward, tie: Tie) -> tuple[Span | None, str]:
     """The line that ties the passes together.
 
     Two backwards that follow each other: the first, which frees. A pass that meets its own traces of the turn before:
@@ -222,7 +138,7 @@ def _ran_before(run: Run, backward: Backward) -> bool:
     return any(b.span == backward.span and not b.failed for step in run.steps for b in step.backwards)
 
 
-def _kept_by(run: Run, tie: _Tie, carried: Tensor) -> Span | None:
+def _kept_by(run: Run, tie: Tie, carried: Tensor) -> Span | None:
     """The line that gives the tensor the name, or the place in a container, under which the second pass finds it."""
     made = carried.made
     user = tie.user.span if tie.user is not None else None
@@ -238,21 +154,50 @@ def _kept_by(run: Run, tie: _Tie, carried: Tensor) -> Span | None:
         for target in _targets(node)
     ]
     for node in _statements(run, user.file):
-        if _keeps(node, wanted, named):
+        if _keeps(node, wanted, named) and _is_same_variable(run, node, user):
             return _span_of(user.file, node)
     if any(target in wanted and within(made, _span_of(user.file, node)) for target, node in assignments):
         return came  # where it is made it gets its name
-    if came is not None or (made.file, made.function) == (user.file, user.function):
+    nearest = came or made
+    if (nearest.file, nearest.function) == (user.file, user.function) or (came is not None and came.file != user.file):
         return came
     # Made in another function: a line that only calls that function gives the name.
     busy = {(op.span.file, op.span.line) for step in run.steps for op in step.operations if op.span is not None}
     calls = [
-        _span_of(user.file, node)
+        (target, _span_of(user.file, node))
         for target, node in assignments
-        if target in wanted and isinstance(node.value, ast.Call) and (user.file, node.lineno) not in busy
+        if target in wanted and _is_of_calls(node.value) and (user.file, node.lineno) not in busy
     ]
-    above = [span for span in calls if span.line < user.line]
-    return above[-1] if above else None
+    called = {(tensor.name or "").partition("[")[0] for tensor in tie.carried}
+    # Another operand of the user may have been given its name by the same function, after the first pass.
+    own = [(target, span) for target, span in calls if target in called] or calls
+    above = [span for _, span in own if span.line < user.line]
+    return above[-1] if above else came
+
+
+def _is_of_calls(value: ast.expr) -> bool:
+    """Whether calls give a value, or what it is a part or a list of: `f(x)`, `f(x)[-1]`, `[f(x) for x in xs]`."""
+    while isinstance(value, (ast.Subscript, ast.Attribute, ast.ListComp)):
+        value = value.elt if isinstance(value, ast.ListComp) else value.value
+    return isinstance(value, ast.Call)
+
+
+def _is_same_variable(run: Run, node: ast.stmt, user: Span) -> bool:
+    """Whether a statement puts something into what the user takes, and into no local variable of another function.
+
+    A line belongs to the function of the nearest line above at which an operation ran.
+    """
+    target = node.targets[0] if isinstance(node, ast.Assign) else node.value if isinstance(node, ast.Expr) else None
+    if isinstance(target, ast.Call) and isinstance(target.func, ast.Attribute):
+        target = target.func.value
+    while isinstance(target, ast.Subscript):
+        target = target.value
+    if not isinstance(target, ast.Name):
+        return True
+    spans = (operation.span for step in run.steps for operation in step.operations)
+    above = [span for span in spans if span is not None and span.file == user.file and span.line <= node.lineno]
+    nearest = max(above, key=lambda span: span.line, default=None)
+    return nearest is None or nearest.function == user.function or nearest.function == "<module>"
 
 
 def _operands(run: Run, span: Span) -> set[str]:

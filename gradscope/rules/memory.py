@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gradscope.graph import limits
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Growth, Help, Label, Operation, Run, Span
-from gradscope.graph.naming import changed_name, line_of, short_name
+from gradscope.graph.naming import changed_name, line_of, short_name, written_at
 from gradscope.rules.claim import Claim, Story, rule
 
 
@@ -106,11 +106,23 @@ def _(told: Sequence[Claim[Growth]], ask: Ask) -> Story:
         message,
         span,
         caret,
-        (name,) if name is not None else (),
+        tuple(dict.fromkeys(_known_as(growth, name, span, run))),
         labels,
         (f"seen from step {growth.since} to step {until}; everything that these graphs saved stays in memory",),
         (Help(mend),),
     )
+
+
+def _known_as(growth: Growth, name: str | None, span: Span, run: Run) -> Iterator[str]:
+    """The names of what is kept: its own, that of the container that it lies in, and what the line calls it."""
+    if name is not None:
+        yield name
+        if "[" in name:
+            yield name.partition("[")[0]
+        if growth.kind == "cycle":
+            yield f"{name}.grad"
+    if growth.kind != "cycle":
+        yield from written_at(span, run.sources)
 
 
 _ORDER = ("cycle", "steps", "calls", "kept")

@@ -115,7 +115,8 @@ def _is_masked(tensor: Tensor, optimizer: Optimizer) -> bool:
     latest = tensor.gradient_norms[-limits.ZEROS_FOR_GOOD :]
     for_good = len(latest) == limits.ZEROS_FOR_GOOD and all(norm == 0 for norm in latest)
     lost = ledger.cleared_first * 2 >= max(optimizer.uses, 1) and (ledger.swept or optimizer.fed * 2 <= optimizer.uses)
-    return ledger.masked >= limits.MASKED_STEPS and (ledger.masked * 2 >= looks or for_good) and not lost
+    mostly = ledger.masked * 2 >= min(looks, ledger.masks or looks)
+    return ledger.masked >= limits.MASKED_STEPS and (mostly or for_good) and not lost
 
 
 @rule("warning", needs=[Need.VALUES])
@@ -160,9 +161,9 @@ def no_update(ask: Ask) -> Iterator[Claim[_Unmoved]]:
         at_zero = [tensor for tensor in stuck if _rate_is_zero(tensor.ledger or _NONE)]
         learning = [tensor for tensor in held if (tensor.ledger or _NONE).stirred or tensor in stuck]
         if at_zero and len(at_zero) < len(learning):
-            # A group at rate 0 beside others that move is kept as it is on purpose.
-            stuck = [tensor for tensor in stuck if tensor not in at_zero]
-            at_zero = []
+            # A group at rate 0 beside others that move may be so on purpose for a while, and not for a whole run.
+            at_zero = [tensor for tensor in at_zero if ask.run.ended == "end" and _is_zero_throughout(tensor)]
+            stuck = [tensor for tensor in stuck if tensor in at_zero or not _rate_is_zero(tensor.ledger or _NONE)]
         loudest = max((_size(tensor) for tensor in held), default=0.0)
         for tensor in stuck:
             if _size(tensor) <= limits.NOISE * loudest or _has_arrived(tensor):
@@ -202,6 +203,12 @@ def _has_arrived(tensor: Tensor) -> bool:
 
 def _rate_is_zero(ledger: Ledger) -> bool:
     return ledger.rate_zero * 2 >= ledger.still
+
+
+def _is_zero_throughout(tensor: Tensor) -> bool:
+    """Whether the learning rate was 0 at every look at a step, of which there were all that a warm-up may take."""
+    ledger = tensor.ledger or _NONE
+    return ledger.rate_zero >= limits.LOOKS_AT_NO_RATE and not ledger.stirred and ledger.rate_zero >= ledger.still
 
 
 def _is_far_above_precision(tensor: Tensor) -> bool:

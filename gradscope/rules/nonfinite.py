@@ -197,7 +197,8 @@ def nonfinite_gradient(ask: Ask) -> Iterator[Claim[Nonfinite]]:
             optimizer.step()
     """
     event = ask.run.nonfinite
-    if event is not None and event.kind == "gradient":
+    # What a scaler has kept from the values is told at its own line where the operation is not known.
+    if event is not None and event.kind == "gradient" and (event.node or not event.withheld):
         yield Claim(event.step, event)
 
 
@@ -309,6 +310,9 @@ def _facts(run: Run, event: Nonfinite, spoilt: Sequence[str] = ()) -> Iterator[s
         high = "inf or NaN" if event.high is None else f"{event.high:.3g}"
         same = event.low is not None and event.low == event.high
         yield f"{what} is {low}" if same else f"{what} lies between {low} and {high}"
-    if run.step_count > event.step:
+    withheld = max((optimizer.withheld for optimizer in run.optimizers), default=0)
+    if event.withheld:
+        yield f"note: the GradScaler withheld {withheld:,} steps for it, so nothing is trained"
+    elif run.step_count > event.step:
         them = f", and {listed(spoilt, 3)} with them" if spoilt else ""
         yield f"note: all {run.step_count - event.step:,} steps after it are spoilt{them}"

@@ -543,7 +543,7 @@ def never_stepped(ask: Ask) -> Iterator[Claim[Optimizer]]:
     if run.ended in ("exception", "interrupt"):
         return
     for optimizer in run.optimizers:
-        if optimizer.steps or optimizer.refused:
+        if optimizer.steps or optimizer.withheld or optimizer.refused:
             continue
         held = [tensor for tensor in named(run.tensors) if tensor.optimizer == optimizer.id]
         if any((tensor.ledger or _NONE).by_hand or tensor.change for tensor in held):
@@ -579,6 +579,11 @@ def _is_applicable(tensor: Tensor) -> bool:
 
 
 def _latest_to(run: Run, tensors: list[Tensor]) -> Backward | None:
+    """The latest backward to these that reaches little else: a loss of others may lead through them as well."""
     wanted = {tensor.id for tensor in tensors}
-    backwards = [backward for step in run.steps for backward in step.backwards]
-    return next((found for found in reversed(backwards) if wanted.intersection(found.arrivals)), None)
+    reaching = (b for step in run.steps for b in step.backwards if wanted.intersection(b.arrivals))
+    return max(
+        reversed(list(reaching)),
+        key=lambda found: len(wanted.intersection(found.arrivals)) / len(set(found.arrivals)),
+        default=None,
+    )

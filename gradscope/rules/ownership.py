@@ -162,7 +162,7 @@ def not_in_optimizer(ask: Ask) -> Iterator[Claim[_Missing]]:
     stand_ins = _stand_ins(run)
     copies = {cut.operation.span for cut in ask(cuts) if cut.cause == "rebuilt-tensor"}
     for tensor in run.tensors:
-        if tensor.id in taken or not gets_gradients(tensor) or tensor.change:
+        if tensor.id in taken or not gets_gradients(tensor, frozen_since=True) or tensor.change:
             continue
         if tensor.made in copies or tensor.registered == "attribute":
             continue
@@ -249,11 +249,33 @@ def _is_meant_to_learn(tensor: Tensor, trained: list[Tensor]) -> bool:
 
 
 def _nearest(run: Run, stepped: list[Optimizer], tensor: Tensor) -> Optimizer | None:
-    """The optimizer that holds most of the same model, else the one that holds most."""
-    tensors = {other.id: other for other in run.tensors}
+    """Of those that step when it gets gradients, the optimizer that holds most of the same model.
 
-    def siblings(optimizer: Optimizer) -> tuple[int, int]:
-        held = [tensors[number] for number in optimizer.tensors]
-        return sum(label_of(other) == label_of(tensor) for other in held if other.module is not None), len(held)
+    Else the one whose tensors are trained by the same backwards. What takes part in the loss of a generator gets
+    gradients of it as well, though the generator is none of its kind: so those count that come without it.
+    Of two alike, the one whose tensors lie nearest by name, and holds most.
+    """
+    arrivals = [set(backward.arrivals) for step in run.steps for backward in step.backwards]
+    turns = {step.optimizer for step in run.steps if any(tensor.id in backward.arrivals for backward in step.backwards)}
+    own = _parts(tensor)
 
-    return max(stepped, key=siblings, default=None)
+    def kinship(optimizer: Optimizer) -> tuple[bool, int, int, int, int]:
+        held = [run.tensor_by_id[number] for number in optimizer.tensors]
+        siblings = sum(label_of(other) == label_of(tensor) for other in held if other.module is not None)
+        with_it = [not reached.isdisjoint(optimizer.tensors) for reached in arrivals if tensor.id in reached]
+        without = [reached for reached in arrivals if tensor.id not in reached]
+        alone = sum(not reached.isdisjoint(optimizer.tensors) for reached in without)
+        nearest = max((_common(own, _parts(other)) for other in held), default=0)
+        return optimizer.id in turns, siblings, sum(with_it) - alone, nearest, len(held)
+
+    return max(stepped, key=kinship, default=None)
+
+
+def _parts(tensor: Tensor) -> list[str]:
+    """The parts of the name of a tensor within its root module."""
+    return path_of(tensor).split(".")
+
+
+def _common(parts: list[str], others: list[str]) -> int:
+    """How many parts two names have in common from the start."""
+    return next((place for place, (one, other) in enumerate(zip(parts, others, strict=False)) if one != other), 0)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gradscope.graph.ask import Ask
-from gradscope.graph.facts import Crash, Help, Label, Operation, Span, Tensor
-from gradscope.graph.flow import StepFlow
-from gradscope.graph.naming import argument_name, shape_text, short_name
+from gradscope.graph.facts import Crash, Help, Label, Operation, Span
+from gradscope.graph.naming import argument_name, shape_text, short_name, written_at
 from gradscope.graph.refusals import Refusal, refused_call
+from gradscope.graph.written import Written, written
 from gradscope.rules.claim import Claim, Story, Trouble, rule
 from gradscope.rules.words import raised_at
 
@@ -55,58 +55,59 @@ def leaf_inplace(ask: Ask) -> Iterator[Claim[Refusal]]:
 @leaf_inplace.words
 def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
     flow, operation, _ = told[0].evidence
-    leaf, view = _leaf_behind(flow, operation)
+    target = written(flow, operation)
+    tensor, splitter = target.base, target.splitter
     span = operation.span
-    name = leaf.name if leaf is not None and leaf.name else None
-    said = f"`{name}`" if name else "a tensor"
-    if leaf is None:
-        message = f"`{short_name(operation.name)}` writes into a view that autograd cannot follow"
-        help_ = Help("write to a new tensor, or change the whole tensor before it is split into views")
-    elif leaf.leaf:
-        what = "a view of a leaf" if view else "a leaf"
+    name = tensor.name if tensor is not None and tensor.name else None
+    here = written_at(span, ask.run.sources)
+    said = f"`{name}`" if name else f"`{here[0]}`" if here else "a tensor"
+    change = short_name(operation.name)
+    if tensor is None:
+        message = f"`{change}` writes into a view that autograd cannot follow"
+    elif splitter is not None:
+        of = f"views of `{name}`" if name else f"views that `{short_name(splitter.name)}` gave"
+        message = f"`{change}` writes into one of several {of}, which autograd cannot follow"
+    elif tensor.leaf and tensor.requires_grad:
+        what = "a view of a leaf" if target.view else "a leaf"
         message = f"{said} is {what} that requires grad: it cannot be changed in place with grad mode on"
-        help_ = Help("to update its values, write this line inside `with torch.no_grad():`")
     else:
-        message = f"{said} is a non-leaf: what `{short_name(operation.name)}` writes here cannot be followed"
-        help_ = Help("write to a new tensor instead")
+        message = f"{said} is a non-leaf: what `{change}` writes here cannot be followed"
     labels = raised_at(ask, span)
-    if leaf is not None and leaf.made is not None and leaf.made != span:
-        labels += (Label(leaf.made, "the leaf is made here" if leaf.leaf else "made here"),)
+    if splitter is not None and splitter.span is not None and splitter.span != span:
+        labels += (Label(splitter.span, f"`{short_name(splitter.name)}` gives the views here"),)
+    elif tensor is not None and tensor.made is not None and tensor.made != span:
+        labels += (Label(tensor.made, "the leaf is made here" if tensor.leaf else "made here"),)
     return Story(
         message,
         span,
         "changed in place, so torch raises here",
-        (name,) if name else (),
+        _each(name, *here),
         labels,
         (),
-        (help_,),
+        _ways(target),
         (operation.id,),
         raised=True,
     )
 
 
-def _leaf_behind(flow: StepFlow, operation: Operation) -> tuple[Tensor | None, bool]:
-    """The leaf that an operation was to change, and whether through a view of it.
+_NO_GRAD = Help("to update its values, write this line inside `with torch.no_grad():`")
+_NEW = Help("to compute with what is written, write it to a new tensor: `x = x - mean`, or change a `.clone()`")
+_STACK = Help("make new tensors in place of the views, and join them with `torch.stack` or `torch.cat`")
 
-    Its target comes first among what it takes, or, for `out=`, last; a view leads back to the leaf by its makers.
-    """
-    targets = [*operation.inputs[:1], *reversed(operation.inputs)]
-    for value in targets:
-        tensor = flow.tensor(value)
-        if tensor is not None and tensor.leaf and tensor.requires_grad:
-            return tensor, False
-    for value in targets:
-        seen: set[int] = set()
-        while value not in seen:
-            seen.add(value)
-            maker = flow.maker.get(value)
-            if maker is None or not maker.inputs:
-                break
-            value = maker.inputs[0]
-            tensor = flow.tensor(value)
-            if tensor is not None and tensor.leaf and tensor.requires_grad:
-                return tensor, True
-    return (flow.tensor(targets[0]), False) if targets else (None, False)
+
+def _ways(target: Written) -> tuple[Help, ...]:
+    """What to do instead. Without grad mode a change is no part of what is differentiated: right for updates only."""
+    tensor = target.base
+    if tensor is not None and tensor.leaf and tensor.requires_grad:
+        if tensor.nn_parameter or tensor.optimizer is not None or target.by_gradient:
+            return (_NO_GRAD,)
+        return (_STACK if target.splitter is not None else _NEW, _NO_GRAD)
+    return (_STACK if target.splitter is not None else Help("write to a new tensor instead"),)
+
+
+def _each(*names: str | None) -> tuple[str, ...]:
+    """These names, each once."""
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 @rule("error", [Trouble.REFUSED])
@@ -172,7 +173,11 @@ def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
         message,
         operation.span,
         "torch raises here",
-        (root.name,) if root is not None and root.name else (),
+        tuple(
+            dict.fromkeys(
+                [*(t.name for t in elements or roots if t.name), *written_at(operation.span, ask.run.sources)]
+            )
+        ),
         labels,
         (),
         (help_,),
@@ -370,7 +375,7 @@ def _(told: Sequence[Claim[Crash]], ask: Ask) -> Story:
         f"{said} cannot require grad: only floating point and complex tensors can",
         crash.span,
         "torch raises here",
-        (name,) if name else (),
+        _each(name, *written_at(crash.span, ask.run.sources, line=True)),
         labels,
         (),
         (Help("make the tensor with a floating point dtype, or convert it first, with `.float()`"),),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Operation, Span, Tensor
 from gradscope.graph.flow import StepFlow, flows
-from gradscope.graph.naming import expression, shape_text, short_name
+from gradscope.graph.naming import expression, shape_text, short_name, spelled_operands
+from gradscope.graph.sums import elementwise_after
 from gradscope.rules.claim import Claim, Story, rule
 
 
@@ -91,6 +91,8 @@ def _twice_squashed(flow: StepFlow, operation: Operation, summed: Mapping[int, b
 def _unlogged(flow: StepFlow, operation: Operation) -> _Twice | None:
     if not ops.is_a(operation, ops.LOSSES_OF_LOGARITHMS) or not operation.inputs:
         return None
+    if not flow.history[operation.inputs[0]]:
+        return None  # it is no prediction
     first = _squashed_before(flow, operation.inputs[0], summed=False)
     if first is None or flow.behind_roots.isdisjoint(operation.outputs):
         return None
@@ -236,7 +238,7 @@ def loss_broadcast(ask: Ask) -> Iterator[Claim[_Pair]]:
                 continue
             pair = _broadcast_pair(flow, operation)
             if pair is not None and _ends_in_loss(flow, operation):
-                yield Claim(operation.span, (operation, *pair))
+                yield Claim(operation.span, _Pair(flow, operation, *pair))
 
 
 def _broadcast_pair(flow: StepFlow, operation: Operation) -> tuple[Tensor, Tensor] | None:
@@ -252,7 +254,8 @@ def _broadcast_pair(flow: StepFlow, operation: Operation) -> tuple[Tensor, Tenso
         return None
     wide_a, wide_b = _is_widened(a.shape, b.shape), _is_widened(b.shape, a.shape)
     crossed = wide_a and wide_b and len(a.shape) != len(b.shape) and _size(a.shape) == _size(b.shape)
-    if _is_reshaped_within(flow, operation):
+    # Of two ranks nobody compares each with each: torch warns of it in the losses that compare.
+    if _is_reshaped_within(flow, operation) and not (crossed and name in ops.COMPARES):
         return None
     if crossed:
         return a, b
@@ -309,21 +312,30 @@ def _is_reshaped_within(flow: StepFlow, operation: Operation) -> bool:
 
 def _ends_in_loss(flow: StepFlow, operation: Operation) -> bool:
     """Whether nothing but arithmetic on elements and reductions lies between an operation and a loss."""
-    roots = frozenset(flow.roots)
-    reached = set(operation.outputs)
-    for later in flow.operations:
-        follows = later.id > operation.id and not reached.isdisjoint(later.inputs)
-        if follows and ops.is_a(later, ops.ELEMENTWISE):
-            reached.update(later.outputs)
-    return not roots.isdisjoint(reached)
+    return not elementwise_after(flow, operation).isdisjoint(flow.roots)
 
 
-_Pair: TypeAlias = tuple[Operation, Tensor, Tensor]
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The tensors that an operation broadcasts against each other."""
+
+    flow: StepFlow
+    operation: Operation
+    a: Tensor
+    b: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the operands and the result are called, by gradscope and where they meet."""
+        made = filter(None, map(self.flow.tensor, self.operation.outputs))
+        known = [tensor.name for tensor in (self.a, self.b, *made) if tensor.name and not tensor.differentiated]
+        return tuple(dict.fromkeys((*known, *spelled_operands(self.operation.span, self.flow.run.sources))))
 
 
 @loss_broadcast.words
 def _(told: Sequence[Claim[_Pair]], ask: Ask) -> Story:
-    operation, a, b = told[0].evidence
+    pair = told[0].evidence
+    operation, a, b = pair.operation, pair.a, pair.b
     rank = max(len(a.shape), len(b.shape))
     whole = tuple(
         max(one, other)
@@ -331,7 +343,6 @@ def _(told: Sequence[Claim[_Pair]], ask: Ask) -> Story:
             (1,) * (rank - len(a.shape)) + a.shape, (1,) * (rank - len(b.shape)) + b.shape, strict=True
         )
     )
-    names = tuple(dict.fromkeys(tensor.name for tensor in (a, b) if tensor.name))
     first, second = (f"`{tensor.name}` of shape {shape_text(tensor.shape)}" if tensor.name else f"a tensor of shape "
                      f"{shape_text(tensor.shape)}" for tensor in (a, b))  # fmt: skip
     labels = tuple(
@@ -343,7 +354,7 @@ def _(told: Sequence[Claim[_Pair]], ask: Ask) -> Story:
         f"the loss compares shapes {shape_text(a.shape)} and {shape_text(b.shape)}: they become {shape_text(whole)}",
         operation.span,
         f"{first} meets {second}",
-        names,
+        pair.names,
         labels,
         (f"note: {_size(whole):,} differences are made of {_size(a.shape):,} and {_size(b.shape):,} numbers",),
         (Help("give both the same shape before: `squeeze(-1)` one, or `unsqueeze(-1)` the other"),),

@@ -98,8 +98,10 @@ def _largest_first(tensors: Sequence[Tensor]) -> float:
 
 
 def _ends_above(loss: Loss) -> bool:
-    """Whether a loss is larger than at its start, or no number any more."""
-    return loss.first is not None and (loss.last is None or _quarters(loss)[1] > loss.first)
+    """Whether a loss is larger than at its start after steps enough, or no number any more."""
+    if loss.first is None or loss.last is None:
+        return loss.first is not None
+    return loss.steps >= limits.STEPS_OF_A_COURSE and _quarters(loss)[1] > loss.first
 
 
 def _is_flat(loss: Loss) -> bool:

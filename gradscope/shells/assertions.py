@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 import torch
 
 from gradscope.graph.facts import Crash, Node, Operation, Received, Run
-from gradscope.probes.backward import WALK_LIMIT
-from gradscope.probes.names import names_in
+from gradscope.probes.backward.backward import WALK_LIMIT
+from gradscope.probes.backward.symptoms import symptom_of
+from gradscope.probes.backward.walker import outputs_in, walk
 from gradscope.probes.observation import Observation, running, unrecorded
-from gradscope.probes.quiet import unobserved
-from gradscope.probes.scopes import variables_of
-from gradscope.probes.symptoms import symptom_of
-from gradscope.probes.walker import outputs_in, walk
+from gradscope.probes.program.names import names_in
+from gradscope.probes.program.scopes import variables_of
+from gradscope.probes.tensors.quiet import unobserved
 from gradscope.reports.cells import Wrapper
 from gradscope.reports.escaping import shown
 from gradscope.reports.frames import WIDTH

@@ -13,11 +13,11 @@ import torch
 
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Run
-from gradscope.probes.batches import check_module
+from gradscope.probes.asked.batches import check_module
+from gradscope.probes.asked.snapshots import reachable, snapshot
+from gradscope.probes.backward.walker import outputs_in
 from gradscope.probes.observation import Observation
-from gradscope.probes.scopes import variables_of
-from gradscope.probes.snapshots import reachable, snapshot
-from gradscope.probes.walker import outputs_in
+from gradscope.probes.program.scopes import variables_of
 from gradscope.reports.report import Report
 from gradscope.shells.observing import check_instances, observe
 

@@ -11,8 +11,8 @@ import torch
 from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Ending
 from gradscope.probes.observation import Observation
-from gradscope.probes.scripts import crash_of
-from gradscope.probes.tracebacks import clean
+from gradscope.probes.program.scripts import crash_of
+from gradscope.probes.program.tracebacks import clean
 from gradscope.reports.report import Report
 from gradscope.rules import chosen
 

@@ -17,8 +17,8 @@ import torch
 
 from gradscope.graph.facts import Crash
 from gradscope.probes.observation import Observation, running
-from gradscope.probes.scopes import variables_of
-from gradscope.probes.scripts import crash_of
+from gradscope.probes.program.scopes import variables_of
+from gradscope.probes.program.scripts import crash_of
 from gradscope.reports.report import Report
 from gradscope.shells.awaiting import await_within
 from gradscope.shells.switch import is_off

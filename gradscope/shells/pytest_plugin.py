@@ -192,8 +192,8 @@ def _observation(item: pytest.Item) -> Observation:
 
 def _judged(item: pytest.Item, observation: Observation, error: BaseException | None) -> tuple[str, str]:
     """The section for the test's report, and why the test fails, each empty where there is nothing to say."""
-    from gradscope.probes.scripts import crash_of
-    from gradscope.probes.tracebacks import clean
+    from gradscope.probes.program.scripts import crash_of
+    from gradscope.probes.program.tracebacks import clean
     from gradscope.reports.escaping import shown
     from gradscope.reports.report import Report
     from gradscope.reports.text import finding_text, text
@@ -227,7 +227,7 @@ def _severity(level: str) -> Severity:
 
 def _error_of_unittest(item: pytest.Item) -> BaseException | None:
     """What a test of unittest raised, which pytest's item keeps; with the traceback that it has without us."""
-    from gradscope.probes.tracebacks import clean
+    from gradscope.probes.program.tracebacks import clean
 
     kept = getattr(item, "_excinfo", None)
     if not kept:

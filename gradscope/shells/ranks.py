@@ -8,8 +8,8 @@ from typing import TextIO
 
 import msgspec
 
-from gradscope.probes.exchange import Exchange, Place
-from gradscope.probes.scripts import Outcome
+from gradscope.probes.program.exchange import Exchange, Place
+from gradscope.probes.program.scripts import Outcome
 from gradscope.reports.merging import Others, RankReport, rank_report, read_rank
 from gradscope.reports.report import Report
 from gradscope.shells.commands.delivery import Delivery

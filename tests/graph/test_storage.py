@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,13 @@ def facts(kind: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(facts, arguments))
     if origin is Mapping:
         return st.dictionaries(facts(arguments[0]), facts(arguments[1]), max_size=2)
+    if isinstance(origin, type) and issubclass(origin, msgspec.Struct):  # generic over its place
+        hints = typing.get_type_hints(origin, include_extras=True)
+        types_of = {name: hints[name] for name in origin.__struct_fields__}
+        return st.builds(
+            origin,
+            **{n: facts(arguments[0] if isinstance(hint, typing.TypeVar) else hint) for n, hint in types_of.items()},
+        )
     raise AssertionError(f"no strategy for {kind}")
 
 

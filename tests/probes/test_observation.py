@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.probes import stacks
+from gradscope.probes.program import stacks
 from tests.workshop import operations
 
 Tensors = list[torch.Tensor]
@@ -568,7 +568,7 @@ def test_tensor_subclasses_see_what_they_see_without_us() -> None:
 def test_nothing_is_counted_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads a value during the capture of a CUDA graph breaks it: such backwards and steps are left alone."""
     done: list[int] = []
-    monkeypatch.setattr("gradscope.probes.quiet._cuda_is_initialized", lambda: True)
+    monkeypatch.setattr("gradscope.probes.tensors.quiet._cuda_is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: len(done) == 2)
     w = torch.ones(3, requires_grad=True)
     optimizer = torch.optim.SGD([w], lr=0.1)

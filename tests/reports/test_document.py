@@ -122,6 +122,24 @@ def test_the_forum_report_validates(workshop: Workshop) -> None:
     assert [loss["name"] for loss in report["losses"]] == ["output.sum()"]
 
 
+def test_a_leaf_that_is_only_detached_has_a_row(workshop: Workshop) -> None:
+    """In a script without backward: it asks for a gradient, none is predicted, and none arrives."""
+    run = workshop.run(
+        """
+        import torch
+        a, c, d = (torch.ones(3, requires_grad=True) for _ in range(3))
+        hidden = torch.tanh(a)
+        result = hidden + c.detach() * d.data
+        """
+    )
+    rows = {row["name"]: row for row in valid(Report.of(run))["tensors"]}
+    assert list(rows) == ["a", "c", "d", "hidden", "result"]
+    for name in "cd":
+        row = rows[name]
+        assert (row["role"], row["requires_grad"], row["predicted"]) == ("input", True, False)
+        assert (row["received"] or {"steps": 0})["steps"] == 0
+
+
 def test_what_is_not_finite_is_null() -> None:
     """JSON has no NaN: losses and norms that are not finite are null, and counted apart."""
     book = Book()

@@ -18,7 +18,9 @@ from gradscope.graph.facts import Finding, Module, Node, Received, Run, Span
 from gradscope.reports.dot import to_dot
 from gradscope.reports.escaping import spelled
 from gradscope.reports.folding import Wish
+from gradscope.reports.report import Report
 from tests.runs import Book
+from tests.workshop import Workshop
 
 
 def forum() -> Run:
@@ -518,3 +520,22 @@ def _luminance(colour: str) -> float:
     """Relative luminance as WCAG 2 defines it."""
     parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _channels(colour)]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+
+def test_what_torch_refused_is_red(workshop: Workshop) -> None:
+    """Of a forward that raised, the picture shows what led to the refused operation, and that in red."""
+    run = workshop.observe(
+        """
+        import torch
+        from torch import nn
+
+        net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(4, 2))
+        net(torch.rand(6, 3)).sum().backward()
+        """
+    ).run
+    boxes = [line for line in to_dot(run, findings=Report.of(run).findings).splitlines() if "[shape=" in line]
+    (red,) = [line for line in boxes if 'class="refused"' in line and "legend" not in line]
+    assert 'color="#c40000"' in red
+    assert "linear" in red
+    assert sum("relu" in line for line in boxes) == 1
+    assert not any('class="cutoff"' in line for line in boxes)

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 
 from gradscope.graph.facts import Run
 from gradscope.graph.storage import decode, encode
-from gradscope.probes.scripts import observe_program, program_of_script
+from gradscope.probes.program.scripts import observe_program, program_of_script
 from gradscope.reports.difference import difference, difference_text
 from gradscope.reports.document import Document
 from gradscope.reports.dot import to_dot

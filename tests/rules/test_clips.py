@@ -214,6 +214,15 @@ IN_TIME = {
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
         """,
+    "what_can_be_gone_through_once": """
+        net = Net()
+        optimizer = SGD(net.parameters(), lr=0.01)
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            nn.utils.clip_grad_value_(filter(lambda p: p.requires_grad, net.parameters()), 0.1)
+            optimizer.step()
+        """,
     "reading_the_norm": """
         net = Net()
         optimizer = SGD(net.parameters(), lr=0.01)

@@ -435,3 +435,59 @@ def test_a_gradient_of_another_shape_is_of_one_argument(workshop: Workshop) -> N
     assert finding.tensors == ("w",)
     assert "no gradient of argument 3" in finding.message
     assert finding.allowed_at is None
+
+
+RAISING = {
+    "by autocast": """
+        class Project(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, weight):
+                ctx.save_for_backward(x, weight)
+                return x @ weight
+
+            @staticmethod
+            def backward(ctx, grad):
+                x, weight = ctx.saved_tensors
+                return grad @ weight.t(), x.t() @ grad.float()  # here
+
+        first, weight = nn.Linear(3, 4), nn.Parameter(torch.rand(4, 2))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = Project.apply(first(torch.rand(5, 3)), weight).float().sum()
+        loss.backward()
+    """,
+    "by its own code": """
+        class Scale(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, factor):
+                ctx.factor = factor
+                return x * factor
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad * ctx.scale, None  # here
+
+        weight = nn.Parameter(torch.rand(4, 2))
+        Scale.apply(weight, 2.0).sum().backward()
+    """,
+}
+
+
+@pytest.mark.parametrize("case", RAISING)
+def test_backward_that_raises(workshop: Workshop, case: str) -> None:
+    """The line of the backward that raised, and who waits for a gradient through it."""
+    found = must_be(workshop, "custom-function", RAISING[case])
+    assert "weight" in found.tensors
+    assert ("custom_fwd" in found.help[0].message) == (case == "by autocast")
+
+
+def test_backward_that_raised_and_was_left_alone(workshop: Workshop) -> None:
+    """A program that catches it, and ends with another exception, is told nothing of it."""
+    body = RAISING["by its own code"].replace("Scale.apply(weight, 2.0).sum().backward()", "pass").rstrip()
+    body += """
+        try:
+            Scale.apply(weight, 2.0).sum().backward()
+        except AttributeError:
+            pass
+        raise ValueError("enough")
+    """
+    assert findings(workshop, body) == ()

@@ -85,7 +85,7 @@ GROWING = {
         """,
     ),
     "state_in_a_dict_in_evaluation": (
-        ("carry['state'][0]",),
+        ("carry['state'][0]", "carry"),
         """
         class Tagger(nn.Module):
             def __init__(self):
@@ -109,7 +109,7 @@ GROWING = {
         """,
     ),
     "list_of_outputs": (
-        ("kept[16]",),
+        ("kept[16]", "kept"),
         """
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
         optimizer = Adam(net.parameters(), lr=0.01)
@@ -120,7 +120,7 @@ GROWING = {
         """,
     ),
     "dict_of_outputs": (
-        ("kept[16]",),
+        ("kept[16]", "kept"),
         """
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
         optimizer = SGD(net.parameters(), lr=0.01)
@@ -132,7 +132,7 @@ GROWING = {
         """,
     ),
     "attribute_of_a_trainer": (
-        ("history",),
+        ("history", "self.history"),
         """
         class Trainer:
             def __init__(self):
@@ -158,7 +158,7 @@ GROWING = {
         """,
     ),
     "list_of_an_epoch": (
-        ("outputs[43]",),
+        ("outputs[43]", "outputs"),
         """
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
         optimizer = Adam(net.parameters(), lr=0.01)
@@ -184,7 +184,7 @@ GROWING = {
         """,
     ),
     "gradients_with_their_graphs": (
-        ("v",),
+        ("v", "v.grad"),
         """
         for _ in range(14):
             w = torch.randn(4, requires_grad=True)

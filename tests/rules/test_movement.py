@@ -438,3 +438,56 @@ AS_MEANT = {
 def test_movement_as_meant_is_silent(case: str, workshop: Workshop) -> None:
     """Schedules that pass 0, groups kept at 0, parts frozen properly and masks that hold draw nothing."""
     judge(workshop, AS_MEANT[case]).must_be_silent()
+
+
+PRUNED = """
+net = Net()
+optimizer = SGD(net.parameters(), lr=0.05, momentum=0.9)
+keep = torch.ones(6, 4)
+for step in range(60):
+    if step == 30:
+        keep[:3] = 0
+        with torch.no_grad():
+            net.body[0].weight.mul_(keep)
+    optimizer.zero_grad()
+    loss_of(net).backward()
+    net.body[0].weight.grad.mul_(keep)  # here
+    optimizer.step()
+    {after}
+"""
+
+
+def test_pruned_weights_are_revived_by_momentum(workshop: Workshop) -> None:
+    """A mask that begins in the middle of the run holds gradients back, and momentum moves what it holds."""
+    judged = judge(workshop, PRUNED.format(after="pass"))
+    judged.must_be("frozen-but-updated", "warning", ("body.0.weight",))
+
+
+def test_pruned_weights_that_are_put_back_after_each_step(workshop: Workshop) -> None:
+    """Whoever applies the mask to the values as well has nothing revived."""
+    judge(workshop, PRUNED.format(after="net.body[0].weight.data.mul_(keep)")).must_be_silent()
+
+
+GROUPS = """
+net = Net()
+groups = [{{"params": part.parameters()}} for part in (net.body, net.head)]
+optimizer = SGD(groups, lr=0.0)
+for step in range({steps}):
+    rate = 0.05 * min(1, (step + 1) / 4)
+    optimizer.param_groups[1]["lr"] = rate
+    if step >= {unfrozen}:
+        optimizer.param_groups[0]["lr"] = rate
+    optimizer.zero_grad()
+    loss_of(net).backward()
+    optimizer.step()  # here
+"""
+
+
+def test_a_group_without_a_learning_rate_all_run(workshop: Workshop) -> None:
+    """A schedule that passes one group by leaves it at 0 for ever."""
+    judge(workshop, GROUPS.format(steps=40, unfrozen=100)).must_be("no-update", "warning", BODY)
+
+
+def test_a_group_that_is_unfrozen_late(workshop: Workshop) -> None:
+    """A group that waits at a rate of 0 and is trained later is meant so."""
+    judge(workshop, GROUPS.format(steps=40, unfrozen=32)).must_be_silent()

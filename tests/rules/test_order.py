@@ -541,10 +541,10 @@ NEVER_STEPPED = {
             x, y = data()
             wrong = F.softplus(-critic(y)).mean() + F.softplus(critic(maker(x).detach())).mean()
             second.zero_grad()
-            wrong.backward()
+            wrong.backward()  # here
             fooled = F.softplus(-critic(maker(x))).mean()
             optimizer.zero_grad()
-            fooled.backward()  # here
+            fooled.backward()
             optimizer.step()
         """,
     ),
@@ -1044,3 +1044,26 @@ def test_scaler_that_finds_no_gradient(workshop: Workshop) -> None:
     assert finding.tensors == ("net.weight", "net.bias")
     assert finding.span is not None
     assert finding.span.line == 9
+
+
+HANDED_OVER = """
+shared, worker = Net(), Net()
+optimizer = Adam(shared.parameters(), lr=0.01)
+for _ in range(12):
+    worker.load_state_dict(shared.state_dict())
+    optimizer.zero_grad()
+    {clear}
+    loss_of(worker).backward()  # here
+    for ours, theirs in zip(shared.parameters(), worker.parameters()):
+        ours.{grad} = theirs.grad
+    nn.utils.clip_grad_norm_(shared.parameters(), 1.0)
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("grad", ["grad", "_grad"])
+def test_gradients_that_are_handed_over_are_cleared_where_they_arrive(grad: str, workshop: Workshop) -> None:
+    """`zero_grad` of the one who steps lets go of a gradient that another tensor keeps."""
+    judged = judge(workshop, HANDED_OVER.format(clear="pass", grad=grad))
+    judged.must_be("missing-zero-grad", "warning", tuple(f"worker.{name}" for name in NET))
+    judge(workshop, HANDED_OVER.format(clear="worker.zero_grad()", grad=grad)).must_be_silent()

@@ -608,3 +608,53 @@ def test_only_whole_modules_stand_for_their_tensors(workshop: Workshop) -> None:
     )
     (finding,) = found.findings
     assert finding.message.startswith("`net.shift` and `net.scale` never learn")
+
+
+def test_each_phase_is_judged_with_its_own_optimizer(workshop: Workshop) -> None:
+    """What the optimizer of a first phase lacks is told at that optimizer, though it is frozen in the second."""
+    judged = judge(
+        workshop,
+        """
+        def teach():
+            net = Net()
+            optimizer = Adam(list(net.parameters())[2:], lr=0.01)  # here
+            fit(net, optimizer)
+            return net.eval().requires_grad_(False)
+
+        def distill(teacher):
+            net = Net()
+            optimizer = Adam(net.parameters(), lr=0.01)
+            for _ in range(20):
+                x, _ = data()
+                optimizer.zero_grad()
+                F.mse_loss(net(x), teacher(x)).backward()
+                optimizer.step()
+
+        distill(teach())
+        """,
+    )
+    judged.must_be("not-in-optimizer", "warning", tuple(f"net.{name}" for name in BODY))
+
+
+def test_of_several_optimizers_the_one_of_the_siblings_lacks_it(workshop: Workshop) -> None:
+    """A second critic belongs to the optimizer of the first, though the loss of the generator reaches both."""
+    judged = judge(
+        workshop,
+        """
+        generator, first, second = Net(), Net(1), nn.Linear(1, 1)
+        ours = Adam(generator.parameters(), lr=0.01)
+        theirs = Adam(first.parameters(), lr=0.01)  # here
+        for _ in range(6):
+            x, y = data()
+            made = generator(x)
+            judge = lambda value: (first(value) + second(value)).mean()
+            theirs.zero_grad()
+            (judge(made.detach()) - judge(y)).backward()
+            theirs.step()
+            ours.zero_grad()
+            judge(made).backward()
+            ours.step()
+        """,
+    )
+    found = judged.must_be("not-in-optimizer", "warning", ("second.weight", "second.bias"))
+    assert found.labels

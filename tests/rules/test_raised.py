@@ -288,7 +288,7 @@ def test_parameter_that_was_never_made(workshop: Workshop) -> None:
         Basis()
         """
     found = must_be(workshop, "integer-requires-grad", body)
-    assert found.tensors == ("centres",)
+    assert found.tensors == ("centres", "self.centres")
     assert found.message.startswith("`centres`, of int64, cannot require grad")
 
 
@@ -296,3 +296,48 @@ def test_parameter_that_was_never_made(workshop: Workshop) -> None:
 def test_exceptions_that_are_no_news(case: str, workshop: Workshop) -> None:
     """What the program catches, or raises in words of its own, draws nothing."""
     assert findings(workshop, INNOCENT[case]) == ()
+
+
+VIEWS = {
+    "row of an input": (
+        "w = torch.rand(3, 4, requires_grad=True)\nfor row in w:\n    row.mul_(2.0)  # here",
+        ("w", "row"),
+        2,
+    ),
+    "row of a result": (
+        "w = torch.rand(3, 4, requires_grad=True)\nh = w * 2\nfor row in h:\n    row.sub_(row.mean())  # here",
+        ("h", "row"),
+        1,
+    ),
+    "chunk of a result": (
+        "w = torch.rand(4, 4, requires_grad=True)\na, b = (torch.tanh(w) * 3).chunk(2)\na.add_(1)  # here",
+        ("a",),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VIEWS)
+def test_one_of_several_views(case: str, workshop: Workshop) -> None:
+    """A change of one view among several is no change of a leaf: new tensors are joined instead."""
+    body, tensors, helps = VIEWS[case]
+    found = must_be(workshop, "leaf-inplace", body)
+    assert found.tensors == tensors
+    assert "writes into one of several views" in found.message
+    assert found.help[0].message.startswith("make new tensors in place of the views")
+    assert len(found.help) == helps
+
+
+def test_update_by_hand_of_parameters(workshop: Workshop) -> None:
+    """An update from a gradient belongs into `no_grad`; nothing else is proposed."""
+    body = """
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+        net(torch.rand(2, 3)).sum().backward()
+        for p in net.parameters():
+            p.add_(p.grad, alpha=-0.1)  # here
+        """
+    found = must_be(workshop, "leaf-inplace", body)
+    assert found.tensors == ("net.0.weight", "p")
+    assert [help_.message for help_ in found.help] == [
+        "to update its values, write this line inside `with torch.no_grad():`"
+    ]

@@ -102,6 +102,8 @@ BROADCAST = {
     "by hand": "loss = loss + (one(x) - x.sum(1)).abs().mean()  # here",
     "weights": "advantage = one(x).detach()\nloss = loss - (net(x).log_softmax(1)[:, 0] * advantage).mean()  # here",
     "likelihood": "loss = loss - torch.distributions.Normal(one(x), 1.0).log_prob(x.sum(1)).mean()  # here",
+    "one dimension too many": "loss = loss + F.mse_loss(one(x), x.sum(1, keepdim=True).unsqueeze(-1))  # here",
+    "none to one": "loss = loss + F.smooth_l1_loss(one(x).squeeze(1), x.sum(1).unsqueeze(-1))  # here",
     "one for several": "target = torch.randn(16, 5)\nloss = loss + (one(x) - target).pow(2).mean()  # here",
 }
 MEANT = {

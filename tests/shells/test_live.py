@@ -9,7 +9,7 @@ import types
 import pytest
 
 from gradscope.probes.observation import Observation
-from gradscope.probes.scripts import observe_program, program_of_script
+from gradscope.probes.program.scripts import observe_program, program_of_script
 from gradscope.shells import live
 from gradscope.shells.live import Live
 from tests.workshop import Workshop

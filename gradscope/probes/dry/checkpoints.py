@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from gradscope.probes.dry.standins import StandIns
-from gradscope.probes.patches import patched
+from gradscope.probes.tensors.patches import patched
 
 
 @contextmanager

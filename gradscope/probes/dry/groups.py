@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from gradscope.probes.dry.standins import StandIns
-from gradscope.probes.patches import patched
+from gradscope.probes.tensors.patches import patched
 
 
 @contextmanager

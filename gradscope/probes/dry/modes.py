@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from gradscope.probes.dry.standins import StandIns
 from gradscope.probes.dry.values import DOUBLED, computed, faked, follow, is_cheap, number, set_double, stand_in
-from gradscope.probes.stacks import HiddenMode
+from gradscope.probes.program.stacks import HiddenMode
 
 READ = "a value that was read"
 _aten = torch.ops.aten

@@ -13,15 +13,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gradscope.graph.facts import Dry
-from gradscope.probes import stacks
 from gradscope.probes.dry.ending import SECONDS, STEPS, Enough
 from gradscope.probes.dry.modes import LeavingMode, ValueMode
 from gradscope.probes.dry.standins import StandIns
 from gradscope.probes.dry.surroundings import plain_surroundings
-from gradscope.probes.optimizers import StepsReached
-from gradscope.probes.patches import patched
-from gradscope.probes.quiet import unobserved
+from gradscope.probes.program import stacks
 from gradscope.probes.tape import Tape
+from gradscope.probes.tensors.patches import patched
+from gradscope.probes.tensors.quiet import unobserved
+from gradscope.probes.training.optimizers import StepsReached
 
 _TIME_IS_UP = f"{SECONDS:.0f} seconds had passed"
 _LATE = 2.0  # seconds that a program has for its next call of torch, before it is interrupted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gradscope.graph.facts import StandIn
-from gradscope.probes.callsites import CallSites, Site
+from gradscope.probes.forward.callsites import CallSites, Site
 
 _MOST = 50  # lines that are told of each kind: what comes after them is counted with the last
 

@@ -18,7 +18,7 @@ from gradscope.probes.dry.checkpoints import checkpoints_in_memory
 from gradscope.probes.dry.groups import fake_groups
 from gradscope.probes.dry.modes import is_elsewhere
 from gradscope.probes.dry.standins import StandIns
-from gradscope.probes.patches import patched
+from gradscope.probes.tensors.patches import patched
 
 # Which kernel an optimizer takes changes nothing in what gets a gradient, and some have no fake form.
 _KERNELS = ("fused", "capturable", "foreach")

@@ -162,6 +162,7 @@ function classOf(graph, node) {
   const own = node.boxes.filter((box) => graph.data.kinds[columns.kind[box]] === "parameter");
   if (own.length && own.every((box) => columns.flags[box] & 1)) names.push("frozen");
   if (node.boxes.every((box) => columns.flags[box] & 2)) names.push("cutoff");
+  if (node.boxes.some((box) => columns.flags[box] & 4)) names.push("refused");
   if (node.boxes.some((box) => columns.worst[box] > 0)) names.push("trouble");
   return names.join(" ");
 }

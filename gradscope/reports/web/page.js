@@ -379,6 +379,7 @@ function drawLegend() {
   const marks = [
     ["parameter frozen", "frozen", data.boxes.flags.some((flags) => flags & 1)],
     ["operation cutoff", "behind a cut", data.boxes.flags.some((flags) => flags & 2)],
+    ["operation refused", "torch raised here", data.boxes.flags.some((flags) => flags & 4)],
     ["parameter trouble", "gradient missing, zero or not finite", data.boxes.worst.some((worst) => worst > 0)],
   ];
   for (const [name, words, occurs] of marks) {

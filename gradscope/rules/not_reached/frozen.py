@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,6 +10,7 @@ from typing import TypeAlias
 from gradscope.graph import limits
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Optimizer, Run, Span, Tensor
+from gradscope.graph.naming import expression
 from gradscope.graph.reliance import frozen_out
 from gradscope.graph.replicas import lies_in
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
@@ -61,6 +63,8 @@ def frozen_parameter(ask: Ask) -> Iterator[Claim[_Frozen]]:
     for frozen, optimizer, when in (*_given_later(run), *_chosen(run)):
         for tensor in frozen:
             yield Claim((optimizer.id, when), _Given(optimizer, when), tensor)
+    for tensor, optimizer in _by_default(run):
+        yield Claim(tensor.made, _Default(optimizer), tensor)
     for path, frozen in _switched_on_in_vain(run).items():
         if not set(refused).issuperset(tensor.id for tensor in frozen):
             for tensor in frozen:
@@ -87,7 +91,14 @@ class _Attribute:
     path: str
 
 
-_Frozen: TypeAlias = _All | _Given | _Attribute
+@dataclass(frozen=True, slots=True)
+class _Default:
+    """Frozen by a constructor whose default it is, and given to this optimizer."""
+
+    optimizer: Optimizer
+
+
+_Frozen: TypeAlias = _All | _Given | _Attribute | _Default
 
 
 @frozen_parameter.words
@@ -98,6 +109,8 @@ def _(told: Sequence[Claim[_Frozen]], ask: Ask) -> Story:
             return _everything(frozen, names, ask)
         case _Given(optimizer, when):
             return _given(frozen, names, optimizer, when, ask.run)
+        case _Default(optimizer):
+            return _frozen_by_default(frozen[0], names, optimizer, ask.run)
         case _Attribute(path):
             return Story(
                 f"`{path}` stays frozen: `requires_grad = True` {_PLAIN}",
@@ -141,6 +154,45 @@ def _given(frozen: list[Tensor], names: tuple[str, ...], optimizer: Optimizer, w
         (f"frozen: {listed(names)}",),
         (Help("set `requires_grad_(True)` before this optimizer steps"),),
     )
+
+
+def _frozen_by_default(tensor: Tensor, names: tuple[str, ...], optimizer: Optimizer, run: Run) -> Story:
+    those = who(names, run)
+    return Story(
+        f"{those.subject} {those.learns}: `from_pretrained` freezes by default, though {optimizer.name} was given "
+        f"{those.them}",
+        tensor.made,
+        "made here with `freeze=True`, which nobody wrote",
+        names,
+        (Label(optimizer.made, "given to an optimizer here"),) if optimizer.made is not None else (),
+        (f"frozen: {listed(names)}",),
+        (Help("to train it, pass `freeze=False`; to keep it, write `freeze=True`"),),
+    )
+
+
+def _by_default(run: Run) -> Iterator[tuple[Tensor, Optimizer]]:
+    """Tables that `Embedding.from_pretrained` froze since nobody said otherwise, and an optimizer was given to train.
+
+    Whoever means to keep one writes so, or gives the optimizer what requires grad.
+    """
+    stepped = {optimizer.id: optimizer for optimizer in run.optimizers if optimizer.fed}
+    for tensor in run.tensors:
+        held = tensor.nn_parameter and tensor.optimizer in stepped and tensor.name is not None
+        if not held or tensor.requires_grad or not tensor.used or tensor.made is None or tensor.ledger is None:
+            continue
+        by_the_constructor = _who_froze(run, [tensor]) in (None, tensor.made)
+        if by_the_constructor and tensor.ledger.frozen is None and _leaves_frozen(tensor.made, run):
+            yield tensor, stepped[tensor.optimizer or 0]
+
+
+def _leaves_frozen(span: Span, run: Run) -> bool:
+    """Whether a line makes an embedding of given vectors, and does not say whether it is frozen."""
+    node = expression(span, run.sources)
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    said = len(node.args) > 1 or any(keyword.arg in ("freeze", None) for keyword in node.keywords)
+    owner = ast.unparse(node.func.value).rpartition(".")[2]
+    return node.func.attr == "from_pretrained" and owner in ("Embedding", "EmbeddingBag") and not said
 
 
 def _switched_on_in_vain(run: Run) -> dict[str, list[Tensor]]:
@@ -222,12 +274,15 @@ def _chosen(run: Run) -> Iterator[tuple[list[Tensor], Optimizer, str]]:
 
 
 def _who_froze(run: Run, tensors: list[Tensor]) -> Span | None:
-    """The latest line that set `requires_grad` of one of these to False."""
+    """The line that set `requires_grad` of one of these to False and was never undone: later ones change nothing."""
     wanted = {tensor.id for tensor in tensors}
-    for step in reversed(run.steps):
-        for operation in reversed(step.operations):
-            if operation.name in ("Tensor.requires_grad_", "Tensor.requires_grad ="):
-                for value in operation.outputs:
-                    if run.holder[value] in wanted and not run.history[value]:
-                        return operation.span
-    return None
+    froze: dict[int, Span | None] = {}
+    for operation in (operation for step in run.steps for operation in step.operations):
+        if operation.name in ("Tensor.requires_grad_", "Tensor.requires_grad ="):
+            for value in operation.outputs:
+                number = run.holder[value]
+                if number in wanted and run.history[value]:
+                    froze.pop(number, None)
+                elif number in wanted:
+                    froze.setdefault(number, operation.span)
+    return next(iter(froze.values()), None)

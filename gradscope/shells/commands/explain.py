@@ -65,12 +65,12 @@ def command(
         check_writable(save)
     check_apart((None if module else Path(script), save, delivery.output, delivery.graph))
     try:
-        from gradscope.probes.scripts import observe_program, program_of_module, program_of_script, show
+        from gradscope.probes.program.scripts import observe_program, program_of_module, program_of_script, show
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise GradscopeError("there is no torch in the environment of gradscope: install it there") from None
-    from gradscope.probes.exchange import place_of
+    from gradscope.probes.program.exchange import place_of
     from gradscope.shells.live import Live
     from gradscope.shells.ranks import Ranks
 

@@ -18,7 +18,7 @@ def main(path: str) -> int:
     """Run what is wanted, keep its run, and return the exit status that the program has."""
     wanted = msgspec.json.decode(Path(path).read_bytes(), type=Wanted)
     serve(wanted.changed)
-    from gradscope.probes.scripts import observe_program, program_of_module, program_of_script, show
+    from gradscope.probes.program.scripts import observe_program, program_of_module, program_of_script, show
 
     try:
         program = (program_of_module if wanted.module else program_of_script)(wanted.script, wanted.args)

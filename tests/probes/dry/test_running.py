@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gradscope
 from gradscope.graph.facts import Run
-from gradscope.probes.scripts import Outcome, observe_program, program_of_script
+from gradscope.probes.program.scripts import Outcome, observe_program, program_of_script
 from gradscope.reports.report import Report
 from tests.workshop import Workshop, named
 
@@ -100,7 +100,8 @@ def test_the_report_says_what_stood_in(workshop: Workshop) -> None:
     assert "script.py, dry, 4 steps, 1 finding" in ended.out
     assert "ended when every optimizer had made 3 steps and one more" in " ".join(ended.out.split())
     assert "stood in for a value that was read, 3 times: 1.0 (script.py:21)" in ended.out
-    assert "predicted" in ended.out and "moved\n" not in ended.out.partition("gradscope: ")[0]
+    assert "predicted" in ended.out
+    assert "moved\n" not in ended.out.partition("gradscope: ")[0]
     assert "rules that need values" in ended.out
     ended = workshop.gradscope("explain", "--dry", "--format", "json", "-o", "report.json", "script.py")
     run = json.loads((workshop.folder / "report.json").read_text())["run"]

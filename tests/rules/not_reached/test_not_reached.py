@@ -851,3 +851,84 @@ def test_a_layer_that_only_a_function_holds(workshop: Workshop) -> None:
         "layer = nn.Linear(4, 4).eval()\nself.way = lambda x: layer(x)",
     ):
         assert judge(workshop, module(right, forward)).told == []
+
+
+def test_a_plain_list_is_told_where_it_is_made(workshop: Workshop) -> None:
+    """Of modules in a plain list the line of the list is told, and not that of a layer in their own class."""
+    judged = judge(
+        workshop,
+        """
+        class Cell(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.build()
+
+            def build(self):
+                self.layer = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return torch.tanh(self.layer(x))
+
+        class Stack(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.cells = self.make(2)
+                self.out = nn.Linear(4, 1)
+
+            def make(self, n):
+                return [Cell() for _ in range(n)]  # here
+
+            def forward(self, x):
+                for cell in self.cells:
+                    x = cell(x)
+                return self.out(x)
+
+        net = Stack()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.rand(8, 4)).square().mean().backward()
+            optimizer.step()
+        """,
+    )
+    names = tuple(f"net.cells[{place}].layer.{name}" for place in range(2) for name in ("weight", "bias"))
+    judged.must_be("unregistered-parameter", "error", *names)
+
+
+PRETRAINED = """
+class Bag(nn.Module):
+    def __init__(self, vectors):
+        super().__init__()
+        self.table = nn.EmbeddingBag.from_pretrained(vectors{freeze})  # here
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, ids):
+        return self.out(self.table(ids))
+
+net = Bag(torch.randn(7, 3))
+optimizer = torch.optim.Adam({given}, lr=0.01)
+for _ in range(3):
+    optimizer.zero_grad()
+    net(torch.randint(0, 7, (5, 2))).square().mean().backward()
+    optimizer.step()
+"""
+
+
+def test_a_table_is_frozen_by_default(workshop: Workshop) -> None:
+    """`from_pretrained` freezes unless it is told not to; who gives the table to an optimizer means to train it."""
+    judged = judge(workshop, PRETRAINED.format(freeze="", given="net.parameters()"))
+    judged.must_be("frozen-parameter", "warning", "table.weight")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "given"),
+    [
+        (", freeze=True", "net.parameters()"),
+        (", True", "net.parameters()"),
+        (", freeze=False", "net.parameters()"),
+        ("", "[p for p in net.parameters() if p.requires_grad]"),
+    ],
+)
+def test_a_table_that_is_frozen_on_purpose(freeze: str, given: str, workshop: Workshop) -> None:
+    """Whoever writes it, or leaves it out of the optimizer, means it."""
+    assert judge(workshop, PRETRAINED.format(freeze=freeze, given=given)).told == []

@@ -1,0 +1,1 @@
+"""What a pass of backward does."""

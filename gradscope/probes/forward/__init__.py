@@ -1,0 +1,1 @@
+"""What is computed: operations, modules, and what torch compiles."""

@@ -1,0 +1,1 @@
+"""How we touch a tensor unseen."""

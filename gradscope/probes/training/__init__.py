@@ -1,0 +1,1 @@
+"""What changes parameters: optimizers, modes, movement, and what keeps graphs alive."""

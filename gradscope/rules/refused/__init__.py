@@ -1,0 +1,1 @@
+"""What torch refuses because operands do not go together."""
