@@ -34,15 +34,20 @@ if TYPE_CHECKING:
     from gradscope.errors import GradscopeError
     from gradscope.reports.report import Report
     from gradscope.shells.assertions import assert_frozen, assert_learns, assert_no_gradient
+    from gradscope.shells.decorated import GradscopeWarning
     from gradscope.shells.library import check_batch, confirm, explain, render
-    from gradscope.shells.observing import GradscopeWarning, observe
+    from gradscope.shells.observing import observe
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("GradscopeWarning", "observe"):
-        from gradscope.shells import observing
+    if name == "observe":
+        from gradscope.shells.observing import observe
 
-        return getattr(observing, name)
+        return observe
+    if name == "GradscopeWarning":
+        from gradscope.shells.decorated import GradscopeWarning
+
+        return GradscopeWarning
     if name in ("check_batch", "confirm", "explain", "render"):
         from gradscope.shells import library
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,10 +72,5 @@ def _fills_a_leaf(flow: StepFlow, cut: Operation) -> bool:
 
 def grad_mode_switch(flow: StepFlow, operation: Operation) -> Operation | None:
     """What turned grad mode off for an operation; None where it lies before the steps that are kept."""
-    latest = None
-    for other in flow.run.grad_mode_switches:
-        if other.id >= operation.id:
-            break
-        off = other.name.startswith(("set_grad_enabled(False)", "inference_mode(True)"))
-        latest = (latest or other) if off else None  # an inner block that ends restores what the outer one had set
-    return latest
+    at = bisect_left(flow.grad_mode, operation.id, key=lambda change: change[0])
+    return flow.grad_mode[at - 1][1] if at else None

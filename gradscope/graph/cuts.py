@@ -11,7 +11,16 @@ from gradscope.graph.facts import Operation, Tensor
 from gradscope.graph.flow import Reach, StepFlow, data_of, flows, rounds
 from gradscope.graph.naming import callee, within
 from gradscope.graph.numbers import taker_of
-from gradscope.graph.ranking import carried, distinct, leads_on, of_several_places, place, ranked, recurring
+from gradscope.graph.ranking import (
+    carried,
+    distinct,
+    leads_on,
+    makes_a_target,
+    of_several_places,
+    place,
+    ranked,
+    recurring,
+)
 from gradscope.graph.refusals import Refused, cleared_last, refused_pass
 from gradscope.graph.reliance import frozen_out, only_returned, unmet
 from gradscope.graph.replicas import waited_for
@@ -90,6 +99,8 @@ def _cuts_of(groups: Iterable[Sequence[tuple[Tensor, Reach, StepFlow]]]) -> Iter
         carrying, further = carried(flow, first)
         if not carrying.isdisjoint(flow.roots):
             others, further = tuple(cut for cut in others if leads_on(flow, cut, flow.roots)), []
+        if not makes_a_target(flow, first):
+            others = tuple(cut for cut in others if not makes_a_target(flow, cut))
         sufferers = tuple(tensor for tensor, _, _ in group)
         others = distinct((*others, *further), first)
         yield Cut(cause_of(flow, first), first, flow, sufferers, "error", others=others, further=tuple(further))
@@ -248,9 +259,11 @@ _Group = list[tuple[Tensor, Reach, StepFlow]]
 
 def _guilty(ask: Ask, flow: StepFlow, refused: Refused, groups: Iterable[_Group]) -> list[_Group]:
     """Of the cuts behind a refused pass, those without which it would have run."""
+    groups = list(groups)
+    groups = [group for group in groups if not makes_a_target(flow, group[0][1].cuts[0])] or groups
     leading = [group for group in groups if leads_on(flow, group[0][1].cuts[0], flow.roots)]
     if len(leading) < 2:
-        return leading or list(groups)
+        return leading or groups
     wanted = cleared_last(ask.run, refused.backward)
     tests: tuple[Callable[[_Group], bool], ...] = (
         lambda group: any(tensor.optimizer is not None for tensor, _, _ in group),

@@ -18,7 +18,7 @@ from msgspec import Meta
 from gradscope.graph.events import AnyEvent
 
 Severity = Literal["error", "warning", "info"]
-Ending = Literal["end", "steps", "interrupt", "exception", "exit"]
+Ending = Literal["end", "steps", "finding", "interrupt", "exception", "exit"]
 Symptom = Literal[
     "no graph",
     "no tensor to differentiate",
@@ -66,8 +66,7 @@ class Span:
     function: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Gradients that arrived at one tensor, counted in steps of the optimizer that holds it.
 
     A gradient that is exactly zero or not finite has arrived too; both are counted apart. `zeros` is how many of the
@@ -98,8 +97,7 @@ class Clips:
     scale: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True):
     """What became of the gradients of one leaf.
 
     `passes` counts the backwards that reached it; `first` and `last` are the numbers of the steps in which the first
@@ -119,6 +117,10 @@ class Ledger:
     `backward` is the line of the latest backward that reached it, `cleared` the line that last threw its gradient away
     (`swept` with those of a whole optimizer or module), `masked_at` the one that last set parts of it to zero, and
     `frozen` the one that last switched `requires_grad` off.
+
+    `overwrites` are those times, of the first few, that the program had written over the value as a whole between two
+    steps; in `overwritten` of these next to nothing was left of what the steps since the time before had changed, which
+    were at least and at most `overwritten_after`. `overwritten_at` is the line.
     """
 
     passes: Count = 0
@@ -146,6 +148,10 @@ class Ledger:
     swept: bool = False
     masked_at: Span | None = None
     frozen: Span | None = None
+    overwrites: Count = 0
+    overwritten: Count = 0
+    overwritten_after: tuple[Count, Count] | None = None
+    overwritten_at: Span | None = None
     clips: tuple[Clips, ...] = ()
 
 
@@ -201,8 +207,7 @@ class Tensor:
         return all(size == 1 for size in self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """What a tensor object held between two changes: the edges of the data flow.
 
     An in-place operation gives its tensor a new value. `history` says whether autograd would send a
@@ -237,8 +242,7 @@ class Operation:
     number: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """One node of the autograd graph. Its id is its place in the walk; the roots come first.
 
     `edges` are (node id, index of that node's output), towards the leaves. `tensor` names the leaf of an
@@ -548,6 +552,22 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookups:
+    """What an embedding, `tensor`, with a `row` for padding, was asked for in the first batches: `looks` of them.
+
+    In `padded` of them the row was among what was looked up, and in `real` of these not as padding is: between others,
+    rather than at the start or the end of them. `share` is how often, beside the mean of the other rows.
+    """
+
+    tensor: int
+    row: Count
+    looks: Count
+    padded: Count
+    real: Count
+    share: Norm
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingCall:
     """A value that dropout or batch norm of a module took in training mode, where no gradient was kept."""
 
@@ -706,6 +726,7 @@ class Run:
     probabilities: tuple[Probabilities, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
     training_calls: tuple[TrainingCall, ...] = ()
+    lookups: tuple[Lookups, ...] = ()
     compared: tuple[Compared, ...] = ()
     twins: tuple[Twins, ...] = ()
     sources: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -36,6 +36,14 @@ def _operands(name: str) -> slice:
     return slice(1) if name in ops.FITS else slice(None)
 
 
+def _on_one_line(one: Operation, other: Operation) -> bool:
+    return (
+        one.span is not None
+        and other.span is not None
+        and (one.span.file, one.span.line) == (other.span.file, other.span.line)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Where one tensor's data goes in a step, and how far a gradient would come back from there."""
@@ -134,6 +142,24 @@ class StepFlow:
             for earlier, value in pairwise(sorted(values))
             if value not in self.maker
         }
+
+    @cached_property
+    def grad_mode(self) -> list[tuple[int, Operation | None]]:
+        """From which operation's id on which switch keeps grad mode off, or none does.
+
+        An inner block that ends restores what the outer one had set, and so does one that turns it on for a while.
+        """
+        found: list[tuple[int, Operation | None]] = []
+        under: list[tuple[Operation, Operation | None]] = []  # the switches that are under way, and who keeps it off
+        for switch in self.run.grad_mode_switches:
+            off = switch.name.startswith(("set_grad_enabled(False)", "inference_mode(True)"))
+            latest, keeper = under[-1] if under else (None, None)
+            if latest is not None and off != (keeper is not None) and _on_one_line(latest, switch):
+                under.pop()
+            else:
+                under.append((switch, (keeper or switch) if off else None))
+            found.append((switch.id, under[-1][1] if under else None))
+        return found
 
     def tensor(self, value: int) -> Tensor | None:
         """The tensor that held a value."""

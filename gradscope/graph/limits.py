@@ -45,6 +45,12 @@ RESULTS_KEPT, STEPS_WITH_RESULTS = 6, 0.75
 # How many times deeper than any graph that a backward has led through: what grows is not meant to be differentiated.
 DEEPER = 3
 
+# Times that the progress of steps is written over: a model may be put back to where it began, or to its best, once.
+LOST = 3
+
+# Looks at what an embedding is asked for: as many batches tell whether its row for padding is one.
+PADDING_LOOKS = 8
+
 # --- how large something must be -----------------------------------------------------------------------------------
 
 # Of the largest gradient on the way: what is smaller changes nothing in float32 while the others learn.
@@ -84,6 +90,16 @@ FITTING_UPDATE = 1e-3
 
 # Of the targets, what may lie beyond a prediction's range: outliers, and noise about a limit.
 BEYOND = 0.1
+
+# Of the way that steps have led, what is undone where they are written over: averages of averages (Reptile, a round of
+# federated learning) leave a tenth of it and more.
+PROGRESS_LOST = 0.93
+# Of the elements, what a write may leave as it was: limits and masks leave most.
+UNTOUCHED = 0.05
+
+# How often a row is looked up beside the mean of the others, if it is one of them: what stands for nothing is much
+# rarer (unknown words), or much more frequent (the rest of short sequences).
+LIKE_OTHERS = (0.25, 4.0)
 
 # --- precision -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ def ranked(ask: Ask, flow: StepFlow, reach: Reach, ends: Collection[int]) -> Rea
 
     One whose mending would let no gradient through, since there is another behind it, is not the one to tell: in
     `w = softmax(e - e.max().detach()).data` it is the second. And a term of the loss that trains nothing at all comes
-    before one that trains others: there a `detach` may be meant.
+    before one that trains others: there a `detach` may be meant. On what is a target alone it is meant nearly always.
     """
     if len(reach.cuts) < 2:
         return reach
@@ -27,6 +27,7 @@ def ranked(ask: Ask, flow: StepFlow, reach: Reach, ends: Collection[int]) -> Rea
     cuts = sorted(
         reach.cuts,
         key=lambda cut: (
+            makes_a_target(flow, cut),
             not leads_on(flow, cut, ends),
             idle.isdisjoint(cut.outputs),
             _RANK.index(cause_of(flow, cut)),
@@ -68,18 +69,30 @@ def leads_on(flow: StepFlow, cut: Operation, ends: Collection[int]) -> bool:
 
 
 def carried(flow: StepFlow, cut: Operation) -> tuple[set[int], list[Operation]]:
-    """The values from which a gradient would come to what a cut gives, and the operations that cut it once more."""
+    """The values from which a gradient would come to what a cut gives, and the operations that cut it once more.
+
+    With grad mode on again, what ran in the same block behind the cut would carry as well.
+    """
     carrying = set(cut.outputs)
     further = []
+    block = place(flow, cut) if cause_of(flow, cut) == "no-grad" else None
     for operation in flow.operations:
         if operation.id <= cut.id or carrying.isdisjoint(data_of(operation)):
             continue
         history = any(flow.history[value] for value in operation.inputs)
-        if ops.ends_history(operation):
+        ends = ops.ends_history(operation)
+        if ends and (block is None or cause_of(flow, operation) != "no-grad" or place(flow, operation) != block):
             further += [] if flow.behind_roots.isdisjoint(operation.outputs) else [operation]
         elif not history or any(flow.history[value] for value in operation.outputs):
             carrying.update(value for value in operation.outputs if _is_continuous(flow.tensor(value)))
     return carrying, further
+
+
+def makes_a_target(flow: StepFlow, cut: Operation) -> bool:
+    """Whether losses take what a cut gives as their target only: it is the prediction that should carry a gradient."""
+    reached = carried(flow, cut)[0]
+    losses = [o for o in flow.operations if ops.is_a(o, ops.LOSSES) and not reached.isdisjoint(o.inputs)]
+    return bool(losses) and all(reached.isdisjoint(loss.inputs[:1]) for loss in losses)
 
 
 def _is_continuous(tensor: Tensor | None) -> bool:

@@ -112,7 +112,10 @@ def _appeal(flow: StepFlow, backward: Backward) -> Refused:
 
 
 def cleared_last(run: Run, backward: Backward) -> frozenset[int]:
-    """What the optimizer holds that was cleared for this backward: its line is the nearest above, in one function."""
+    """What the optimizer holds that was cleared for this backward: its line is the nearest above, in one function.
+
+    A line that trains in turn with one optimizer after another has the new one at work before its first step.
+    """
     span = backward.span
     above = [
         (optimizer.cleared.line, optimizer)
@@ -123,7 +126,11 @@ def cleared_last(run: Run, backward: Backward) -> frozenset[int]:
         and optimizer.cleared.line <= span.line
     ]
     nearest = max((line for line, _ in above), default=0)
-    return frozenset(tensor for line, optimizer in above if line == nearest for tensor in optimizer.tensors)
+    at_work = [optimizer for line, optimizer in above if line == nearest]
+    if at_work and not at_work[-1].steps:
+        latest = at_work[-1]
+        at_work = [other for other in at_work if other is latest or other.made != latest.made or not other.steps]
+    return frozenset(tensor for optimizer in at_work for tensor in optimizer.tensors)
 
 
 def _is_trainable(tensor: Tensor | None) -> bool:

@@ -8,7 +8,7 @@ from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Tensor
 from gradscope.graph.flow import StepFlow, data_of, flows, trains_nothing
-from gradscope.graph.refusals import refused_pass
+from gradscope.graph.refusals import cleared_last, refused_pass
 from gradscope.graph.replicas import waited_for
 from gradscope.graph.successors import held_copies
 
@@ -104,7 +104,14 @@ def _follows(ask: Ask, tensor: Tensor) -> bool:
 
 
 def frozen_out(ask: Ask) -> list[tuple[Tensor, StepFlow]]:
-    """Parameters that an optimizer holds, frozen when a backward ran, or was refused, that was to train them."""
+    """Parameters that an optimizer holds, frozen when a backward ran, or was refused, that was to train them.
+
+    Where the optimizer that was cleared for a refused backward holds others behind it, which require grad, it was to
+    train those: what a former optimizer has trained is frozen on purpose.
+    """
+    refused = ask(refused_pass)
+    cleared = cleared_last(ask.run, refused.backward) if refused is not None else frozenset()
+    others_wait = refused is not None and not cleared.isdisjoint(refused.leaves)
     found = []
     for flow in ask(flows):
         idle = [backward for backward in flow.step.backwards if trains_nothing(flow, backward)]
@@ -114,6 +121,8 @@ def frozen_out(ask: Ask) -> list[tuple[Tensor, StepFlow]]:
         for tensor_id, starts in flow.values_of.items():
             tensor = flow.tensors[tensor_id]
             held = tensor.optimizer is not None and tensor.name is not None
+            if others_wait and flow.step is ask.run.steps[-1] and tensor_id not in cleared:
+                continue
             if held and not tensor.requires_grad and _would_carry(flow, starts, ends):
                 found.append((tensor, flow))
     return found

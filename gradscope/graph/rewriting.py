@@ -114,11 +114,119 @@ class Text:
         line = self.lines[statement.lineno - 1]
         return line[: len(line) - len(line.lstrip())]
 
+    # --- what a program calls things -------------------------------------------------------------------------------
+
+    @cached_property
+    def torch(self) -> str | None:
+        """What `torch` is imported as; None where it is not."""
+        return self._imported("torch")
+
+    @cached_property
+    def nn(self) -> str | None:
+        """What `torch.nn` is called; None where it is out of reach."""
+        return self._imported("torch.nn") or (f"{self.torch}.nn" if self.torch is not None else None)
+
+    def _imported(self, module: str) -> str | None:
+        package, _, last = module.rpartition(".")
+        for node in self.tree.body:
+            if isinstance(node, ast.Import):
+                found = (alias.asname or alias.name for alias in node.names if alias.name == module)
+                name = next(found, None)
+            elif isinstance(node, ast.ImportFrom) and node.module == package and package:
+                name = next((alias.asname or alias.name for alias in node.names if alias.name == last), None)
+            else:
+                continue
+            if name is not None:
+                return name
+        return None
+
     # --- edits -----------------------------------------------------------------------------------------------------
 
-    def replaced(self, node: ast.expr | ast.stmt, text: str) -> Edit:
+    def replaced(self, node: ast.expr | ast.stmt | ast.keyword, text: str) -> Edit:
         """Another text for a node."""
         return Edit(self.span(node), text)
+
+    def appended(self, node: ast.expr, link: str) -> Edits:
+        """An expression with another link at its end: `.mean()` behind `f(x)`, and behind `a + b` in brackets."""
+        if _is_closed(node):
+            _, _, line, column = self._box(node)
+            return (Edit(Span(self.file, line, column, line, column), link),)
+        return (self.replaced(node, f"({self.source(node)}){link}"),)
+
+    def bracketed(self, node: ast.expr) -> str:
+        """The text of an expression, in brackets where something could come between its parts."""
+        return self.source(node) if _is_closed(node) else f"({self.source(node)})"
+
+    def link(self, node: ast.Call | ast.Attribute) -> Span | None:
+        """The last link of a chain with its dot: `.detach()` of `f(x).detach()`, `.data` of `x.data`."""
+        attribute = node.func if isinstance(node, ast.Call) else node
+        if not isinstance(attribute, ast.Attribute):
+            return None
+        name = self.attribute(attribute)
+        line = name.line
+        before = self.lines[line - 1][: (name.column or 1) - 1].rstrip()
+        while not before and line > attribute.lineno:
+            line -= 1
+            before = self.lines[line - 1].rstrip()
+        last = self.span(node)
+        return Span(self.file, line, len(before), last.end_line, last.end_column) if before.endswith(".") else None
+
+    def attribute(self, node: ast.Attribute) -> Span:
+        """Where the name of an attribute stands: `detach` of `f(x).detach`."""
+        _, _, line, end = self._box(node)
+        return Span(self.file, line, end - len(node.attr), line, end)
+
+    def with_keyword(self, call: ast.Call, name: str, value: str) -> Edits:
+        """A call with an argument of this name: a new one behind the others, or another value for the one it has."""
+        for keyword in call.keywords:
+            if keyword.arg == name:
+                return (self.replaced(keyword.value, value),)
+        if len(call.args) == 1 and isinstance(call.args[0], ast.GeneratorExp):
+            return ()
+        last = self._tokens(call)[-2]
+        text = f"{name}={value}"
+        text = text if last[0] == "(" else f" {text}" if last[0] == "," else f", {text}"
+        return (Edit(Span(self.file, *last[2], *last[2]), text),)
+
+    def without_keyword(self, call: ast.Call, name: str) -> Edits:
+        """A call without its argument of this name, and without the comma that goes with it."""
+        keyword = next((keyword for keyword in call.keywords if keyword.arg == name), None)
+        if keyword is None:
+            return ()
+        line, column, end_line, end = self._box(keyword)
+        tokens = self._tokens(call)
+        place = next(number for number, token in enumerate(tokens) if token[1] == (line, column))
+        after = next(number for number, token in enumerate(tokens) if token[1] >= (end_line, end))
+        if tokens[place - 1][0] == ",":
+            return (Edit(Span(self.file, *tokens[place - 1][1], end_line, end), ""),)
+        last = tokens[after + 1][1] if tokens[after][0] == "," else (end_line, end)
+        return (Edit(Span(self.file, line, column, *last), ""),)
+
+    def _tokens(self, node: ast.expr) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
+        """The tokens of an expression in brackets, with the places at which they begin and end; comments are none."""
+        line, column, _, _ = self._box(node)
+        found = []
+        for token in tokenize.generate_tokens(io.StringIO(self.source(node)).readline):
+            if token.string.strip() and token.type != tokenize.COMMENT:
+                places = [(line + row - 1, at + (column if row == 1 else 1)) for row, at in (token.start, token.end)]
+                found.append((token.string, places[0], places[1]))
+        return found
+
+    def wrapped(self, first: ast.stmt, last: ast.stmt, head: str) -> Edits:
+        """Statements that follow each other under a new head, such as `with torch.no_grad():`."""
+        block = self.block(first)
+        body = block[block.index(first) : block.index(last) + 1]
+        if not body or not all(self.is_alone(statement) for statement in body):
+            return ()
+        begin, end = self._first_line_of([first]), last.end_lineno or last.lineno
+        outer = self.indent(first)
+        inner = "\t" if outer.endswith("\t") else "    "
+        lines = (self.lines[number - 1] for number in range(begin, end + 1))
+        shifted = [
+            line if number in self._in_strings or not line.strip() else inner + line
+            for number, line in enumerate(lines, begin)
+        ]
+        return (self._lines(begin, end, [outer + head, *shifted]),)
 
     def left_out(self, statement: ast.stmt) -> Edits:
         """A statement less, with its lines; `pass` for the only one of a block. None where others share its line."""
@@ -210,6 +318,14 @@ class Text:
         return Edit(Span(self.file, first, 1, last, end), text.removesuffix("\n"))
 
 
+# What another link can follow as it stands. Numbers are none of these: `1.mean()` is no Python.
+_CLOSED = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.List, ast.Dict, ast.ListComp, ast.DictComp)
+
+
+def _is_closed(node: ast.expr) -> bool:
+    return isinstance(node, _CLOSED)
+
+
 def _holds(box: tuple[int, int, int, int], span: Span) -> bool:
     if span.column is None or span.end_column is None:
         return box[0] == span.line
@@ -225,6 +341,24 @@ def text_of(ask: Ask, file: str) -> Text | None:
         return Text(file, [kept.get(number, "") for number in range(1, max(kept, default=0) + 1)])
     except (SyntaxError, ValueError):
         return None
+
+
+def node_at(ask: Ask, span: Span | None, *kinds: type[_Node]) -> tuple[Text, _Node] | None:
+    """The text of the file of a span, with the smallest node of some kinds around that span."""
+    text = ask(text_of, span.file) if span is not None else None
+    node = text.at(span, *kinds) if text is not None and span is not None else None
+    return (text, node) if text is not None and node is not None else None
+
+
+def texts(ask: Ask) -> list[Text]:
+    """The texts of all files that can be changed."""
+    return [text for file in ask.run.whole if (text := ask(text_of, file)) is not None]
+
+
+def called(node: ast.expr) -> str:
+    """The last part of the name of what a call calls: `relu` of `F.relu(x)` and `F.relu`."""
+    named = node.func if isinstance(node, ast.Call) else node
+    return named.attr if isinstance(named, ast.Attribute) else named.id if isinstance(named, ast.Name) else ""
 
 
 def applied(edits: Iterable[Edit], lines: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cut
@@ -26,16 +27,20 @@ def freed_by_gradient(ask: Ask) -> Cut | None:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """What ties two passes together: `carried` tensors were made before the `first`, and `user` takes them after it."""
+    """What ties two passes together: `carried` tensors were made before the `first`, and `user` takes them after it.
+
+    `takers` has for each of them, by its id, the operation that does.
+    """
 
     carried: tuple[Tensor, ...] = ()
     maker: Operation | None = None
     user: Operation | None = None
     first: Backward | None = None
+    takers: Mapping[int, Operation] = field(default_factory=dict)
 
 
-def tie_of(run: Run, backward: Backward) -> Tie:
-    """What leads a refused backward into a graph that is freed."""
+def tie_of(run: Run, backward: Backward, *, whole: bool = False) -> Tie:
+    """What leads a refused backward into a graph that is freed: where torch met that, or by all that is `whole`."""
     operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
     graph = _Graph(run, operations)
     reached, behind = graph.behind(backward.roots)
@@ -45,7 +50,7 @@ def tie_of(run: Run, backward: Backward) -> Tie:
     for other in earlier:
         shared = {op.id for op in graph.behind(other.roots)[1] if op.nodes[0] < op.nodes[1]}
         shared &= {operation.id for operation in behind}
-        shared = shared & freed or shared
+        shared = shared if whole else shared & freed or shared
         if shared and not other.retained and max(shared) > newest:
             newest, first, its = max(shared), other, shared
     if first is None:
@@ -61,7 +66,8 @@ def tie_of(run: Run, backward: Backward) -> Tie:
                     carried.append(value)
                     users.append(operation)
     tensors = graph.tensors_of(carried)
-    return Tie(tensors, makers[carried[0]] if carried else None, users[0] if users else None, first)
+    taken = dict(zip((graph.holder[value] for value in carried[len(carried) - len(users) :]), users, strict=True))
+    return Tie(tensors, makers[carried[0]] if carried else None, users[0] if users else None, first, taken)
 
 
 def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behind: list[Operation]) -> Tie:
@@ -72,6 +78,26 @@ def _of_old(run: Run, graph: _Graph, backward: Backward, reached: set[int], behi
     previous = [b for step in run.steps for b in step.backwards if not b.failed]
     first = previous[-1] if previous and previous[-1].span == backward.span else None
     return Tie(graph.tensors_of(old), None, user, first)
+
+
+def is_trained_otherwise(run: Run, backward: Backward, tie: Tie) -> bool:
+    """Whether what optimizers hold behind the carried tensors gets gradients by another way too."""
+    operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
+    graph = _Graph(run, operations)
+    carried = {tensor.id for tensor in tie.carried}
+    values = {value.id for value in run.values if value.tensor in carried}
+    passes = [other for step in run.steps for other in step.backwards] + [backward]
+    roots = {root for other in passes for root in other.roots}
+    return graph.leaves(values) <= graph.leaves(roots, without=values)
+
+
+def optimizers_behind(run: Run, tie: Tie) -> set[int]:
+    """The optimizers that hold what the carried tensors were computed from."""
+    operations = [operation for step in run.steps for operation in step.operations if not operation.failed]
+    carried = {tensor.id for tensor in tie.carried}
+    leaves = _Graph(run, operations).leaves({value.id for value in run.values if value.tensor in carried})
+    held = (run.tensor_by_id[leaf].optimizer for leaf in leaves)
+    return {optimizer for optimizer in held if optimizer is not None}
 
 
 class _Graph:
@@ -95,6 +121,15 @@ class _Graph:
                 passed.append(operation)
                 reached.update(value for value in operation.inputs if self.history[value])
         return reached, passed[::-1]
+
+    def leaves(self, roots: set[int], without: Set[int] = frozenset()) -> set[int]:
+        """The leaves in optimizers that a backward from some values comes to without passing through others."""
+        reached = roots - without
+        for operation in reversed(self.operations):
+            if any(value in reached and self.is_result(value) for value in operation.outputs):
+                reached.update(value for value in operation.inputs if self.history[value] and value not in without)
+        held = {self.holder[value] for value in reached}
+        return {number for number in held if self.tensors[number].leaf and self.tensors[number].optimizer is not None}
 
     def ahead(self, starts: set[int], among: list[Operation]) -> set[int]:
         """The values that some of these operations give, and what others of `among` compute from them."""

@@ -15,6 +15,7 @@ import msgspec
 
 from gradscope.folds.clips import Clips as ClipsFold
 from gradscope.folds.losses import Losses
+from gradscope.folds.overwrites import Overwrites
 from gradscope.graph.comments import comments_in
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import (
@@ -27,6 +28,7 @@ from gradscope.graph.facts import (
     Discard,
     Growth,
     Ledger,
+    Lookups,
     Loss,
     Modes,
     Module,
@@ -125,6 +127,7 @@ class Frozen:
     training_calls: tuple[TrainingCall, ...]
     compared: tuple[Compared, ...]
     twins: tuple[Twins, ...]
+    lookups: tuple[Lookups, ...]
     sources: Mapping[str, Mapping[int, str]]
     whole: tuple[str, ...]
     comments: Mapping[str, Mapping[int, str]]
@@ -407,6 +410,7 @@ class _Freezer:
 
     def ledger(self, course: Course) -> Ledger:
         account = course.account
+        over = course.overwritten.counts if course.overwritten is not None else Overwrites[Site]()
         return Ledger(
             passes=account.passes,
             first=account.first,
@@ -433,6 +437,10 @@ class _Freezer:
             swept=account.swept,
             masked_at=self.span(account.masked_at),
             frozen=self.span(course.frozen_at),
+            overwrites=over.judged,
+            overwritten=over.lost,
+            overwritten_after=over.gaps,
+            overwritten_at=self.span(over.site),
             clips=tuple(self.clips(account.clips)) if account.clips is not None else (),
         )
 
@@ -454,9 +462,11 @@ class _Freezer:
                 if node.operation is not None and node.sequence is not None:
                     last[node.operation] = max(last.get(node.operation, (-1, "")), (node.sequence, node.name))
         operations = [operation for record in self.records for operation in record.operations]
-        known = {(str(op.function), op.site): last[op.serial][1] for op in operations if op.serial in last}
+        known = {(op.function, op.site): last[op.serial][1] for op in operations if op.serial in last}
+        if not known:
+            return
         for operation in operations:
-            name = known.get((str(operation.function), operation.site))
+            name = known.get((operation.function, operation.site))
             for _, subject, history in operation.outputs:
                 if name is not None and history and not subject.leaf:
                     self.grad_fns[subject.serial] = name
@@ -489,6 +499,7 @@ class _Freezer:
         self.find_grad_fns(steps)
         self.subjects.update(self.tape.kept)
         twins = tuple(self.twins())
+        lookups = tuple(self.lookups())
         discards, growths = self.discards(), self.growths()
         tensors = tuple(self.tensor(subject) for _, subject in sorted(self.subjects.items()))
         optimizers = tuple(map(self.optimizer, self.tape.optimizers))
@@ -519,6 +530,7 @@ class _Freezer:
             training_calls=training_calls,
             compared=compared,
             twins=twins,
+            lookups=lookups,
             sources=sources,
             whole=tuple(whole),
             comments=self.comments(),
@@ -619,6 +631,11 @@ class _Freezer:
             )
         used = sorted({number for number in made if number is not None})
         return Profile(record.step, tuple(nodes), tuple(self.operation(known[number]) for number in used))
+
+    def lookups(self) -> Iterator[Lookups]:
+        for subject, row, counts in self.tape.lookups.values():
+            self.subjects[subject.serial] = subject
+            yield Lookups(subject.serial, row, counts.looks, counts.padded, counts.real, counts.share)
 
     def twins(self) -> Iterator[Twins]:
         for found in twins_at_end(self.tape):

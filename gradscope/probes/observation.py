@@ -206,7 +206,11 @@ class Observation:
             for path, tensor in outputs:
                 subject = self.tape.subject(tensor)
                 self.given[subject.serial] = f"output{path}"
-            confirm(self.tape, [tensor for _, tensor in outputs])
+            refused = confirm(self.tape, [tensor for _, tensor in outputs])
+        if refused is not None:
+            freed = "a second time" in refused  # so torch calls it, without an exception of its own
+            why = "a backward has freed its graph: explain it before `backward()`" if freed else refused
+            self.tape.failures[f"which gradients arrive was not confirmed, the graph was only walked: {why}"] = None
 
     @property
     def steps_so_far(self) -> int:
@@ -274,6 +278,7 @@ class Observation:
             training_calls=frozen.training_calls,
             compared=frozen.compared,
             twins=frozen.twins,
+            lookups=frozen.lookups,
             sources=frozen.sources,
             whole=frozen.whole,
             comments=frozen.comments,

@@ -15,12 +15,13 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradscope.folds.accounts import Discards
+from gradscope.folds.lookups import Lookups
 from gradscope.folds.losses import Losses
 from gradscope.graph import limits
 from gradscope.graph.events import AnyEvent
@@ -124,6 +125,7 @@ class Tape:
         self.probabilities: list[tuple[ValueRecord, bool]] = []
         self.softmaxes: list[tuple[ValueRecord, int]] = []
         self.training_calls: deque[tuple[ValueRecord, ModuleMark]] = deque(maxlen=_CALLS)
+        self.lookups: dict[int, tuple[Subject, int, Lookups]] = {}  # of tables: the row for padding, and counts
         self.twins: dict[int, Twins] = {}
         self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
@@ -250,7 +252,7 @@ class Tape:
         jottings = self.step.jottings
         if jottings is not None:
             self._meet_base(tensor, subject.version)
-            self._renew(jottings, subject)
+            self._renew(jottings, subject, written=subject.version != version(tensor))
         self._values += 1
         self.refresh(subject, tensor)
         subject.value = self._values
@@ -260,11 +262,15 @@ class Tape:
         if subject.requires_grad and subject.leaf:
             self.leaves[subject.serial] = subject
 
-    def _renew(self, jottings: Jottings, subject: Subject) -> None:
-        """What is jotted from now on, takes another value of a tensor than what has been jotted so far."""
+    def _renew(self, jottings: Jottings, subject: Subject, written: bool) -> None:
+        """What is jotted from now on, takes another value of a tensor than what has been jotted so far.
+
+        Only where its memory was written to, and not where it merely requires gradients now, has a view of it changed.
+        """
         number = self.next_operation()
         jottings.renewed.setdefault(subject.serial, []).append((number, subject.value, subject.requires_grad))
-        self.changed_since = self.changed_since or number
+        if written:
+            self.changed_since = self.changed_since or number
 
     def _meet_base(self, tensor: torch.Tensor, count: int) -> None:
         """Know the tensor whose view has been changed as it was before, if it was only jotted down so far."""
@@ -328,6 +334,12 @@ class Tape:
         """`tensor` is `source` without its history: a write to it shows in `source`, uncounted by torch."""
         made, given = (self.seen(each) or self.meet(each, None) for each in (tensor, source))
         self._sources[id(tensor)] = made, given
+
+    def origin(self, tensor: torch.Tensor) -> Subject | None:
+        """The tensor whose values these are: of `.data` or `.detach()`, what that was called on."""
+        own, link = self.seen(tensor), self._sources.get(id(tensor))
+        is_shared = link is not None and link[0].ref() is tensor and (own is None or own.course is None)
+        return link[1] if link is not None and is_shared else own
 
     def _changed_elsewhere(self, tensor: torch.Tensor, subject: Subject) -> None:
         """The tensor was changed since it was last seen: through a view of it, or by code that we do not see."""
@@ -594,6 +606,14 @@ class Tape:
     def written(self) -> list[OperationRecord]:
         """The operations of the running step, all of them written out."""
         self.backlog.catch_up()
+        return self.step.operations
+
+    def written_anyway(self) -> Sequence[OperationRecord]:
+        """The operations of the running step, if it is one of the first, which stay; none where they are jotted."""
+        if self.step.jottings is not None:
+            if not self._begins():
+                return ()
+            self.backlog.catch_up(rest=False)
         return self.step.operations
 
     def steps(self) -> Iterator[StepRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 _MARKS = frozenset({"Mn", "Me", "Mc"})
 _JOINED = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))  # vowels and finals of Hangul, written into the letter before
@@ -37,6 +38,48 @@ def shortened(text: str, most: int) -> str:
     if cells(text) <= most:
         return text
     return f"{_head(text, most // 2 - 2)}...{_tail(text, most // 2 - 1)}"
+
+
+def distinct(texts: Iterable[str], most: int) -> dict[str, str]:
+    """Each text, shortened where it takes more than so many cells, so that no two read alike.
+
+    Of those that would, what they have in common is left out rather than what tells them apart. Where even that does
+    not help, they stay whole.
+    """
+    short = {text: shortened(text, most) for text in texts}
+    for alike in _alike(short):
+        start, end = _common(alike)
+        for text in alike:
+            rest = text[start:]
+            if cells(rest) + 3 > most:
+                rest = shortened(text[start : len(text) - end], most - 6) + "..."
+            short[text] = f"{_head(text, max(0, most - 3 - cells(rest)))}...{rest}"
+    for alike in _alike(short):
+        short.update({text: text for text in alike})
+    return short
+
+
+def _alike(short: Mapping[str, str]) -> list[list[str]]:
+    """The groups of texts that were shortened to the same."""
+    groups: dict[str, list[str]] = {}
+    for text, shown in short.items():
+        groups.setdefault(shown, []).append(text)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _common(texts: Sequence[str]) -> tuple[int, int]:
+    """How many letters these begin and end with in common, up to a dot of theirs."""
+    first = texts[0]
+    start = first.rfind(".", 0, _shared(texts)) + 1
+    end = _shared([text[start:][::-1] for text in texts])
+    tail = first[len(first) - end :]
+    return start, len(tail) - tail.find(".") if "." in tail else 0
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """How many letters these begin with in common."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((place for place, letters in columns if len(set(letters)) > 1), min(map(len, texts)))
 
 
 def _head(text: str, most: int) -> str:

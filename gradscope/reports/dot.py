@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from gradscope.graph.facts import Finding, Run
 from gradscope.reports.boxes import Cluster, Edge, Gradient, Kind, Picture, Vertex
@@ -16,6 +16,7 @@ from gradscope.reports.picture import picture
 from gradscope.reports.torchviz import to_torchviz
 
 Style = Literal["gradscope", "torchviz"]
+STYLES: tuple[str, ...] = get_args(Style)
 
 FONT = "DejaVu Sans,Verdana,sans-serif"
 _LONGEST = 60

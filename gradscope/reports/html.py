@@ -24,7 +24,8 @@ from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.escaping import html_value, plain, plain_files
 from gradscope.reports.frames import frame
 from gradscope.reports.graphdata import graph_data
-from gradscope.reports.text import columns, dry_lines, edit_lines, headline, moved_text, ranks_lines, received_text
+from gradscope.reports.table import columns, moved_text, received_text
+from gradscope.reports.text import dry_lines, edit_lines, headline, ranks_lines
 
 _WEB = Path(__file__).resolve().parent / "web"
 _SCRIPTS = ("view.js", "layout.js", "canvas.js", "page.js")

@@ -8,7 +8,8 @@ from gradscope.graph.facts import Finding, Run
 from gradscope.reports.diffs import changes
 from gradscope.reports.document import Document
 from gradscope.reports.escaping import code_span, fence, plain, plain_files, prose, shown
-from gradscope.reports.text import evidence, headline_parts, table_text
+from gradscope.reports.table import table_text
+from gradscope.reports.text import evidence, headline_parts
 
 _Sources = Mapping[str, Mapping[int, str]]
 
@@ -20,7 +21,7 @@ def markdown(run: Run, findings: Sequence[Finding], report: Document, *, every_r
     parts = [f"### {', '.join(headline_parts(report, code_span))}"]
     for finding in findings:
         parts += _finding(plain(finding), sources, quotes)
-    table = table_text(report.tensors, every_row=every_row, dry=report.run.dry)
+    table = table_text(report, every_row=every_row)
     if table:
         count = len(report.tensors)
         summary = f"{count} tensor" if count == 1 else f"{count} tensors"

@@ -16,7 +16,8 @@ from gradscope.errors import GradscopeError
 from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.graph.texts import encoded
 from gradscope.reports.document import Document, GraphSize, TensorRow, document
-from gradscope.reports.escaping import printable_json
+from gradscope.reports.escaping import printable_json, shown
+from gradscope.reports.frames import WIDTH
 from gradscope.reports.merging import Others, merged, merged_findings, merged_sources
 from gradscope.reports.text import text
 from gradscope.rules import chosen, judge
@@ -36,7 +37,7 @@ class FindingsRaised(GradscopeError):
     exit_code = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What gradscope has to say about a run. `str(report)` is the report as text."""
 
@@ -80,11 +81,16 @@ class Report:
         return not self.at_least("warning")
 
     def at_least(self, level: Severity) -> tuple[Finding, ...]:
-        """The findings of this severity or worse."""
+        """The findings of this severity or worse. Raises ValueError if there is no such severity."""
+        if level not in ORDER:
+            raise ValueError(f'the level must be "info", "warning" or "error", not {level!r}')
         return tuple(finding for finding in self.findings if ORDER.index(finding.severity) >= ORDER.index(level))
 
     def raise_for_findings(self, level: Severity = "error") -> None:
-        """Raise FindingsRaised with the explanation if there is a finding of this severity or worse."""
+        """Raise FindingsRaised with the explanation if there is a finding of this severity or worse.
+
+        Raises ValueError if there is no such level.
+        """
         if self.at_least(level):
             raise FindingsRaised(str(self))
 
@@ -92,9 +98,13 @@ class Report:
         """The report as JSON, schema `gradscope.report/1`."""
         return printable_json(msgspec.json.format(encoded(self.document), indent=1).decode())
 
-    def to_text(self, *, every_row: bool = False, colour: bool = False, unicode: bool = False) -> str:
-        """The report as text."""
-        return text(self.run, self.findings, self.document, every_row=every_row, colour=colour, unicode=unicode)
+    def to_text(
+        self, *, every_row: bool = False, colour: bool = False, unicode: bool = False, width: int = WIDTH
+    ) -> str:
+        """The report as text, its table in so many columns."""
+        return text(
+            self.run, self.findings, self.document, every_row=every_row, colour=colour, unicode=unicode, width=width
+        )
 
     def to_html(self) -> str:
         """The report as one HTML page: findings, table, charts and the graph, to be opened without any network."""
@@ -107,6 +117,12 @@ class Report:
         from gradscope.reports.sarif import sarif
 
         return sarif(self.document)
+
+    def to_concise(self) -> str:
+        """A line for each finding, `file:line:column: severity[rule] message`, as editors read them."""
+        from gradscope.reports.concise import concise
+
+        return concise(self.document)
 
     def to_markdown(self, *, every_row: bool = False) -> str:
         """The report as Markdown, for a comment on a pull request."""
@@ -129,8 +145,13 @@ class Report:
         open: Sequence[str] = (),  # noqa: A002 - the word of the command line
     ) -> None:
         """Draw the graph as `.png`, `.svg`, `.pdf` or `.dot`, or write the page as `.html`; see `gradscope.render`."""
-        from gradscope.reports.drawing import draw_run, write_page
+        from gradscope.reports.dot import STYLES
+        from gradscope.reports.drawing import DrawingError, draw_run, write_page
 
+        if style not in STYLES:
+            raise DrawingError(f"there is no style {style!r}: it is {' or '.join(map(repr, STYLES))}")
+        if depth is not None and depth < 1:
+            raise DrawingError(f"depth must be at least 1, the outermost groups alone, not {depth}")
         if Path(path).suffix.lower() == ".html":
             write_page(self.to_html(), Path(path))
             return
@@ -151,6 +172,15 @@ class Report:
         from gradscope.reports.tensorboard import write_events
 
         write_events(self, writer, step)
+
+    def __repr__(self) -> str:
+        """One line: what ran, how far, and what was found; the whole of it is `str(report)`."""
+        told = [
+            f"{finding.severity}[{finding.rule}]" + (f" {span.file}:{span.line}" if (span := finding.span) else "")
+            for finding in self.findings
+        ]
+        counted = f"{self.run.step_count} steps" if self.run.step_count != 1 else "1 step"
+        return shown(f"<Report on {self.run.script or 'output'}, {counted}: {', '.join(told) or 'no findings'}>")
 
     def __str__(self) -> str:
         return self.to_text()

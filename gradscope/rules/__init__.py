@@ -37,7 +37,9 @@ from gradscope.rules.not_reached.non_leaf import non_leaf
 from gradscope.rules.not_reached.unregistered import unregistered_parameter
 from gradscope.rules.not_reached.unused import unused_parameter
 from gradscope.rules.order import missing_zero_grad, never_stepped, step_without_backward, zero_grad_before_step
+from gradscope.rules.overwriting import overwritten_update
 from gradscope.rules.ownership import not_in_optimizer, stale_optimizer
+from gradscope.rules.padding import padding_row
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 from gradscope.rules.refused.history import deepcopy_non_leaf, non_differentiable_argument, vmap_inplace
 from gradscope.rules.refused.indices import index_range
@@ -86,6 +88,7 @@ RULES: tuple[AnyRule, ...] = (
     misplaced_clip,
     missing_zero_grad,
     never_stepped,
+    overwritten_update,
     frozen_but_updated,
     step_size,
     exploding_gradient,
@@ -98,6 +101,7 @@ RULES: tuple[AnyRule, ...] = (
     scaler_skips,
     squashed_output,
     zero_gradient,
+    padding_row,
     identical_units,
     constant_loss,
     vanishing_gradient,

@@ -16,6 +16,7 @@ from gradscope.graph.naming import source_of
 from gradscope.graph.refusals import refused_backward
 from gradscope.graph.reliance import unmet
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.calls import returning, times_upstream
 from gradscope.rules.words import listed, raised_at, who
 
 
@@ -199,7 +200,7 @@ def _refused(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
         names,
         raised_at(ask, span),
         (f"torch says: {crash.message}",),
-        (Help(help_),),
+        (Help(help_, returning(ask, function) if expected else ()),),
         raised=True,
     )
 
@@ -284,7 +285,7 @@ def _ignores_upstream(ask: Ask, function: CustomBackward) -> Story:
         )
         if names and places
         else (),
-        (Help("multiply the derivative of `forward` by the upstream gradient"),),
+        (Help("multiply the derivative of `forward` by the upstream gradient", times_upstream(ask, function)),),
     )
 
 

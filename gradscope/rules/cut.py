@@ -8,11 +8,13 @@ from dataclasses import replace
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cause, Cut, grad_mode_switch
 from gradscope.graph.cuts import cuts
-from gradscope.graph.facts import Edit, Help, Label, Run, Span
-from gradscope.graph.naming import callee, last_call, short_name, source_of
+from gradscope.graph.facts import Help, Label, Run, Span
+from gradscope.graph.naming import callee, last_call, short_name
 from gradscope.graph.reliance import REFUSALS, only_returned
 from gradscope.graph.replicas import refusal_label
 from gradscope.rules.claim import Claim, Story, Trouble, rule, subjects
+from gradscope.rules.mends.history import kept
+from gradscope.rules.mends.values import carried_on, kept_in_torch
 from gradscope.rules.words import listed, steps_text, times_text, who
 
 # Names of calls that say themselves what they do.
@@ -70,11 +72,9 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     if cut.further:
         again = short_name(cut.further[0].name)
         help_ = Help(f"{help_.message}, and mend `{again}` behind it, which ends the history again")
-    elif place is not None and place != span and source_of(place, ask.run.sources) == word:
-        help_ = Help(help_.message, (Edit(place, ""),))
     elif called is not None and called not in _DETACHING:
         help_ = Help(f"`{called}` leaves the history behind: compute the loss without it, or optimize its result")
-    return _story(ask, cut, place, "the path to the loss is cut here", help_)
+    return _story(ask, cut, place, "the path to the loss is cut here", Help(help_.message, kept(ask, cut)))
 
 
 @rule("error", [Trouble.NEVER_LEARNS])
@@ -125,9 +125,11 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     help_ = Help(f"run this line with grad mode on, or {otherwise}")
     if short_name(cut.operation.name) == "CheckpointFunction":
         help_ = Help(_REENTRANT)
+    help_ = Help(help_.message, kept(ask, cut))
     off = switch.span if switch is not None else None
     if off is not None and _is_a_call_alone(ask.run, off):
-        help_ = Help("turn it on again after what is to run without, or use `with torch.no_grad():`, which does so")
+        said = "turn it on again after what is to run without, or use `with torch.no_grad():`, which does so"
+        help_ = Help(said, help_.edits)
     if off is None or span is None:
         return _story(ask, cut, span, "computed with grad mode off: no history is kept", help_)
     if switch is not None and ("decorator" in switch.name or (off.file, off.function) == (span.file, span.function)):
@@ -190,7 +192,8 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     cut = _told(told)
     name = cut.operation.name
     in_place = name.endswith("_") and not name.endswith("__")
-    help_ = Help(_WRITTEN if in_place else _REBUILT.get(name, _JOINED))
+    message = _WRITTEN if in_place else _REBUILT.get(name, _JOINED)
+    help_ = Help(message, carried_on(ask, cut) if not in_place and not cut.further else ())
     return _story(ask, cut, cut.operation.span, "only the values are copied: the history ends here", help_)
 
 
@@ -250,7 +253,8 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     back = cut.came_back
     if back is not None and back.span is not None and back.span != span:
         labels = (Label(back.span, "it comes back here, as a constant"),)
-    help_ = Help("compute the loss with torch operations all the way, and call this for logs only")
+    edits = kept_in_torch(ask, cut) if not cut.further else ()
+    help_ = Help("compute the loss with torch operations all the way, and call this for logs only", edits)
     place = last_call(span, ask.run.sources) if span is not None else None
     return _story(ask, cut, place, "the value leaves torch here, without its history", help_, labels)
 
@@ -300,7 +304,7 @@ def missing_create_graph(ask: Ask) -> Iterator[Claim[Cut]]:
 @missing_create_graph.words
 def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     cut = _told(told)
-    help_ = Help("compute this gradient with `create_graph=True`")
+    help_ = Help("compute this gradient with `create_graph=True`", kept(ask, cut))
     return _story(ask, cut, cut.operation.span, "this gradient has no history of its own", help_)
 
 
@@ -371,11 +375,11 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
     said = called if called is not None and not cut.operation.grad_enabled else name
     way = _WAYS.get(said) or _WAYS.get(name) or "use a differentiable operation in its place"
     caret = f"`{said}` has no derivative: its result has no history"
-    if _gives_places(cut):
+    if _gives_places(cut) and said not in _WAYS:
         caret = f"the indices that `{said}` gives have no derivative and no history"
         way = "compute with the values that it gives as well: they keep the history, as do weights from `softmax`"
     place = last_call(span, ask.run.sources) if span is not None else None
-    return _story(ask, cut, place, caret, Help(way))
+    return _story(ask, cut, place, caret, Help(way, kept(ask, cut)))
 
 
 def _gives_places(cut: Cut) -> bool:

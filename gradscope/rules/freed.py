@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Backward, Crash, Help, Label, Run, Span, Tensor
 from gradscope.graph.naming import expression, within, written_at
 from gradscope.graph.refusals import refused_backward
-from gradscope.graph.ties import Tie, freed_by_gradient, tie_of
+from gradscope.graph.rewriting import Edits
+from gradscope.graph.ties import Tie, freed_by_gradient, is_trained_otherwise, optimizers_behind, tie_of
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.carried import (
+    between_windows,
+    detached_for_a_pass,
+    detached_where_kept,
+    detached_where_named,
+    retained,
+)
 
 
 @rule("error", [Trouble.REFUSED])
@@ -89,11 +98,57 @@ def _(told: Sequence[Claim[_Freed]], ask: Ask) -> Story:
         tuple(labels),
         (),
         (
-            Help("where its old gradient is not wanted, use it as `.detach()`"),
-            Help("where it is, call backward once on the sum of the losses, or compute it again for each backward"),
+            Help("where its old gradient is not wanted, use it as `.detach()`", _apart(ask, told[0].evidence, span)),
+            Help(_TOGETHER, _kept_for_both(ask, backward, first)),
         ),
         raised=True,
     )
+
+
+_TOGETHER = "where it is, call backward once on the sum of the losses, or compute it again for each backward"
+
+
+def _apart(ask: Ask, freed: _Freed, span: Span | None) -> Edits:
+    """The edits that detach what ties the passes together, where that leaves nothing untrained."""
+    run, (backward, _, _) = ask.run, freed
+    tie = tie_of(run, backward, whole=True)
+    first = tie.first
+    if first is not None and first.span == span:
+        step = next((step for step in run.steps if first in step.backwards), None)
+        others = optimizers_behind(run, tie)
+        if step is None or step.optimizer is None or not others or step.optimizer in others:
+            return ()
+        return detached_for_a_pass(ask, first.span, [tensor.name or "" for tensor in tie.carried])
+    state = between_windows(ask, tie, backward)
+    if state:
+        return state
+    if not is_trained_otherwise(run, backward, tie):
+        return ()
+    found = [_one_apart(ask, backward, tie, carried) for carried in tie.carried]
+    return tuple(dict.fromkeys(edit for edits in found for edit in edits)) if all(found) else ()
+
+
+def _one_apart(ask: Ask, backward: Backward, tie: Tie, carried: Tensor) -> Edits:
+    """One of several carried tensors, detached at the line that keeps it.
+
+    What another function makes is detached by who calls that: others may call it for what they train.
+    """
+    taker = tie.takers.get(carried.id, tie.user)
+    kept = _kept_by(ask.run, replace(tie, user=taker, carried=(carried,)), carried)
+    user = taker.span if taker is not None else None
+    made = carried.made
+    if kept is not None:
+        return detached_where_kept(ask, kept)
+    if made is not None and user is not None and (made.file, made.function) == (user.file, user.function):
+        return detached_where_kept(ask, made)
+    return detached_where_named(ask, backward.span, carried.name or "")
+
+
+def _kept_for_both(ask: Ask, backward: Backward, first: Backward | None) -> Edits:
+    """Of two passes that add up to one step, the first may keep the graph for the second."""
+    if first is None or not any(first in s.backwards and backward in s.backwards for s in ask.run.steps):
+        return ()
+    return retained(ask, first.span)
 
 
 def _kept_as(run: Run, span: Span | None, backward: Backward) -> tuple[str, ...]:

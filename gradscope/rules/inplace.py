@@ -8,7 +8,9 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Operation, Refused, Run, Step, Tensor
 from gradscope.graph.naming import changed_name, short_name
 from gradscope.graph.refusals import RefusedBackward, refused_backward
+from gradscope.graph.rewriting import Edits
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.places import after_backward, constructed_otherwise, into_a_new_tensor
 
 
 @rule("error", [Trouble.REFUSED])
@@ -87,13 +89,11 @@ def _(told: Sequence[Claim[RefusedBackward]], ask: Ask) -> Story:
         caret = "changed in place here"
         if refused.version is not None and refused.expected == refused.version - 1:
             caret += f": now at version {refused.version}"
-        help_ = Help("write the result to a new tensor instead of changing this one in place")
-        if short_name(writer.name) == "setitem":
-            help_ = Help("make a new tensor instead: `torch.stack` of parts from a list, or `torch.where` with a mask")
+        help_ = Help(_IN_PARTS if short_name(writer.name) == "setitem" else _NEW, _apart(ask, writer, written))
     elif step is not None:
         span = step.span or span
         caret = "this step changes the parameters in place"
-        help_ = Help("call backward for all losses of a forward before the step, or compute the forward again after it")
+        help_ = Help(_STEP_LATER, after_backward(ask, step.span, backward.span))
     labels = []
     if saver is not None and saver.span is not None and saver.span != span:
         what = "its result" if refused.result else said
@@ -115,6 +115,20 @@ def _(told: Sequence[Claim[RefusedBackward]], ask: Ask) -> Story:
         (help_,),
         raised=True,
     )
+
+
+_NEW = "write the result to a new tensor instead of changing this one in place"
+_IN_PARTS = "make a new tensor instead: `torch.stack` of parts from a list, or `torch.where` with a mask"
+_STEP_LATER = "call backward for all losses of a forward before the step, or compute the forward again after it"
+
+
+def _apart(ask: Ask, writer: Operation, written: Tensor | None) -> Edits:
+    """The edits that give the result of a change a tensor of its own; a parameter can be no other one."""
+    if written is not None and written.registered is not None:
+        return ()
+    edits = into_a_new_tensor(ask, writer.span)
+    kinds = {module.type for module in ask.run.modules if module.path == writer.module}
+    return edits or (constructed_otherwise(ask, kinds.pop()) if len(kinds) == 1 else ())
 
 
 def _at(version: int | None) -> str:

@@ -8,7 +8,15 @@ from gradscope.graph import limits
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Growth, Help, Label, Operation, Run, Span
 from gradscope.graph.naming import changed_name, line_of, short_name, written_at
+from gradscope.graph.rewriting import Edits
 from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.mends.carried import (
+    carried_without_graph,
+    detached_as,
+    detached_where_kept,
+    targets_at,
+    without_history,
+)
 
 
 @rule("warning")
@@ -109,8 +117,18 @@ def _(told: Sequence[Claim[Growth]], ask: Ask) -> Story:
         tuple(dict.fromkeys(_known_as(growth, name, span, run))),
         labels,
         (f"seen from step {growth.since} to step {until}; everything that these graphs saved stays in memory",),
-        (Help(mend),),
+        (Help(mend, _edits(ask, growth, name, span)),),
     )
+
+
+def _edits(ask: Ask, growth: Growth, name: str | None, span: Span) -> Edits:
+    if growth.kind == "kept":
+        made = targets_at(ask, growth.span)
+        kept = detached_where_kept(ask, growth.keeper, [*made, *([name] if name is not None else ())])
+        return kept or detached_as(ask, growth.span, name)
+    if growth.kind == "calls" and (alone := without_history(ask, span)):
+        return alone
+    return carried_without_graph(ask, span, name) if growth.kind in ("steps", "calls") else ()
 
 
 def _known_as(growth: Growth, name: str | None, span: Span, run: Run) -> Iterator[str]:
@@ -147,4 +165,8 @@ def _maker(run: Run, growth: Growth) -> Operation | None:
 
 
 def _precedence(growth: Growth) -> tuple[int, int]:
-    return _ORDER.index(growth.kind), growth.count if growth.kind == "calls" else 0
+    """Of results that are kept, those go first whose keeper is known: others are alive since these were made of them.
+
+    Of calls, fewer go first.
+    """
+    return _ORDER.index(growth.kind), growth.count if growth.kind == "calls" else growth.keeper is None

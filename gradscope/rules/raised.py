@@ -14,6 +14,9 @@ from gradscope.graph.naming import argument_name, shape_text, short_name, writte
 from gradscope.graph.refusals import Refusal, refused_call
 from gradscope.graph.written import Written, written
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.calls import floating, reduced
+from gradscope.rules.mends.places import into_a_new_tensor, without_grad_mode
+from gradscope.rules.mends.switches import trainable
 from gradscope.rules.words import raised_at
 
 
@@ -84,25 +87,26 @@ def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
         _each(name, *here),
         labels,
         (),
-        _ways(target),
+        _ways(ask, span, target),
         (operation.id,),
         raised=True,
     )
 
 
-_NO_GRAD = Help("to update its values, write this line inside `with torch.no_grad():`")
-_NEW = Help("to compute with what is written, write it to a new tensor: `x = x - mean`, or change a `.clone()`")
-_STACK = Help("make new tensors in place of the views, and join them with `torch.stack` or `torch.cat`")
+_NO_GRAD = "to update its values, write this line inside `with torch.no_grad():`"
+_NEW = "to compute with what is written, write it to a new tensor: `x = x - mean`, or change a `.clone()`"
+_STACK = "make new tensors in place of the views, and join them with `torch.stack` or `torch.cat`"
 
 
-def _ways(target: Written) -> tuple[Help, ...]:
+def _ways(ask: Ask, span: Span | None, target: Written) -> tuple[Help, ...]:
     """What to do instead. Without grad mode a change is no part of what is differentiated: right for updates only."""
     tensor = target.base
-    if tensor is not None and tensor.leaf and tensor.requires_grad:
-        if tensor.nn_parameter or tensor.optimizer is not None or target.by_gradient:
-            return (_NO_GRAD,)
-        return (_STACK if target.splitter is not None else _NEW, _NO_GRAD)
-    return (_STACK if target.splitter is not None else Help("write to a new tensor instead"),)
+    several = target.splitter is not None
+    if tensor is None or not tensor.leaf or not tensor.requires_grad:
+        return (Help(_STACK) if several else Help("write to a new tensor instead", into_a_new_tensor(ask, span)),)
+    if tensor.nn_parameter or tensor.optimizer is not None or target.by_gradient:
+        return (Help(_NO_GRAD, without_grad_mode(ask, span)),)
+    return (Help(_STACK) if several else Help(_NEW, into_a_new_tensor(ask, span)), Help(_NO_GRAD))
 
 
 def _each(*names: str | None) -> tuple[str, ...]:
@@ -168,7 +172,7 @@ def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
     else:
         shape = f", of shape {shape_text(root.shape)}" if root is not None else ""
         message = f"backward starts from {said}{shape}: only a scalar has a gradient of its own"
-        help_ = Help("reduce the loss to one number first, with `.mean()` or `.sum()`")
+        help_ = Help("reduce the loss to one number first, with `.mean()` or `.sum()`", reduced(ask, operation.span))
     return Story(
         message,
         operation.span,
@@ -258,9 +262,12 @@ def _(told: Sequence[Claim[Refusal]], ask: Ask) -> Story:
         names,
         labels,
         (),
-        (Help("use `torch.no_grad()` here: it keeps no history either, and its results may be trained on"),),
+        (Help(_NO_INFERENCE, trainable(ask, span) if switch is not None and span is not None else ()),),
         raised=True,
     )
+
+
+_NO_INFERENCE = "use `torch.no_grad()` here: it keeps no history either, and its results may be trained on"
 
 
 def _inference_tensors(refused: Refusal) -> list[int]:
@@ -378,6 +385,18 @@ def _(told: Sequence[Claim[Crash]], ask: Ask) -> Story:
         _each(name, *written_at(crash.span, ask.run.sources, line=True)),
         labels,
         (),
-        (Help("make the tensor with a floating point dtype, or convert it first, with `.float()`"),),
+        (Help(_FLOATING, floating(ask, crash.span, plain=_is_plain(refused))),),
         raised=True,
     )
+
+
+_FLOATING = "make the tensor with a floating point dtype, or convert it first, with `.float()`"
+
+
+def _is_plain(refused: Refusal | None) -> bool:
+    """Whether whole numbers were not computed from a tensor that has a history, as the places of a maximum are."""
+    if refused is None or not refused.operation.inputs:
+        return True
+    flow = refused.flow
+    maker = flow.maker.get(refused.operation.inputs[0])
+    return maker is None or not any(flow.history[value] for value in maker.inputs)

@@ -6,12 +6,11 @@ import atexit
 import functools
 import inspect
 import sys
-import warnings
 from collections import ChainMap
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
 
@@ -20,19 +19,38 @@ from gradscope.probes.observation import Observation, running
 from gradscope.probes.program.scopes import variables_of
 from gradscope.probes.program.scripts import crash_of
 from gradscope.reports.report import Report
+from gradscope.rules import chosen
 from gradscope.shells.awaiting import await_within
+from gradscope.shells.decorated import Observed, off, warn_user
 from gradscope.shells.switch import is_off
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 OnFinding = Literal["warn", "raise"] | Callable[[Report], Any]
 _STEPS = 5
 
 
-class GradscopeWarning(UserWarning):
-    """What a decorated training step is told of its findings by `on_finding="warn"`."""
+@overload
+def observe(function: Callable[P, R], /) -> Observed[P, R]: ...
 
 
-class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads as a function
+@overload
+def observe(
+    *,
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    steps: int = _STEPS,
+    every: int | None = None,
+    on_finding: OnFinding | None = None,
+    operations: bool = True,
+    dry: bool = False,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> Observer: ...
+
+
+def observe(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Record what torch does, in a `with` block or in a decorated training step.
 
         with gradscope.observe(model=model, optimizer=optimizer) as seen:
@@ -44,7 +62,8 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         def training_step(batch): ...
 
     `model` and `optimizer` give names to what existed before; `tensors` names plain tensors. What runs inside gives
-    bit-identical results, and all probes are taken out at the end, also after an exception.
+    bit-identical results, and all probes are taken out at the end, also after an exception. `select` and `ignore` are
+    names of rules: those that are asked alone, and those that are not asked.
 
     As a decorator, bare or with arguments, it takes functions, methods and generators whose every item is a step, and
     the same with `async def`, of which it looks at nothing that runs while they wait. It looks at the first `steps`
@@ -52,7 +71,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
     looked, findings that are at least warnings are told as `on_finding` says: "warn" (the default) as a
     GradscopeWarning, "raise" as FindingsRaised, or a function is called with the report. Where backward and step are
     done by the caller, a call lasts until the next one begins. `step.report()` gives the latest report of a decorated
-    `step`. `GRADSCOPE=0` in the environment leaves the function as it is.
+    `step`. `GRADSCOPE=0` in the environment leaves the function as it is; its report says so.
 
     `operations=False` is the counting form: which tensors get gradients and how far they move, without the operations,
     so without places and pictures.
@@ -62,18 +81,13 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
     Blocks do not nest: entering a second one raises RuntimeError; a decorated step inside is merely called.
     """
+    return Observer(**options) if function is None else Observer(**options)(function)
+
+
+class Observer:
+    """What `gradscope.observe` gives: a context manager that is a decorator as well."""
 
     _running = False
-
-    @overload
-    def __new__(cls, function: _Function, /) -> _Function: ...  # type: ignore[misc]
-
-    @overload
-    def __new__(cls, function: None = None, /, **options: Any) -> observe: ...
-
-    def __new__(cls, function: Any = None, /, **options: Any) -> Any:
-        """Without parentheses, `observe` decorates what it is given."""
-        return cls(**options)(function) if function is not None else super().__new__(cls)
 
     def __init__(
         self,
@@ -86,8 +100,12 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         on_finding: OnFinding | None = None,
         operations: bool = True,
         dry: bool = False,
+        select: Iterable[str] = (),
+        ignore: Iterable[str] = (),
     ) -> None:
         check_instances(model, optimizer)
+        self._rules = names_in(select), names_in(ignore)
+        chosen(*self._rules)
         if steps < 1 or (every is not None and every < steps):
             raise ValueError(f"steps must be at least 1, and every at least steps, not {steps} and {every}")
         if not (on_finding in (None, "warn", "raise") or callable(on_finding)):
@@ -99,14 +117,15 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         self._operations, self._dry = operations, dry
         self._observation: Observation | None = None
         self._crash: Crash | None = None
+        self._function: Callable[..., Any] | None = None
         self._calls = self._seen = 0
         self._open = False
         self._told: set[object] = set()
 
     # --- as a `with` block -------------------------------------------------------------------------------
 
-    def __enter__(self) -> observe:
-        if observe._running:
+    def __enter__(self) -> Observer:
+        if Observer._running:
             raise RuntimeError(
                 "gradscope is observing already: leave the first `with gradscope.observe()` before the second"
             )
@@ -114,7 +133,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         observation = self._prepare(frame.f_globals)
         _add_optimizers(observation, variables_of(frame))
         observation.start(self._operations)
-        observe._running = True
+        Observer._running = True
         return self
 
     def __exit__(
@@ -122,7 +141,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
     ) -> None:
         assert self._observation is not None
         self._observation.stop()
-        observe._running = False
+        Observer._running = False
         if isinstance(error, Exception):
             self._crash = crash_of(error, self._observation)
         elif error is None and self._on_finding is not None:
@@ -141,12 +160,14 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
     # --- as a decorator ----------------------------------------------------------------------------------
 
-    def __call__(self, function: _Function) -> _Function:
+    def __call__(self, function: Callable[P, R]) -> Observed[P, R]:
         """Decorate a training step."""
         if self._dry:
             raise TypeError("dry=True is for a `with` block: what a decorated step gives would be fake")
-        if is_off():
-            return function
+        return cast("Observed[P, R]", off(function) if is_off() else self._decorated(function))
+
+    def _decorated(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        self._function = function
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
@@ -180,7 +201,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
 
             wrapped = step
         wrapped.report = self.report
-        return wrapped  # type: ignore[no-any-return]
+        return cast("Callable[..., Any]", wrapped)
 
     def _is_due(self) -> bool:
         """Whether the call that begins now is one to look at; counts it."""
@@ -270,7 +291,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         elif self._on_finding == "raise" and not raising:
             report.raise_for_findings("warning")
         else:
-            warnings.warn(f"gradscope found trouble\n{report}", GradscopeWarning, stacklevel=2)
+            warn_user(f"gradscope found trouble\n{report}", self._function)
 
     def _drive(
         self, function: Callable[..., Any], args: tuple[Any, ...], items: Generator[Any, Any, Any]
@@ -315,7 +336,7 @@ class observe:  # noqa: N801 - used as `with gradscope.observe(...)`, it reads a
         if self._observation is None:
             raise RuntimeError("nothing was observed yet: enter the `with` block, or call the decorated step, first")
         ended: Literal["end", "exception"] = "end" if self._crash is None else "exception"
-        return Report.of(self._observation.run(ended, crash=self._crash))
+        return Report.of(self._observation.run(ended, crash=self._crash), *self._rules)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         if self._observation is None:
@@ -336,3 +357,8 @@ def check_instances(model: object, optimizer: object) -> None:
         if value is not None and not isinstance(value, kind):
             given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
             raise TypeError(f"{name} must be an instance of {kind.__name__}, not {given}")
+
+
+def names_in(rules: Iterable[str]) -> tuple[str, ...]:
+    """The names of rules as they are given: in any order, or in one text with commas as on the command line."""
+    return tuple(name.strip() for name in rules.split(",")) if isinstance(rules, str) else tuple(rules)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TextIO
 
@@ -13,6 +12,7 @@ from gradscope.probes.program.scripts import Outcome
 from gradscope.reports.merging import Others, RankReport, rank_report, read_rank
 from gradscope.reports.report import Report
 from gradscope.shells.commands.delivery import Delivery
+from gradscope.shells.commands.streams import colours
 
 
 class Ranks:
@@ -44,7 +44,7 @@ class Ranks:
             return failed
         self.exchange.post(rank_report(self.place.rank, report.document, report.findings, report.run.sources))
         if outcome.error is not None and not self.exchange.is_told():
-            colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+            colour = colours(sys.stderr, delivery.colour)
             sys.stderr.write(f"gradscope: the report of rank {self.place.rank}, which rank 0 did not take:\n")
             sys.stderr.write(report.to_text(every_row=delivery.every_row, colour=colour))
             sys.stderr.flush()

@@ -8,6 +8,112 @@ from tests.rules.crashes import findings, must_be
 from tests.workshop import Workshop
 
 REFUSED = {
+    "rollout_beside_an_advantage": (
+        "no-grad",
+        ("actor.weight", "actor.bias"),
+        """
+        actor, critic = nn.Linear(4, 2), nn.Linear(4, 1)
+        actor_opt = torch.optim.Adam(actor.parameters())
+        critic_opt = torch.optim.Adam(critic.parameters())
+        for _ in range(3):
+            obs, gain = torch.randn(16, 4), torch.randn(16, 1)
+            with torch.no_grad():
+                policy = torch.distributions.Categorical(logits=actor(obs))  # here
+                log_prob = policy.log_prob(policy.sample())
+            value = critic(obs)
+            advantage = (gain - value).detach().squeeze(1)
+            critic_opt.zero_grad()
+            (gain - value).square().mean().backward()
+            critic_opt.step()
+            actor_opt.zero_grad()
+            (-(log_prob * advantage).mean()).backward()
+            actor_opt.step()
+        """,
+    ),
+    "whole_loss_beside_a_straight_through": (
+        "no-grad",
+        ("enc.weight", "enc.bias", "dec.weight", "dec.bias"),
+        """
+        enc, dec = nn.Linear(6, 3), nn.Linear(3, 6)
+        opt = torch.optim.SGD([*enc.parameters(), *dec.parameters()], lr=0.1)
+        for _ in range(3):
+            x = torch.randn(8, 6)
+            z = enc(x)
+            out = dec(z + (z.round() - z).detach())
+            with torch.no_grad():
+                loss = (out - x).square().mean() + 0.1 * z.square().mean()  # here
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        """,
+    ),
+    "prediction_beside_its_bootstrapped_target": (
+        "detach",
+        ("critic.0.weight", "critic.0.bias", "critic.2.weight", "critic.2.bias"),
+        """
+        critic = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        opt = torch.optim.Adam(critic.parameters())
+        for _ in range(3):
+            now, later, reward = torch.randn(8, 4), torch.randn(8, 4), torch.randn(8, 1)
+            target = (reward + 0.9 * critic(later)).detach()
+            value = critic(now).data  # here
+            opt.zero_grad()
+            F.smooth_l1_loss(value, target).backward()
+            opt.step()
+        """,
+    ),
+    "student_counted_beside_a_teacher_of_its_own": (
+        "non-differentiable-op",
+        ("net.weight", "net.bias"),
+        """
+        net = nn.Linear(4, 3)
+        opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.randn(8, 4)
+            with torch.no_grad():
+                soft = net(x + 0.1).softmax(-1)
+            guess = F.one_hot(net(x).argmax(-1), 3).float()  # here
+            opt.zero_grad()
+            F.mse_loss(guess, soft).backward()
+            opt.step()
+        """,
+    ),
+    "adapters_of_what_was_trained_before": (
+        "detach",
+        ("inner.down", "inner.up"),
+        """
+        class Adapter(nn.Module):
+            def __init__(self, base):
+                super().__init__()
+                self.base = base
+                self.down, self.up = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.zeros(4, 2))
+
+            def forward(self, x):
+                return (self.base(x) + x @ self.down.T @ self.up.T).detach()  # here
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.out(torch.relu(self.inner(x)))
+
+        def train(parameters):
+            opt = torch.optim.AdamW(parameters)
+            for _ in range(3):
+                loss = F.cross_entropy(model(torch.randn(8, 4)), torch.randint(0, 3, (8,)))
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+
+        model = Net()
+        train(model.parameters())
+        model.requires_grad_(False)
+        model.inner = Adapter(model.inner)
+        train([p for p in model.parameters() if p.requires_grad])
+        """,
+    ),
     "slices_of_points": (
         "unused-input",
         ("t",),

@@ -177,3 +177,72 @@ def test_edits_that_overlap_are_refused() -> None:
     """They cannot both be what is meant."""
     with pytest.raises(ValueError, match="overlap"):
         applied([Edit(Span("f", 1, 1, 1, 4), ""), Edit(Span("f", 1, 2, 1, 3), "")], ["abcd"])
+
+
+CHAIN = """\
+import torch as t
+from torch import nn as layers
+
+loss = f(a + b, (c),  # why
+         reduction="none",
+)
+g = f(x for x in y)
+h = (a - b) \\
+    .detach()
+"""
+
+
+def call(source: Text, code: str) -> ast.Call:
+    """The first call with a text."""
+    found = find(source, ast.Call, code)
+    assert isinstance(found, ast.Call)
+    return found
+
+
+def test_arguments_come_change_and_go() -> None:
+    """A new argument stands behind the last one and its comma; one that goes takes its comma along."""
+    source = text(CHAIN)
+    loss = call(source, "f(a + b")
+    more = after(source.with_keyword(loss, "weight", "w"), CHAIN)
+    assert 'reduction="none", weight=w\n)' in more
+    assert 'reduction="sum"' in after(source.with_keyword(loss, "reduction", '"sum"'), CHAIN)
+    assert "(c),  # why\n)" not in after(source.without_keyword(loss, "reduction"), CHAIN)
+    assert "reduction" not in after(source.without_keyword(loss, "reduction"), CHAIN)
+    assert source.without_keyword(loss, "weight") == ()
+    assert source.with_keyword(call(source, "f(x for"), "weight", "w") == ()
+    assert "f(weight=w)" in after(text("f()\n").with_keyword(call(text("f()\n"), "f()"), "weight", "w"), "f()\n")
+    first = "f(a=1, b=2)\n"
+    assert after(text(first).without_keyword(call(text(first), "f("), "a"), first) == "f(b=2)\n"
+
+
+def test_links_of_chains_go_and_come() -> None:
+    """A link goes with its dot, also from the line before; behind an operator, a new one needs brackets."""
+    source = text(CHAIN)
+    chain = call(source, "(a - b)")
+    link = source.link(chain)
+    assert link is not None
+    assert after((Edit(link, ""),), CHAIN).endswith("h = (a - b) \\\n    \n")
+    assert source.link(call(source, "f(a + b")) is None
+    total = find(source, ast.BinOp, "a + b")
+    assert isinstance(total, ast.BinOp)
+    assert "f((a + b).mean(), (c)," in after(source.appended(total, ".mean()"), CHAIN)
+    assert "f((a + b), (c)," in after((source.replaced(total, source.bracketed(total)),), CHAIN)
+
+
+def test_statements_are_put_under_a_head() -> None:
+    """They move to the right, with the comments above them and not with what a string holds."""
+    source = text()
+    features, note = statement(source, "h ="), statement(source, "note =")
+    wrapped = after(source.wrapped(features, note, "with look():"))
+    assert "        with look():\n                # the features\n                h = model(x)\n" in wrapped
+    assert "'''kept\n  as it is'''\n" in wrapped
+    step = statement(source, "optimizer.step")
+    assert source.wrapped(step, step, "with look():") == ()
+
+
+def test_modules_are_called_as_they_are_imported() -> None:
+    """`torch` and `torch.nn` by the names that the file gives them."""
+    assert (text(CHAIN).torch, text(CHAIN).nn) == ("t", "layers")
+    assert (text().torch, text().nn) == ("torch", "torch.nn")
+    assert (text("import torch.nn as nn\n").torch, text("import torch.nn as nn\n").nn) == (None, "nn")
+    assert text("x = 1\n").nn is None

@@ -39,9 +39,13 @@ def facts(kind: Any) -> st.SearchStrategy[Any]:
     if origin is typing.Annotated:
         assert kind.__metadata__ == (Meta(ge=0),)
         return facts(arguments[0]).map(abs)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        return st.builds(kind, **{field.name: facts(hints[field.name]) for field in dataclasses.fields(kind)})
+    struct = kind if origin is None else origin  # events are generic in what tells their place
+    is_struct = isinstance(struct, type) and issubclass(struct, msgspec.Struct)
+    if is_struct or dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(struct, include_extras=True)
+        names = struct.__struct_fields__ if is_struct else [field.name for field in dataclasses.fields(kind)]
+        given = {name: arguments[0] if isinstance(hints[name], typing.TypeVar) else hints[name] for name in names}
+        return st.builds(struct, **{name: facts(hint) for name, hint in given.items()})
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin in (typing.Union, types.UnionType):

@@ -27,6 +27,7 @@ from gradscope.reports.merging import Others, rank_report, read_rank
 from gradscope.reports.report import Report
 from gradscope.reports.text import finding_text
 from gradscope.shells.commands.destinations import FORMATS, written
+from gradscope.shells.lines import Lines
 from gradscope.shells.live import Live
 from tests.hostile import TEXTS, Terminal, findings_of, run_of
 from tests.workshop import Workshop
@@ -284,7 +285,8 @@ def test_a_program_with_hostile_names(workshop: Workshop) -> None:
     path = Path("zq\x1b[2J \u202e`x`.py")
     path.write_text(PROGRAM.format(names=names), encoding="utf-8")
     stream = io.StringIO()
-    outcome = observe_program(program_of_script(str(path), ("zq\x1b[2J",)), watch=Live(stream).step)
+    with Lines(stream) as lines:
+        outcome = observe_program(program_of_script(str(path), ("zq\x1b[2J",)), watch=Live(lines).step)
     report = Report.of(outcome.run)
     live = Terminal(stream.getvalue())
     assert stream.getvalue().startswith("gradscope: step 16: error[detach]")

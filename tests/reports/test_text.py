@@ -167,6 +167,80 @@ def test_a_long_name_is_shortened_in_the_middle() -> None:
     assert shown.endswith(".weight")
 
 
+def names(run: Run, **options: Any) -> list[str]:
+    """The first cells of the rows."""
+    return [row[0] for row in table(run, **options)[1:]]
+
+
+@pytest.mark.parametrize("width", [60, 72, 88, 120])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "transformer.h.{}.attn.c_proj.weight_of_the_projection",
+        "a_model_with_a_very_long_name_indeed.blocks.{}.norm.weight",
+        "model.encoder.layers.inside.of.layers.which_are_many.{}",
+        "{}_is_what_tells_these_apart_and_nothing_else_does_so.weight",
+        "x.y_{}_z_and_more_letters_than_any_column_of_a_table_has_room_for_in_it_alone",
+    ],
+)
+def test_no_two_rows_read_alike(pattern: str, width: int) -> None:
+    """Names are shortened from what they have in common, and stay apart."""
+    book = Book()
+    leaves = [
+        book.leaf(pattern.format(place), (3, 5), True, nn_parameter=True, registered="parameter") for place in range(12)
+    ]
+    book.step(book.op("sum", *leaves, result="loss", shape=()))
+    shown = names(book.run(), every_row=True, width=width)
+    assert len(set(shown)) == 13
+    if pattern.startswith("transformer") and width >= 88:
+        assert shown[:12] == sorted(shown[:12], key=lambda name: int(name.split(".")[-4].strip(".")))
+
+
+def test_a_wide_terminal_shows_whole_names() -> None:
+    """The table takes the columns that there are."""
+    run = layers(3)
+    book = Book()
+    name = "transformer.layers.0.attention.self.query.weight"
+    w = book.leaf(name, (3, 5), True, nn_parameter=True, registered="parameter")
+    book.step(book.op("sum", w, result="loss", shape=()))
+    assert names(book.run(), width=140)[0] == name
+    assert "..." in names(book.run())[0]
+    assert max(map(len, Report.of(run).to_text(width=72).splitlines()[2:])) <= 72
+
+
+def test_buffers_of_a_module_and_frozen_rows_fold() -> None:
+    """Running statistics are one row, and a frozen module says that it is frozen."""
+    book = Book()
+    leaves = [book.leaf(f"bn.{name}", (3,), False, registered="buffer") for name in ("running_mean", "running_var")]
+    leaves += [
+        book.leaf(f"net.0.w{place}", (3,), False, nn_parameter=True, received=Received(0, 4)) for place in range(12)
+    ]
+    leaves += [
+        book.leaf(f"head.0.w{place}", (3,), True, nn_parameter=True, received=Received(4, 4)) for place in range(12)
+    ]
+    book.step(book.op("sum", *leaves, result="loss", shape=()))
+    rows = {row[0]: row[1:] for row in table(book.run())}
+    assert rows["bn.*"][:3] == ["2", "tensors", "buffer"]
+    assert rows["net.0.*"][3:] == ["yes", "no", "-", "-", "frozen"]
+    assert rows["head.0.*"][3:] == ["yes", "yes", "12", "of", "12", "-", "-"]
+    assert "running_mean" in Report.of(book.run()).to_text(every_row=True)
+    assert "(72 parameters in 24 tensors, 36 of them frozen)" in Report.of(book.run()).to_text()
+
+
+def test_the_headline_draws_the_loss_and_says_since_when_it_is_lost() -> None:
+    """On a terminal the loss has a chart; where it is not finite to the end, the step since when is told."""
+    falling = Loss("loss", 8.0, 1.0, series=(8.0, 4.0, 2.0, 1.0), steps=4)
+    report = Report.of(replace(step(), losses=(falling,)))
+    assert "loss 8 -> 1, no" in report.to_text()
+    assert "loss 8 -> 1 \u2588\u2584\u2582\u2581, no" in report.to_text(unicode=True)
+    lost = Loss("loss", 8.0, None, series=(8.0, 4.0, None, None), steps=4)
+    assert "loss 8 -> not finite since step 3," in Report.of(replace(step(), losses=(lost,))).to_text()
+    once = Loss("loss", 3.0, 3.0, series=(3.0,), steps=1)
+    assert ", loss 3, no findings" in Report.of(replace(step(), losses=(once,))).to_text()
+    ended = replace(step(), step_count=0, backward_count=0, ended="interrupt")
+    assert "no backward (interrupted)" in Report.of(ended).to_text()
+
+
 def test_the_headline_tells_how_it_went() -> None:
     """One line tells the script, the steps, the loss and the findings."""
     run = replace(step(), losses=(Loss("loss", 1.46, 1.094),), script="healthy.py")

@@ -93,6 +93,7 @@ def test_explain_after_backward_walks_only() -> None:
     report = gradscope.explain(loss)
     assert rows(report)["w"].predicted
     assert w.grad is not None
+    assert "a backward has freed its graph: explain it before `backward()`" in str(report)
 
 
 def test_explain_names_with_model_and_optimizer() -> None:
@@ -110,11 +111,83 @@ def test_explain_names_with_model_and_optimizer() -> None:
     assert {row.optimizer for row in found.values() if row.role == "parameter"} == {"Adam"}
 
 
-def test_explain_of_outputs_without_graph() -> None:
-    """An output without history is explained as what it is: nothing is reached."""
+def test_an_output_without_history_is_refused(tmp_path: Path) -> None:
+    """Nothing can learn by what is cut off: that is told in one line, and no report says that all is well."""
+    model = nn.Linear(3, 1)
+    cut = model(torch.rand(2, 3)).detach()
+    for output in (cut, cut.mean(), {"loss": cut, "logits": cut}, torch.rand(3)):
+        with pytest.raises(gradscope.GradscopeError, match="history: no gradient flows from it") as raised:
+            gradscope.explain(output, model=model)
+        assert "\n" not in str(raised.value)
+    with torch.no_grad(), pytest.raises(gradscope.GradscopeError, match="has no history"):
+        gradscope.render(model(torch.rand(2, 3)), tmp_path / "graph.dot")
+    report = gradscope.explain((cut, model(torch.rand(2, 3))), model=model)
+    assert rows(report)["model.weight"].predicted
+
+
+def test_rules_are_chosen(tmp_path: Path) -> None:
+    """`select` and `ignore` are names or a text of names; a rule that there is not is told before anything runs."""
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls = []
+
+    def step() -> None:
+        calls.append(1)
+        optimizer.zero_grad()
+        model["used"](torch.rand(4, 2)).sum().backward()
+        optimizer.step()
+
+    def found(**chosen: Any) -> list[str]:
+        return [
+            finding.rule for finding in gradscope.confirm(step, model=model, optimizer=optimizer, **chosen).findings
+        ]
+
+    everything = found()
+    assert "unused-parameter" in everything
+    assert "unused-parameter" not in found(ignore="unused-parameter")
+    assert found(select=["unused-parameter"]) == ["unused-parameter"]
+    assert found(select="unused-parameter, detach") == ["unused-parameter"]
+    output = model["used"](torch.rand(4, 2))
+    assert gradscope.explain(output, model=model, ignore=everything).findings == ()
+    calls.clear()
+    with pytest.raises(gradscope.GradscopeError, match="did you mean detach"):
+        found(ignore=["detahc"])
+    assert calls == []
+
+
+def test_misuse_is_one_clear_line(tmp_path: Path) -> None:
+    """Unknown styles, depths and levels are named, and what there is."""
     w = torch.ones(3, requires_grad=True)
-    report = gradscope.explain(w.detach().sum())
-    assert all(not row.predicted for row in report.tensors)
+    report = gradscope.explain(w.sum())
+    path = tmp_path / "graph.dot"
+    with pytest.raises(gradscope.GradscopeError, match="there is no style 'dot': it is 'gradscope' or 'torchviz'"):
+        gradscope.render(report, path, style="dot")  # type: ignore[arg-type]
+    for depth in (0, -1):
+        with pytest.raises(gradscope.GradscopeError, match=f"depth must be at least 1, .*, not {depth}"):
+            report.render(path, depth=depth)
+    assert not path.exists()
+    with pytest.raises(ValueError, match='the level must be "info", "warning" or "error", not \'warn\''):
+        report.raise_for_findings("warn")  # type: ignore[arg-type]
+
+
+def test_check_batch_raises_what_the_model_raises() -> None:
+    """Inputs of a wrong shape are no batch without a leak."""
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        gradscope.check_batch(nn.Linear(3, 1), torch.rand(4, 5))
+
+
+def test_a_report_shows_itself_in_one_line() -> None:
+    """`repr`, as a failing `assert report.ok` shows it, says what was found where."""
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.observe(model=model, optimizer=optimizer) as seen:
+        model["used"](torch.rand(4, 2)).sum().backward()
+        optimizer.step()
+    assert repr(seen.report()).startswith("<Report on output, 1 step: warning[unused-parameter]")
+    assert "\n" not in repr(seen.report())
+    assert repr(gradscope.explain(torch.ones(3, requires_grad=True).sum())) == (
+        "<Report on output, 0 steps: no findings>"
+    )
 
 
 @pytest.mark.parametrize("output", [None, 3.0, "loss", [], {}, (1, "a"), nn.Linear(1, 1), torch.Tensor])

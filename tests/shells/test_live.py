@@ -11,6 +11,7 @@ import pytest
 from gradscope.probes.observation import Observation
 from gradscope.probes.program.scripts import observe_program, program_of_script
 from gradscope.shells import live
+from gradscope.shells.lines import Lines
 from gradscope.shells.live import Live
 from tests.workshop import Workshop
 
@@ -29,20 +30,11 @@ print("end of the script")
 """
 
 
-class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        """As a terminal says."""
-        return True
-
-
 def watched(workshop: Workshop, stream: io.StringIO, steps: int, **options: tuple[str, ...]) -> str:
     """What is written while a program runs."""
     workshop.write(DETACHED.format(steps=steps))
-    watch = Live(stream, **options)
-    observe_program(program_of_script("script.py", ()), watch=watch.step)
-    watch.end()
+    with Lines(stream) as lines:
+        observe_program(program_of_script("script.py", ()), watch=Live(lines, **options).step)
     return stream.getvalue()
 
 
@@ -78,7 +70,8 @@ def test_what_a_later_phase_proves_wrong_is_taken_back(workshop: Workshop) -> No
         """
     )
     stream = io.StringIO()
-    observe_program(program_of_script("script.py", ()), watch=Live(stream).step)
+    with Lines(stream) as lines:
+        observe_program(program_of_script("script.py", ()), watch=Live(lines).step)
     told = stream.getvalue().splitlines()
     assert [line.split(" script.py")[0] for line in told] == [
         "gradscope: step 16: warning[unused-parameter]",
@@ -91,25 +84,27 @@ def test_ignored_rules_are_not_told(workshop: Workshop) -> None:
     assert watched(workshop, io.StringIO(), 40, ignore=("detach",)) == ""
 
 
-def test_progress_is_for_terminals(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long run shows a line of progress on a terminal only, and takes it away at its end."""
-    monkeypatch.setattr(live, "time", types.SimpleNamespace(monotonic=itertools.count(0, 0.1).__next__))
-    monkeypatch.setattr(live, "_SLOW", 0.0)
-    monkeypatch.setattr(live, "_PAUSE", 0.0)
-    assert watched(workshop, io.StringIO(), 3) == ""
-    drawn = watched(workshop, Terminal(), 3)
-    assert "gradscope: 3 steps, 0 findings, 0 s\r" in drawn
-    assert drawn.endswith("\r\x1b[K")
+def test_slow_steps_are_looked_at_by_the_clock(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose steps take half a minute is looked at after its second step, and told of after its third."""
+    monkeypatch.setattr(live, "time", types.SimpleNamespace(monotonic=itertools.count(0, 30.0).__next__))
+    assert watched(workshop, io.StringIO(), 5).startswith("gradscope: step 3: error[detach] script.py:7: ")
+
+
+def test_the_script_ends_at_a_finding_that_is_sure(workshop: Workshop) -> None:
+    """`until` ends the script once a finding is told, also where nothing is written."""
+    workshop.write(DETACHED.format(steps=70))
+    watch = Live(None, until=lambda finding: finding.severity == "error")
+    run = observe_program(program_of_script("script.py", ()), watch=watch.step).run
+    assert (run.step_count, run.ended, run.failures) == (16, "finding", ())
 
 
 def test_a_closed_stream_stops_the_telling_and_not_the_script(workshop: Workshop) -> None:
     """Where nobody can read any more, the script runs on."""
     stream = io.StringIO()
-    stream.close()
-    closed = Live(io.StringIO())
-    closed.stream = stream
     workshop.write(DETACHED.format(steps=20))
-    outcome = observe_program(program_of_script("script.py", ()), watch=closed.step)
+    with Lines(stream) as lines:
+        stream.close()
+        outcome = observe_program(program_of_script("script.py", ()), watch=Live(lines).step)
     assert (outcome.error, outcome.run.step_count, outcome.run.failures) == (None, 20, ())
 
 

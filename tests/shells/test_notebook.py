@@ -106,4 +106,4 @@ def test_report_graph_and_observe_show_themselves(tmp_path: Path) -> None:
     assert "<svg" in shown(outputs[4], "image/svg+xml")
     assert shown(outputs[4]).startswith("Graph(operations=")
     assert "error[detach]" in shown(outputs[5])
-    assert "observe object" in shown(outputs[6])
+    assert "Observer object" in shown(outputs[6])

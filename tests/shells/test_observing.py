@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import linecache
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 import torch
@@ -123,10 +124,52 @@ def test_again_every_so_many_calls() -> None:
 
 
 def test_disarmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With GRADSCOPE=0 in the environment the function stays as it is."""
+    """With GRADSCOPE=0 in the environment the function stays as it is, and its report says why it is empty."""
     _, step = training(cut=True)
     monkeypatch.setenv("GRADSCOPE", "0")
-    assert gradscope.observe(step) is step
+    decorated = gradscope.observe(step)
+    assert decorated is step
+    decorated()
+    assert decorated.report().ok
+    assert "GRADSCOPE=0 in the environment switches gradscope off" in str(decorated.report())
+
+
+def test_types_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decorated function has the arguments and the result that it had, with parentheses and without, as a method."""
+    monkeypatch.setenv("GRADSCOPE", "0")
+
+    @gradscope.observe
+    def bare(x: int, *, scale: float = 1.0) -> float:
+        return x * scale
+
+    @gradscope.observe(steps=1)
+    def called(x: int) -> str:
+        return str(x)
+
+    class Trainer:
+        @gradscope.observe(steps=1)
+        def step(self, x: int) -> list[int]:
+            return [x]
+
+    assert_type(bare(2, scale=0.5), float)
+    assert_type(called(2), str)
+    assert_type(Trainer().step(2), list[int])
+    assert_type(bare.report(), Report)
+    assert_type(Trainer().step.report(), Report)
+    assert (bare(2, scale=0.5), called(2), Trainer().step(2)) == (1.0, "2", [2])
+
+
+def test_a_warning_points_at_the_line_of_the_call() -> None:
+    """Who reads the warning finds his own line under it, not one of ours or of torch's."""
+    _, step = training(cut=True)
+    decorated = gradscope.observe(steps=2)(step)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            decorated()
+    told = [warning for warning in caught if warning.category is gradscope.GradscopeWarning]
+    assert [warning.filename for warning in told] == [__file__]
+    assert linecache.getline(__file__, told[0].lineno).strip() == "decorated()"
 
 
 def test_a_method_that_leaves_backward_to_its_caller() -> None:

@@ -41,10 +41,13 @@ class BatchCheck:
     normed: list[ModuleMark] = field(default_factory=list)
 
 
-def check_module(tape: Tape, module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def check_module(
+    tape: Tape, module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, strict: bool = False
+) -> bool:
     """Check a module with the arguments of a call; it, they and the random state stay as they are.
 
-    False where there is no batch to check with, or the module was checked before.
+    False where there is no batch to check with, or the module was checked before. With `strict`, what the module
+    raises is raised: somebody waits for the answer.
     """
     mark = tape.mark(module)
     if id(mark) in tape.checked or len(tape.checked) >= _MOST or tape.thread() in tape.backwards_running:
@@ -71,6 +74,8 @@ def check_module(tape: Tape, module: torch.nn.Module, args: Sequence[Any], kwarg
             check.operation = _mixing(tape, result, size, leaves)
         tape.checks.append(check)
     except Exception as error:
+        if strict:
+            raise
         tape.fail("batch check", error)
     finally:
         tape.backwards_running.discard(tape.thread())

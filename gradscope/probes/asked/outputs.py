@@ -9,7 +9,7 @@ import torch
 from gradscope.probes.backward.backward import WALK_LIMIT
 from gradscope.probes.backward.walker import walk
 from gradscope.probes.records import BackwardRecord, Subject
-from gradscope.probes.tape import Tape
+from gradscope.probes.tape import Tape, first_line
 from gradscope.probes.training.courses import norms_known
 
 
@@ -31,8 +31,8 @@ def confirm_outputs(tape: Tape) -> None:
             confirm(tape, [tensor for _, tensor in found])
 
 
-def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
-    """Ask autograd for the gradients of the sums of these outputs.
+def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> str | None:
+    """Ask autograd for the gradients of the sums of these outputs. Returns what it answers in their place, if it does.
 
     Where the graph has been freed by a backward there is nothing left to ask: then the walk alone is recorded.
     """
@@ -52,14 +52,14 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
     ones = [torch.ones_like(tensor) for tensor in outputs]
     differentiable = [tensor.requires_grad for tensor in outputs]
     if not leaves or not all(differentiable) or tape.gathered:
-        return  # FSDP's hooks would gather parameters, and the other ranks do not answer
+        return None  # FSDP's hooks would gather parameters, and the other ranks do not answer
     try:
         gradients = torch.autograd.grad(
             outputs, [tensor for _, tensor in leaves], grad_outputs=ones, retain_graph=True, allow_unused=True
         )
-    except RuntimeError:
+    except RuntimeError as error:
         record.failed = True
-        return
+        return first_line(error)
     pairs = zip(leaves, gradients, strict=True)
     arrived = [(subject, gradient) for (subject, _), gradient in pairs if gradient is not None]
     for (subject, _), norm in zip(arrived, norms_known([gradient for _, gradient in arrived]), strict=True):
@@ -67,3 +67,4 @@ def confirm(tape: Tape, outputs: Sequence[torch.Tensor]) -> None:
     for subject, _ in leaves:
         tape.course(subject).count()
     record.arrivals = tuple(subject for subject, _ in arrived)
+    return None

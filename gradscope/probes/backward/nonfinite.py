@@ -58,6 +58,14 @@ SINGULAR = frozenset(
     | {value for value in vars(torch.linalg).values() if callable(value)}
     | {value for value in vars(torch.special).values() if callable(value)}
 )
+_DIVISIONS = frozenset(
+    getattr(owner, name)
+    for owner in (_TENSOR, torch)
+    for name in ("div", "divide", "true_divide", "__truediv__", "__div__")
+    if hasattr(owner, name)
+)
+_POWERS = frozenset({_TENSOR.pow, torch.pow, _TENSOR.__pow__})
+_SMALLEST_DIVISOR = 1e-6  # by which a division is no more than a product with a large number
 # Nodes that only hand on, add or multiply by what is finite.
 _PLAIN = frozenset(
     {
@@ -82,6 +90,18 @@ _HANDING_ON = frozenset(
         "Select", "Clone", "Alias", "ToCopy", "Repeat", "AsStrided",
     }
 )  # fmt: skip
+
+
+def is_singular(func: Any, args: Sequence[Any]) -> bool:
+    """Whether the derivative of a function of `SINGULAR` may be infinite, given its arguments.
+
+    Not so where it divides by a number or raises to a power that is 1 or more, as `x ** 2 / 10`: autograd multiplies
+    then. Half precision is narrow enough for that to matter.
+    """
+    if len(args) != 2 or type(args[1]) not in (int, float) or not isinstance(args[0], torch.Tensor):
+        return True
+    tame = (func in _POWERS and args[1] >= 1) or (func in _DIVISIONS and abs(args[1]) >= _SMALLEST_DIVISOR)
+    return not tame or args[0].dtype not in (torch.float32, torch.float64)
 
 
 @dataclass(slots=True)

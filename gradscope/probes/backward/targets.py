@@ -1,7 +1,8 @@
 """What a loss compares with what an activation has cut off: how much of it lies beyond, looked at in a few passes.
 
-The operations of the step are written already, and what they compared is alive before the pass: the target in the
-program, the result of an activation in the graph. Nothing is looked at where no activation leads straight to a loss.
+Only operations that are written anyway are gone through: those of steps that are kept, in which what compares can be
+shown. What they compared is alive before the pass: the target in the program, the result of an activation in the graph.
+Nothing is looked at where no activation leads straight to a loss.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Compared:
 
 def look_at_targets(tape: Tape, roots: Sequence[torch.Tensor]) -> None:
     """A pass is about to run: see what the losses of the step have compared."""
-    written = tape.written()
+    written = tape.written_anyway()
     makers = {value[0]: operation for operation in written for value in operation.outputs}
     for operation in written:
         name = _name(operation.function)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
+from gradscope.folds.lookups import Lookups
 from gradscope.folds.modes import ModeCount
+from gradscope.probes.forward.lookups import look_up
 from gradscope.probes.tensors.quiet import capturing, detached, unobserved
 from gradscope.probes.tensors.shards import has_values, local
+from gradscope.probes.training.overwriting import WRITERS, about_to_write
 
 if TYPE_CHECKING:
     from gradscope.probes.forward.callsites import Site
@@ -128,6 +131,28 @@ def _masked(place: int) -> Look:
     return look
 
 
+def _looked_up(tape: Tape, call: Call) -> None:
+    """Note how an embedding is asked for the row that it keeps for padding."""
+    index, table, row = (call.argument(*at) for at in ((0, "input"), (1, "weight"), (2, "padding_idx")))
+    if row is None or not torch.is_grad_enabled() or capturing():
+        return
+    record = next((record for record in call.inputs if record[1].ref() is table), None)
+    if record is None or not 1 < index.numel() <= _LARGEST or not has_values(local(index)):
+        return
+    subject = record[1]
+    row %= table.shape[0]
+    counts = tape.lookups.setdefault(subject.serial, (subject, row, Lookups()))[2]
+    if not counts.is_done:
+        with unobserved():
+            look_up(counts, local(index), row)
+
+
+def _written(tape: Tape, call: Call) -> None:
+    """Note that a tensor, the first argument, is about to be written over."""
+    written = call.args[0] if call.args else next(iter(call.kwargs.values()), None)
+    about_to_write(tape, written, call.site)
+
+
 _SQUASHING: dict[Any, Look] = {
     F.cross_entropy: _squash(dim=1),
     **dict.fromkeys((F.softmax, torch.softmax, torch.Tensor.softmax), _squash(place=1)),
@@ -138,6 +163,8 @@ _SQUASHING: dict[Any, Look] = {
 SQUASHING = frozenset(_SQUASHING)
 
 LOOKS: dict[Any, Look] = {
+    **dict.fromkeys(WRITERS, _written),
+    F.embedding: _looked_up,
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _mode(2, "training", True, 1)),
     **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _mode(2, "training", False, 1)),
     torch.dropout: _mode(2, "train", False, 1),

@@ -15,7 +15,7 @@ from torch.compiler import is_compiling
 
 from gradscope.probes import FOLDER
 from gradscope.probes.backward import failing, gradients
-from gradscope.probes.backward.nonfinite import SINGULAR
+from gradscope.probes.backward.nonfinite import SINGULAR, is_singular
 from gradscope.probes.forward.callsites import PASSING, USER
 from gradscope.probes.forward.inspections import LOOKS, SQUASHING, Call, has_been_squashed
 from gradscope.probes.forward.jottings import EXITS, ITEMS, PLAIN, are_settings
@@ -196,8 +196,8 @@ class Recorder(HiddenMode):
                     self.code = code
                 else:
                     code, offset = site
-            if kind == _SINGULAR:
-                tape.singular = True
+            if kind == _SINGULAR and not tape.singular:
+                tape.singular = is_singular(func, args)
             if tape.changed_since:
                 try:
                     tape.look_again(args, (code, offset))
@@ -362,8 +362,8 @@ class Recorder(HiddenMode):
             site, inputs = call[1], call[3]
             if type(func) is _Accessor and func == gradients.SET:
                 gradients.cleared(tape, args[0], args[1], site)
-            if func in SINGULAR:
-                tape.singular = True
+            if func in SINGULAR and not tape.singular:
+                tape.singular = is_singular(func, args)
             look = LOOKS.get(func)
             if look is not None and _transforming() is None:
                 look(tape, Call(func, site, args, kwargs, inputs))
@@ -431,10 +431,14 @@ class Recorder(HiddenMode):
             made = (result,) if isinstance(result, Tensor) else tuple(tensors(result))
             outputs: list[ValueRecord] = []
             changed: list[Tensor] = []
+            written: list[Tensor] = []  # of these: some only require gradients now, or do no longer
             for tensor, (_, subject, history) in zip(taken, inputs):  # noqa: B905 - of one length; checking costs time
                 version = subject.version
-                if tensor.requires_grad != history or (version >= 0 and version != tensor._version):
+                other = version >= 0 and version != tensor._version
+                if other or tensor.requires_grad != history:
                     tape.changed(tensor, subject)
+                    if other:
+                        written.append(tensor)
                     if history and not subject.requires_grad and subject.course is not None:
                         subject.course.frozen_at = site
                     changed.append(tensor)
@@ -460,7 +464,7 @@ class Recorder(HiddenMode):
             elif of_gradient:
                 name = getattr(func, "__name__", "")
                 gradients.followed(tape, name, func, taken, inputs, outputs, changed, nonzero, site)
-            for tensor in changed:
+            for tensor in written:
                 tape.wrote(tensor, operation)
             if func in _DETACHED and made and taken:
                 tape.shares(made[0], taken[0])

@@ -16,10 +16,20 @@ from typing import Any
 
 from torch import distributed
 
-CONNECT = 10.0  # seconds
+# Seconds, on a machine that has a processor for each who wants one (see `lasting`).
+CONNECT = 10.0
 PATIENCE = 60.0  # with ranks that still run
 SHORT = 5.0  # where a rank has raised: the others may be waiting for it, and it for them
 _PAUSE = 0.05
+
+
+def lasting(seconds: float) -> float:
+    """How long to wait for what takes so many seconds at most: longer where processes wait for a processor."""
+    try:
+        wanted = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows tells none
+        return seconds
+    return seconds * max(1.0, wanted / (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,12 @@ class Exchange:
             self._handler = None  # not the main thread
         try:
             self._store = distributed.TCPStore(  # type: ignore[attr-defined]
-                self.place.host, self.place.port, None, False, timedelta(seconds=CONNECT), wait_for_workers=False
+                self.place.host,
+                self.place.port,
+                None,
+                False,
+                timedelta(seconds=lasting(CONNECT)),
+                wait_for_workers=False,
             )
             self._store.set(self._key("ended", self.place.rank), b"1")
         except Exception:
@@ -99,16 +114,16 @@ class Exchange:
         found: dict[int, bytes] = {}
         missing = [rank for rank in range(self.place.world) if rank != self.place.rank]
         began = time.monotonic()
-        until = began + (SHORT if raised else PATIENCE)
+        until = began + lasting(SHORT if raised else PATIENCE)
         while missing and self._store is not None:
             for rank in list(missing):
                 if self._has("report", rank):
                     found[rank] = bytes(self._store.get(self._key("report", rank)))
                     missing.remove(rank)
                     if is_raised(found[rank]):
-                        until = min(until, time.monotonic() + SHORT)
+                        until = min(until, time.monotonic() + lasting(SHORT))
             if any(self._has("ended", rank) for rank in missing):
-                until = began + PATIENCE  # it is at its report
+                until = began + lasting(PATIENCE)  # it is at its report
             if self.terminated:
                 until = min(until, time.monotonic())
             if not missing or time.monotonic() >= until:
@@ -127,12 +142,12 @@ class Exchange:
     def is_told(self) -> bool:
         """Wait until rank 0 has told what this rank had to report; False where it does not come to that in time."""
         began = time.monotonic()
-        until = began + SHORT
+        until = began + lasting(SHORT)
         while self._store is not None and not self.terminated:
             if self._has("told", self.place.rank):
                 return True
             if self._has("ended", 0):
-                until = began + PATIENCE
+                until = began + lasting(PATIENCE)
             if time.monotonic() >= until:
                 return False
             time.sleep(_PAUSE)

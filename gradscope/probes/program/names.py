@@ -193,9 +193,10 @@ def _from_operation(
         named = source.is_call_of(operation.site, function_name(operation.function))
         if named or (last and not own[0].leaf):
             _take(assigned, own, source.targets(operation.site, len(own)))
+    else:
+        named = source.is_call_of(operation.site, function_name(operation.function))
     operands = source.operands(operation.site)
     taken = [value[1] for value in operation.inputs]
-    named = source.is_call_of(operation.site, function_name(operation.function))
     if operation.function == "nn.Parameter" and operation.failed:
         _take(used, taken, source.targets(operation.site, 1))
     elif operation.function is torch.Tensor.__setitem__:
@@ -207,6 +208,8 @@ def _from_operation(
 def _take(
     names: dict[int, str], subjects: Sequence[Subject | dict[str, Subject] | None], found: Sequence[str | None]
 ) -> None:
+    if not any(found):
+        return
     for subject, name in zip(subjects, found, strict=False):
         if isinstance(subject, dict):
             _take(names, list(subject.values()), [f"{name}{index}" if name else None for index in subject])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import io
 import linecache
 import os
@@ -34,6 +35,8 @@ from gradscope.probes.program.recursion import run_at_foot
 from gradscope.probes.program.tracebacks import clean
 from gradscope.probes.tape import first_line
 from gradscope.probes.training.optimizers import StepsReached
+
+_GZIP = b"\x1f\x8b"  # how a compressed file begins, as kept runs are
 
 
 class ScriptError(GradscopeError):
@@ -81,11 +84,28 @@ def program_of_script(script: str, args: Sequence[str]) -> Program:
         raise ScriptError(f"no such file: {script}") from None
     except OSError as error:
         raise ScriptError(f"cannot read {script}: {error.strerror or error}") from None
+    _refuse_others(script, source)
     file = os.path.abspath(script)
     code = _compiled(source, file, script)
     if not path.is_file():
         _remember(file, source)  # what came through a pipe cannot be read again
     return Program(code, file, (script, *args), os.path.dirname(os.path.realpath(script)), script)
+
+
+def _refuse_others(script: str, source: bytes) -> None:
+    """Raise ScriptError for a file that is known and no script, with what to do with it."""
+    name = script.lower()
+    if name.endswith(".ipynb"):
+        raise ScriptError(
+            f"{script} is a notebook: begin a cell with %%gradscope after %load_ext gradscope, "
+            f"or make a script of it by `jupyter nbconvert --to script {script}`"
+        )
+    if name.endswith((".pyc", ".pyo")) or source.startswith(importlib.util.MAGIC_NUMBER):
+        raise ScriptError(f"{script} is compiled: the report shows lines of the source, name that")
+    if source.startswith(_GZIP) or name.endswith(".json"):
+        raise ScriptError(f"{script} is no script: a kept run is shown by `gradscope show {script}`")
+    if b"\0" in source:
+        raise ScriptError(f"{script} is no script: it has a syntax error, for it holds null bytes as no text does")
 
 
 def _program_in(archive: Any, script: str, args: Sequence[str]) -> Program:
@@ -221,8 +241,8 @@ def observe_program(
                 _join_threads(threads)
             finally:
                 observation.stop()
-        except StepsReached:
-            ended = "steps"
+        except StepsReached as reached:
+            ended = reached.ending
         except BaseException as raised:
             ended, status, error = "exception", 1, raised
             if isinstance(raised, KeyboardInterrupt):

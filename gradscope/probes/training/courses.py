@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
@@ -16,6 +16,9 @@ from gradscope.probes.forward.callsites import Site
 from gradscope.probes.tensors.attributes import gradient_of
 from gradscope.probes.tensors.quiet import detached
 from gradscope.probes.tensors.shards import has_values, local, values_of
+
+if TYPE_CHECKING:
+    from gradscope.probes.training.overwriting import Overwritten
 
 SAMPLE, _RUN = 4_096, 8
 _PIECE = 1 << 18  # elements that are copied at a time
@@ -50,8 +53,8 @@ class Course:
 
     __slots__ = (
         "account", "arrived", "change", "counted", "edits", "frozen_at", "masked_before", "masks_looked_at", "moves",
-        "nonfinite", "norm", "norms", "of", "optimizer", "predicted", "sample", "start", "steps", "supplied",
-        "withheld", "zero", "zeros",
+        "nonfinite", "norm", "norms", "of", "optimizer", "overwritten", "predicted", "sample", "start", "steps",
+        "supplied", "withheld", "zero", "zeros",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -70,6 +73,7 @@ class Course:
         self.moves = Moves()
         self.masks_looked_at = self.edits = 0
         self.frozen_at: Site | None = None
+        self.overwritten: Overwritten | None = None
         # Elements whose gradient was set to zero at the latest look and which moved, and what they were before it.
         self.masked_before: tuple[torch.Tensor, torch.Tensor] | None = None
         self.withheld: tuple[int, ...] = (0, 0, 0, 0)  # steps, with a gradient, with one that is zero or not finite

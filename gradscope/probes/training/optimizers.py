@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 from gradscope.folds.accounts import Account, Pass
 from gradscope.folds.movement import is_due
 from gradscope.graph.events import Cleared, Updated
+from gradscope.graph.facts import Ending
 from gradscope.probes.backward.nonfinite import settle
 from gradscope.probes.backward.profiles import suspect, suspect_dead
 from gradscope.probes.forward.callsites import Site
@@ -36,6 +37,7 @@ from gradscope.probes.tensors.quiet import capturing, unobserved
 from gradscope.probes.training.closures import watched_closure
 from gradscope.probes.training.courses import Course, measure, norms_known
 from gradscope.probes.training.movement import Held, after_step, before_step
+from gradscope.probes.training.overwriting import before_next_step, begin_anew
 from gradscope.probes.training.scalers import note_withheld
 
 
@@ -44,6 +46,14 @@ class StepsReached(SystemExit):
 
     A SystemExit, so that `finally` blocks run, `except Exception` lets it pass and a thread ends in silence.
     """
+
+    ending: Ending = "steps"
+
+
+class FindingReached(StepsReached):
+    """Raised in the same place to end the script at what was found in it."""
+
+    ending = "finding"
 
 
 @contextmanager
@@ -83,6 +93,17 @@ def watch_optimizers(
                 resume(tape)
 
         return zero_grad
+
+    def wrap_load(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def load_state_dict(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+            with hidden:
+                original(self, *args, **kwargs)
+            mark = tape.optimizer_mark(self) if tape.active else None
+            if mark is not None:
+                begin_anew(tape, mark)
+
+        return load_state_dict
 
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not tape.active or torch.compiler.is_compiling() or capturing():
@@ -131,6 +152,7 @@ def watch_optimizers(
         with (
             patched(Optimizer, "__init__", wrap),
             patched(Optimizer, "zero_grad", wrap_clear),
+            patched(Optimizer, "load_state_dict", wrap_load),
             patched(torch.nn.Module, "zero_grad", wrap_clear),
         ):
             yield
@@ -244,6 +266,8 @@ def _use(tape: Tape, mark: OptimizerMark) -> None:
                     if subject is None or not tape.readable(subject):
                         continue
                     course = tape.course(subject)
+                    if course.overwritten is not None:
+                        before_next_step(course, tensor, mark)
                     account, gradient = course.account, gradient_of(tensor)
                     stamp = stamp_of(gradient)
                     supplied = not account.pending and gradient is not None and stamp != account.stamp

@@ -14,7 +14,8 @@ from gradscope.graph.naming import expression
 from gradscope.graph.reliance import frozen_out
 from gradscope.graph.replicas import lies_in
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
-from gradscope.rules.words import listed, raised_at, who
+from gradscope.rules.mends.leaves import asked_by_method, unfrozen_before, unfrozen_for, unfrozen_when_made
+from gradscope.rules.words import listed, owner, raised_at, who
 
 
 @rule("warning", [Trouble.NEVER_LEARNS])
@@ -108,9 +109,9 @@ def _(told: Sequence[Claim[_Frozen]], ask: Ask) -> Story:
         case _All():
             return _everything(frozen, names, ask)
         case _Given(optimizer, when):
-            return _given(frozen, names, optimizer, when, ask.run)
+            return _given(frozen, names, optimizer, when, ask)
         case _Default(optimizer):
-            return _frozen_by_default(frozen[0], names, optimizer, ask.run)
+            return _frozen_by_default(frozen[0], names, optimizer, ask)
         case _Attribute(path):
             return Story(
                 f"`{path}` stays frozen: `requires_grad = True` {_PLAIN}",
@@ -118,7 +119,7 @@ def _(told: Sequence[Claim[_Frozen]], ask: Ask) -> Story:
                 "its parameters were frozen here",
                 names,
                 facts=(f"frozen: {listed(names)}",),
-                help=(Help(f"call `{path}.requires_grad_(True)`"),),
+                help=(Help(f"call `{path}.requires_grad_(True)`", asked_by_method(ask)),),
             )
 
 
@@ -128,6 +129,8 @@ _PLAIN = "on a module is a plain attribute"
 def _everything(frozen: list[Tensor], names: tuple[str, ...], ask: Ask) -> Story:
     those, froze = who(names, ask.run), _who_froze(ask.run, frozen)
     switched = _switched_on_in_vain(ask.run)
+    crash = ask.run.crash
+    edits = unfrozen_for(ask, owner(names), crash.span) if crash is not None else ()
     return Story(
         f"{those.subject} cannot learn: everything that this loss was to train is frozen",
         froze or frozen[0].made,
@@ -135,14 +138,16 @@ def _everything(frozen: list[Tensor], names: tuple[str, ...], ask: Ask) -> Story
         names,
         raised_at(ask, None),
         (f"frozen: {listed(names)}", *(f"note: `{path}.requires_grad = True` {_PLAIN}" for path in switched)),
-        tuple(Help(f"call `{path}.requires_grad_(True)`") for path in switched)
-        or (Help("set `requires_grad_(True)` again before this backward"),),
+        tuple(Help(f"call `{path}.requires_grad_(True)`", asked_by_method(ask)) for path in switched)
+        or (Help("set `requires_grad_(True)` again before this backward", edits),),
         raised=ask.run.crash is not None,
     )
 
 
-def _given(frozen: list[Tensor], names: tuple[str, ...], optimizer: Optimizer, when: str, run: Run) -> Story:
+def _given(frozen: list[Tensor], names: tuple[str, ...], optimizer: Optimizer, when: str, ask: Ask) -> Story:
+    run = ask.run
     those = who(names, run)
+    edits = unfrozen_before(ask, optimizer) if when == _LATER else ()
     given = "this optimizer was given a group more later" if when == _ADDED else "given to an optimizer here"
     return Story(
         f"{those.subject} {those.learns}: {those.counted if those.counted != 'they' else 'these'} "
@@ -152,12 +157,12 @@ def _given(frozen: list[Tensor], names: tuple[str, ...], optimizer: Optimizer, w
         names,
         (Label(optimizer.made, given),) if optimizer.made is not None else (),
         (f"frozen: {listed(names)}",),
-        (Help("set `requires_grad_(True)` before this optimizer steps"),),
+        (Help("set `requires_grad_(True)` before this optimizer steps", edits),),
     )
 
 
-def _frozen_by_default(tensor: Tensor, names: tuple[str, ...], optimizer: Optimizer, run: Run) -> Story:
-    those = who(names, run)
+def _frozen_by_default(tensor: Tensor, names: tuple[str, ...], optimizer: Optimizer, ask: Ask) -> Story:
+    those = who(names, ask.run)
     return Story(
         f"{those.subject} {those.learns}: `from_pretrained` freezes by default, though {optimizer.name} was given "
         f"{those.them}",
@@ -166,8 +171,16 @@ def _frozen_by_default(tensor: Tensor, names: tuple[str, ...], optimizer: Optimi
         names,
         (Label(optimizer.made, "given to an optimizer here"),) if optimizer.made is not None else (),
         (f"frozen: {listed(names)}",),
-        (Help("to train it, pass `freeze=False`; to keep it, write `freeze=True`"),),
+        (
+            Help(
+                "to train it, pass `freeze=False`; to keep it, write `freeze=True`",
+                unfrozen_when_made(ask, tensor.made),
+            ),
+        ),
     )
+
+
+_SAY_SO = "to train it, pass `freeze=False`; to keep it, write `freeze=True`"
 
 
 def _by_default(run: Run) -> Iterator[tuple[Tensor, Optimizer]]:

@@ -11,6 +11,7 @@ from gradscope.graph.facts import Help, Label, Operation, Optimizer, Run, Span, 
 from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import short_name
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.mends.leaves import converted_inside, leaf_again, updated_in_place
 from gradscope.rules.words import listed, who
 
 
@@ -73,17 +74,20 @@ def _(told: Sequence[Claim[_NonLeaf]], ask: Ask) -> Story:
     tensors = subjects(told)
     match told[0].evidence:
         case _Offered(optimizer):
-            return _refused(optimizer, tensors, ask.run)
+            return _refused(optimizer, tensors, ask)
         case _Read() as read:
-            return _read(read, tensors[0], ask.run)
+            return _read(read, tensors[0], ask)
         case _Kept(maker):
             return Story(
                 f"`{tensors[0].name}` never learns: it is a result of `{short_name(maker.name)}`, not the parameter",
                 maker.span,
                 "this gives a new tensor; the parameter inside is neither registered nor optimized",
                 names_of(told),
-                help=(Help("convert the values first, and make the `nn.Parameter` of the result"),),
+                help=(Help(_INSIDE, converted_inside(ask, maker.span)),),
             )
+
+
+_INSIDE = "convert the values first, and make the `nn.Parameter` of the result"
 
 
 def _refused_by_optimizer(run: Run) -> Iterator[Claim[_NonLeaf]]:
@@ -93,9 +97,9 @@ def _refused_by_optimizer(run: Run) -> Iterator[Claim[_NonLeaf]]:
                 yield Claim(optimizer.id, _Offered(optimizer), tensor)
 
 
-def _refused(optimizer: Optimizer, offered: Sequence[Tensor], run: Run) -> Story:
+def _refused(optimizer: Optimizer, offered: Sequence[Tensor], ask: Ask) -> Story:
     names = tuple(tensor.name or "unnamed" for tensor in offered)
-    those = who(names, run)
+    those = who(names, ask.run)
     return Story(
         f"{those.subject} cannot be optimized: not a leaf, but the result of an operation",
         offered[0].made or optimizer.made,
@@ -103,9 +107,12 @@ def _refused(optimizer: Optimizer, offered: Sequence[Tensor], run: Run) -> Story
         names,
         (Label(optimizer.made, f"{optimizer.name} takes leaves only"),) if optimizer.made else (),
         (f"non-leaf: {listed(names)}",),
-        (Help("make it a leaf of its own: `.detach().clone().requires_grad_()`, and use that in the loss"),),
+        (Help(_OWN, leaf_again(ask, offered[0].made)),),
         raised=True,
     )
+
+
+_OWN = "make it a leaf of its own: `.detach().clone().requires_grad_()`, and use that in the loss"
 
 
 def _read_in_vain(ask: Ask) -> Iterator[Claim[_NonLeaf]]:
@@ -133,18 +140,21 @@ def _reads_of_nothing(ask: Ask) -> Iterator[tuple[StepFlow, Operation, int]]:
             yield flow, read, read.inputs[0]
 
 
-def _read(read: _Read, tensor: Tensor, run: Run) -> Story:
+def _read(read: _Read, tensor: Tensor, ask: Ask) -> Story:
     name, maker = tensor.name or "this tensor", read.maker
     way = f"read the gradient of the leaf, or call `{name}.retain_grad()` before backward"
-    if _has_taken_the_name(run, tensor):
+    span = (maker.span if maker else None) or tensor.made
+    edits = leaf_again(ask, span)
+    if _has_taken_the_name(ask.run, tensor):
+        edits = updated_in_place(ask, span) or edits
         way = f"change it in place under `torch.no_grad()`, or go on with `{name}.detach().requires_grad_()`"
     return Story(
         f"`{name}` is no leaf: its `.grad` stays None, the gradient goes to what it was made from",
-        (maker.span if maker else None) or tensor.made,
+        span,
         f"a new tensor is made here, by `{short_name(maker.name)}`" if maker else "a new tensor is made here",
         (name,),
         (Label(read.place, "`.grad` is None here"),) if read.place else (),
-        help=(Help(way),),
+        help=(Help(way, edits),),
     )
 
 

@@ -10,6 +10,7 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Run, Span, Tensor
 from gradscope.graph.naming import line_of
 from gradscope.rules.claim import Claim, Story, names_of, rule
+from gradscope.rules.mends.leaves import registered
 from gradscope.rules.words import listed, who
 
 
@@ -122,7 +123,7 @@ def _(told: Sequence[Claim[_Unregistered]], ask: Ask) -> Story:
         evidence.caret,
         names,
         facts=(f"not registered: {listed(names)}",) if names else (),
-        help=(Help(evidence.mend),),
+        help=(Help(evidence.mend, registered(ask, span, names) if evidence.mend == _NOT_REGISTERED[1] else ()),),
     )
 
 

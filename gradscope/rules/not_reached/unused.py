@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradscope.graph.ask import Ask
+from gradscope.graph.dead_ends import dead_end
 from gradscope.graph.facts import Help, Label, Operation, Optimizer, Run, Span, Tensor
 from gradscope.graph.flow import StepFlow, flows, rounds
 from gradscope.graph.naming import expression, line_of, loop_around, source_of
@@ -20,10 +21,11 @@ from gradscope.rules.words import listed, steps_text, times_text, who, whole_mod
 
 @rule("warning", [Trouble.NEVER_LEARNS])
 def unused_parameter(ask: Ask) -> Iterator[Claim[_Unused]]:
-    """An optimizer holds a parameter that no operation of the program ever uses.
+    """An optimizer holds a parameter from which no loss is computed.
 
     The parameter is registered and updated, yet no line of the forward computes with it, so no gradient can reach
-    it. Often a layer was made in `__init__` and forgotten in `forward`.
+    it: often a layer was made in `__init__` and forgotten in `forward`. Or what is computed from it comes to a dead
+    end: a loss that the next turn of a loop overwrites, a total of which only a part is returned.
 
     Bad:
 
@@ -102,8 +104,15 @@ class _Unused:
 @unused_parameter.groups
 def _(claims: Sequence[Claim[_Unused]], ask: Ask) -> Iterator[Sequence[Claim[_Unused]]]:
     by_id = {claim.tensor.id: claim for claim in claims if claim.tensor is not None}
+    ended: dict[object, list[Claim[_Unused]]] = {}
+    for claim in claims:
+        end = _end_of(claim, ask)
+        if end is not None:
+            ended.setdefault(line_of(end[1].span), []).append(claim)
+    yield from ended.values()
+    told = {id(claim) for group in ended.values() for claim in group}
     for by in ("replica", "turn", "step"):
-        waiting = [claim for claim in claims if claim.evidence.by == by]
+        waiting = [claim for claim in claims if claim.evidence.by == by and id(claim) not in told]
         for tensors in _by_origin(subjects(waiting), ask.run):
             yield [by_id[tensor.id] for tensor in tensors]
 
@@ -119,6 +128,9 @@ def _(told: Sequence[Claim[_Unused]], ask: Ask) -> Story:
         return _not_chosen(run, optimizer, tensors)
     if _are_scripted(run, tensors):
         return _unreached_in_torchscript(run, optimizer, tensors)
+    end = _end_of(told[0], ask)
+    if end is not None:
+        return _ended(run, optimizer, tensors, *end, _left_at(steps, tensors))
     span, names = tensors[0].made, names_of(told)
     used = [use for tensor in tensors for use in _uses(steps, tensor)]
     those = who(names, run)
@@ -146,6 +158,53 @@ def _(told: Sequence[Claim[_Unused]], ask: Ask) -> Story:
             *replica_note(run, tensors),
         ),
         (Help("compute a loss from it as well" if elsewhere else mend),),
+    )
+
+
+def _end_of(claim: Claim[_Unused], ask: Ask) -> tuple[StepFlow, Operation] | None:
+    """Where the values that are computed from a tensor come to their end, in the latest step in which they do."""
+    if claim.evidence.by != "step" or claim.tensor is None:
+        return None
+    for flow in reversed(ask(flows)):
+        end = dead_end(flow, claim.tensor) if flow.roots else None
+        if end is not None:
+            return flow, end
+    return None
+
+
+def _ended(
+    run: Run, optimizer: Optimizer, tensors: Sequence[Tensor], flow: StepFlow, end: Operation, left: Span | None
+) -> Story:
+    """What is computed from these comes to an end that nobody differentiates."""
+    names = tuple(tensor.name or "" for tensor in tensors)
+    those = who(names, run)
+    held, made = flow.tensor(end.outputs[0]), tensors[0].made
+    name = held.name if held is not None else None
+    where, caret, mend = "nowhere", "its result is computed here, and goes nowhere", "add its result to the loss"
+    if any((root := flow.tensor(value)) is not None and root.name == name is not None for value in flow.roots):
+        where, caret = f"to a `{name}` that is overwritten", "overwritten before anything is differentiated"
+        mend = f"add up what `{name}` holds each time, or call backward each time"
+    elif flow.is_scalar(end.outputs[0]):
+        result = f"`{name}`" if name else "this number"
+        where, caret = f"to {result}, from which no backward starts", "no backward starts from this"
+        mend = f"call backward on {result}, or add it to the loss"
+    labels = [Label(made, "made here")] if made is not None else []
+    if left is not None and end.span is not None and left.line != end.span.line:
+        labels.append(Label(left, "and becomes a plain number here"))
+    return Story(
+        f"{those.subject} {'is' if those.one else 'are'} never trained: what is computed from {those.them} leads "
+        f"{where}",
+        end.span,
+        caret,
+        names,
+        tuple(labels),
+        (
+            f"used, but leads to no loss: {listed(names)}",
+            f"note: {optimizer.name}, which holds {'it' if len(names) == 1 else 'them'}, "
+            f"stepped {times_text(optimizer.steps)}",
+            *replica_note(run, tensors),
+        ),
+        (Help(mend),),
     )
 
 
@@ -247,13 +306,18 @@ def _where_used(steps: list[StepFlow], tensors: Sequence[Tensor], used: Sequence
     """Where what leads to no loss is computed, and where it is made a plain number, if it is."""
     if not used or used[0].span is None:
         return []
-    reaches = (flow.reach(flow.values_of.get(tensor.id, ()), frozenset()) for tensor in tensors for flow in steps)
-    left = next((exit_.span for reach in reaches for exit_ in reach.exits if exit_.span is not None), None)
+    left = _left_at(steps, tensors)
     if left is None:
         return [Label(used[0].span, "its result is computed here, and goes nowhere")]
     if left.line == used[0].span.line:
         return [Label(left, "its result becomes a plain number here")]
     return [Label(used[0].span, "its result is computed here"), Label(left, "and becomes a plain number here")]
+
+
+def _left_at(steps: list[StepFlow], tensors: Sequence[Tensor]) -> Span | None:
+    """Where what is computed from one of these becomes a plain number."""
+    reaches = (flow.reach(flow.values_of.get(tensor.id, ()), frozenset()) for tensor in tensors for flow in steps)
+    return next((exit_.span for reach in reaches for exit_ in reach.exits if exit_.span is not None), None)
 
 
 def _uses(steps: list[StepFlow], tensor: Tensor) -> list[Operation]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from gradscope.errors import GradscopeError
-from gradscope.graph.facts import Run
+from gradscope.graph.facts import Finding, Run, Severity
 from gradscope.reports.dot import Style
 from gradscope.reports.drawing import check_drawable
-from gradscope.reports.report import Report
+from gradscope.reports.report import ORDER, Report
 from gradscope.rules import chosen
 from gradscope.shells.commands.destinations import check_writable, format_of, replace_file, written
-from gradscope.shells.commands.streams import colours, say, to_stream
+from gradscope.shells.commands.streams import Colour, colours, columns, say, to_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,9 @@ class Delivery:
     every_row: bool
     select: tuple[str, ...]
     ignore: tuple[str, ...]
-    fail_on: str
+    fail_on: Severity | Literal["never"]
+    colour: Colour
+    quiet: bool
 
     def __post_init__(self) -> None:
         chosen(self.select, self.ignore)
@@ -40,6 +42,11 @@ class Delivery:
         if self.graph is not None:
             check_drawable(self.graph)
             check_writable(self.graph)
+        elif self._is_of_the_graph():
+            raise GradscopeError("--depth, --open and --style are of the picture: name its file with --graph")
+
+    def _is_of_the_graph(self) -> bool:
+        return self.depth is not None or bool(self.opened) or self.style != "gradscope"
 
     def anchored(self) -> Delivery:
         """The same with absolute paths, for when the working directory may change."""
@@ -60,9 +67,11 @@ class Delivery:
         failed = max(
             attempt("the report", lambda: self._write(report, stream)), attempt("the graph", lambda: self._draw(report))
         )
-        if failed or self.fail_on == "never":
-            return failed
-        return int(bool(report.at_least(self.fail_on)))  # type: ignore[arg-type]
+        return failed or int(any(map(self.is_failing, report.findings)))
+
+    def is_failing(self, finding: Finding) -> bool:
+        """Whether a finding is at the level of `--fail-on`."""
+        return self.fail_on != "never" and ORDER.index(finding.severity) >= ORDER.index(self.fail_on)
 
     def _write(self, report: Report, stream: TextIO | None) -> int:
         format_ = format_of(self.format_, self.output)
@@ -71,15 +80,16 @@ class Delivery:
         else:
             terminal = stream is not None and not stream.closed and stream.isatty()
             unicode = terminal and stream is not None and (stream.encoding or "").lower().replace("-", "") == "utf8"
-            to_stream(
-                stream, written(report, format_, every_row=self.every_row, colour=colours(stream), unicode=unicode)
-            )
+            colour, width = colours(stream, self.colour), columns(stream)
+            text = written(report, format_, every_row=self.every_row, colour=colour, unicode=unicode, width=width)
+            to_stream(stream, text)
         return 0
 
     def _draw(self, report: Report) -> int:
         if self.graph is not None:
             report.render(self.graph, self.style, depth=self.depth, open=self.opened)
-            say(f"drew {self.graph}")
+            if not self.quiet:
+                say(f"drew {self.graph}")
         return 0
 
 

@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from gradscope.reports.frames import WIDTH
 from gradscope.reports.report import Report
 from gradscope.shells.commands.streams import Unwritable
 
-Format = Literal["text", "json", "html", "sarif", "markdown", "github"]
-FORMATS: tuple[Format, ...] = ("text", "json", "html", "sarif", "markdown", "github")
+Format = Literal["text", "json", "html", "sarif", "markdown", "github", "concise"]
+FORMATS: tuple[Format, ...] = ("text", "json", "html", "sarif", "markdown", "github", "concise")
 _ENDINGS: dict[str, Format] = {
     ".txt": "text",
     ".sarif.json": "sarif",
@@ -85,8 +86,10 @@ def format_of(given: str | None, output: Path | None) -> Format:
     )
 
 
-def written(report: Report, format_: Format, *, every_row: bool, colour: bool = False, unicode: bool = False) -> str:
-    """The report in a format."""
+def written(
+    report: Report, format_: Format, *, every_row: bool, colour: bool = False, unicode: bool = False, width: int = WIDTH
+) -> str:
+    """The report in a format; how it is to look counts for text alone."""
     if format_ == "json":
         return report.to_json() + "\n"
     if format_ == "html":
@@ -97,7 +100,9 @@ def written(report: Report, format_: Format, *, every_row: bool, colour: bool = 
         return report.to_markdown(every_row=every_row)
     if format_ == "github":
         return report.to_github()
-    return report.to_text(every_row=every_row, colour=colour, unicode=unicode)
+    if format_ == "concise":
+        return report.to_concise()
+    return report.to_text(every_row=every_row, colour=colour, unicode=unicode, width=width)
 
 
 def replace_file(path: Path, data: bytes) -> None:

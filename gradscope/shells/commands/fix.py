@@ -16,7 +16,7 @@ from gradscope.reports.escaping import printable_json, shown
 from gradscope.reports.report import Report
 from gradscope.reports.text import finding_text, headline
 from gradscope.rules import chosen
-from gradscope.shells.commands.options import rule_names
+from gradscope.shells.commands.options import RULE_NAMES, rule_names
 from gradscope.shells.commands.streams import colours, say, to_stream
 from gradscope.shells.trials.files import Source, write
 from gradscope.shells.trials.fixing import Fixing, Tried
@@ -42,14 +42,29 @@ class Fixed(msgspec.Struct, frozen=True):
 @click.command("fix", context_settings={"allow_interspersed_args": False})
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, to be run as `python -m` does.")
 @click.option("--apply", is_flag=True, help="Write the mends that help into the files.")
-@click.option("--rule", "rules", multiple=True, callback=rule_names, metavar="RULE[,RULE]", help="Mend only these.")
-@click.option("--ignore", multiple=True, callback=rule_names, metavar="RULE[,RULE]", help="Leave these rules out.")
+@click.option(
+    "--rule",
+    "rules",
+    type=RULE_NAMES,
+    multiple=True,
+    callback=rule_names,
+    metavar="RULE[,RULE]",
+    help="Mend only these.",
+)
+@click.option(
+    "--ignore",
+    type=RULE_NAMES,
+    multiple=True,
+    callback=rule_names,
+    metavar="RULE[,RULE]",
+    help="Leave these rules out.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="End each run after this many optimizer steps.")
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds that one trial may take."
 )
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", help="Format of the report.")
-@click.argument("script")
+@click.argument("script", type=click.Path(readable=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
     script: str,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Literal, TextIO
 
 import click
 
 from gradscope.errors import GradscopeError
 from gradscope.reports.escaping import shown
+from gradscope.reports.frames import WIDTH
+
+_NARROWEST = 72  # columns that the table takes at the least: its numbers cannot be shortened
 
 
 class Unwritable(GradscopeError):
@@ -18,13 +22,34 @@ class Unwritable(GradscopeError):
 
 def say(line: str) -> None:
     """A line on standard error, with any names in it; where that is closed or full, there is nobody to tell."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    told = f"gradscope: {shown(line)}".encode(encoding, "backslashreplace").decode(encoding)
     with suppress(OSError, ValueError):
-        click.echo(f"gradscope: {shown(line)}", err=True)
+        click.echo(told, err=True)
 
 
-def colours(stream: TextIO | None) -> bool:
-    """Whether what is written there may be coloured: it is a terminal, and nobody asked for none."""
-    return stream is not None and not stream.closed and stream.isatty() and "NO_COLOR" not in os.environ
+Colour = Literal["auto", "always", "never"]
+
+
+def colours(stream: TextIO | None, wanted: Colour = "auto") -> bool:
+    """Whether what is written there is coloured: as `wanted`, as NO_COLOR or FORCE_COLOR say, else on a terminal."""
+    if wanted != "auto":
+        return wanted == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") != "0":
+        return True
+    return stream is not None and not stream.closed and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns(stream: TextIO | None) -> int:
+    """The columns of the terminal that a stream leads to, else those of a text that is to be pasted."""
+    try:
+        if stream is not None and stream.isatty():
+            return max(_NARROWEST, os.get_terminal_size(stream.fileno()).columns or WIDTH)
+    except (OSError, ValueError):
+        pass
+    return WIDTH
 
 
 def to_stream(stream: TextIO | None, text: str) -> None:

@@ -187,6 +187,40 @@ def test_steps_that_change_tensors_in_place_are_thrown_away_unread() -> None:
     assert set(waiting[5:]) == {3}
 
 
+def test_who_merely_requires_gradients_has_not_been_written_to() -> None:
+    """`requires_grad_` is no change in place: other views need no second look from then on."""
+    with gradscope.observe() as seen:
+        for tape in loops(seen, 12):
+            x = torch.rand(3).detach().requires_grad_(True)
+            torch.autograd.grad((x * x).sum(), x)
+            assert not tape.changed_since
+        x.detach().add_(1)
+        assert tape.changed_since
+
+
+@pytest.mark.parametrize(
+    ("line", "singular"),
+    [
+        ("(w ** 2 / 10).sum()", False),
+        ("w.pow(3).div(4).sum()", False),
+        ("(1 / w).sum()", True),
+        ("(w / w).sum()", True),
+        ("(w / 0).sum()", True),
+        ("(w ** 0.5).sum()", True),
+        ("(w.half() / 10).sum()", True),
+    ],
+)
+def test_what_autograd_multiplies_by_needs_no_watch(line: str, singular: bool) -> None:
+    """A number that is divided by, and powers from 1 on, have no infinite derivative, in the first step or in later."""
+    w = torch.ones(3, requires_grad=True)
+    with gradscope.observe() as seen:
+        for tape in loops(seen, 5):
+            assert not tape.singular
+            exec(line, {"w": w})
+            assert tape.singular is singular
+            tape.singular = False
+
+
 def test_a_program_whose_results_lead_on_is_written_at_once() -> None:
     """Where each step has to be written out, the tape rests twice as long each time."""
     jotted = 0

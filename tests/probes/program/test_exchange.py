@@ -61,6 +61,15 @@ def test_reports_arrive_and_are_acknowledged(place: Place) -> None:
         one.end()
 
 
+def test_waits_are_longer_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where twelve processes want three processors, all takes four times as long; nothing is hurried on an idle one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(os, "getloadavg", lambda: (12.0, 0.0, 0.0), raising=False)
+    assert exchange.lasting(5.0) == 20.0
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 9.0, 9.0), raising=False)
+    assert exchange.lasting(5.0) == 5.0
+
+
 def test_no_wait_hangs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who never reports is left out, and where rank 0 never speaks a rank speaks for itself."""
     first, second = Exchange(place), Exchange(replace(place, rank=1))

@@ -107,13 +107,13 @@ def test_layer_that_is_never_called(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize(
     "forward",
-    ["gate = torch.sigmoid(self.gate(x))  # goes nowhere", "x = x\nh = self.gate(x)  # goes nowhere\nh = x"],
+    ["gate = torch.sigmoid(self.gate(x))  # here", "x = x\nh = self.gate(x)  # here\nh = x"],
 )
 def test_result_that_goes_nowhere(forward: str, workshop: Workshop) -> None:
-    """A layer whose result no loss is computed from is shown where it was made, with a label on its use."""
-    found = judge(workshop, module("self.gate = nn.Linear(4, 4)  # here", forward))
+    """A layer whose result no loss is computed from is shown where that ends, with a label where it was made."""
+    found = judge(workshop, module("self.gate = nn.Linear(4, 4)  # made", forward))
     finding = found.must_be("unused-parameter", "warning", "gate.weight", "gate.bias")
-    assert ["# goes nowhere" in found.line(label.span) for label in finding.labels] == [True]
+    assert ["# made" in found.line(label.span) for label in finding.labels] == [True]
     assert "used, but leads to no loss: gate.weight, gate.bias" in finding.facts
 
 
@@ -154,12 +154,12 @@ def test_codebook_that_is_made_anew_in_each_forward(replacing: bool, workshop: W
 
 
 def test_result_that_becomes_a_number(workshop: Workshop) -> None:
-    """Where the result of a layer is only logged, a label shows the line that makes a number of it."""
+    """Where the result of a layer is only logged, that is its end, and a label shows where it becomes a number."""
     program = """
         import torch
         from torch import nn
 
-        net, extra = nn.Linear(4, 1), nn.Linear(4, 1)  # here
+        net, extra = nn.Linear(4, 1), nn.Linear(4, 1)
         optimizer = torch.optim.SGD([*net.parameters(), *extra.parameters()], lr=0.1)
         for _ in range(3):
             x = torch.rand(8, 4)
@@ -173,9 +173,11 @@ def test_result_that_becomes_a_number(workshop: Workshop) -> None:
     (finding,) = Report.of(workshop.run(program)).findings
     assert (finding.rule, finding.tensors) == ("unused-parameter", ("extra.weight", "extra.bias"))
     assert [(label.span.line, label.message) for label in finding.labels] == [
-        (8, "its result is computed here"),
+        (4, "made here"),
         (9, "and becomes a plain number here"),
     ]
+    assert finding.span is not None
+    assert finding.span.line == 8
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import signal
 import textwrap
 
 import pytest
+from click.shell_completion import BashComplete
 
+from gradscope.shells.cli import cli
 from tests.waiting import communicated
 from tests.workshop import FORUM, Workshop
 
@@ -382,7 +384,23 @@ BAD = [
     (("explain", "--save", "no/run.json", "script.py"), "cannot write no/run.json: there is no directory no"),
     (("explain", "--graph", "no/graph.png", "script.py"), "no"),
     (("explain", "--graph", "graph.bmp", "script.py"), "graph.bmp"),
-    (("explian", "script.py"), "No such command 'explian'"),
+    (("explian", "script.py"), "No such command 'explian': did you mean `gradscope explain`?"),
+    (("script.py",), "No such command 'script.py': to run a script, `gradscope explain script.py`"),
+    (("broken",), "No such command 'broken'; `gradscope --help` lists them"),
+    (("explain", "cells.ipynb"), "cells.ipynb is a notebook: begin a cell with %%gradscope"),
+    (("explain", "report.json"), "report.json is no script: a kept run is shown by `gradscope show report.json`"),
+    (
+        ("explain", "--depth", "2", "script.py"),
+        "--depth, --open and --style are of the picture: name its file with --gr",
+    ),
+    (("explain", "--style", "torchviz", "script.py"), "are of the picture"),
+    (
+        ("explain", "--graph", "a.dot", "--depth", "0", "script.py"),
+        "Invalid value for '--depth': 0 is not in the range",
+    ),
+    (("explain", "-o", "a.txt", "-o", "b.txt", "script.py"), "given 2 times, and there is one report: name one file"),
+    (("explain", "--until-finding", "--fail-on", "never", "script.py"), "--until-finding needs a level to end at"),
+    (("explain", "--color", "pink", "script.py"), "Invalid value for '--color'"),
 ]
 
 
@@ -393,6 +411,8 @@ def test_bad_input_is_one_line_before_any_work(workshop: Workshop, args: tuple[s
     """Misuse gives exactly one line on standard error and exit code 2, before the script has run."""
     workshop.write("print('the script ran')")
     workshop.write("x = = 1", "broken.py")
+    workshop.write('{"cells": []}', "cells.ipynb")
+    workshop.write('{"schema": "gradscope.report/2"}', "report.json")
     ended = workshop.gradscope(*args)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.startswith("gradscope: ")
@@ -488,3 +508,106 @@ def test_nothing_of_the_user_is_overwritten(workshop: Workshop) -> None:
     assert workshop.gradscope("show", "run.json", "-o", "link.json").status == 0
     assert (workshop.folder / "link.json").is_symlink()
     assert (workshop.folder / "real.json").exists()
+
+
+DETACHED = """
+import torch
+from torch import nn
+
+encoder, decoder = nn.Linear(3, 2), nn.Linear(2, 1)
+optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+for _ in range(40):
+    loss = decoder(encoder(torch.ones(8, 3)).detach()).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print("ends without a newline", end="")
+"""
+
+
+def test_quiet_tells_nothing_but_the_report(workshop: Workshop) -> None:
+    """`--quiet` leaves standard error to the script, and the report begins on a line of its own."""
+    workshop.write(DETACHED)
+    ended = workshop.gradscope("explain", "--quiet", "--graph", "graph.dot", "script.py")
+    assert (ended.status, ended.err) == (1, "")
+    assert ended.out.startswith("ends without a newline\nerror[detach]: ")
+
+
+def test_a_script_ends_at_its_first_finding(workshop: Workshop) -> None:
+    """`--until-finding` ends the script at a finding of the level of `--fail-on`, and no other."""
+    workshop.write(DETACHED)
+    ended = workshop.gradscope("explain", "-q", "--until-finding", "script.py")
+    assert ended.out.startswith("error[detach]: ")
+    assert "16 steps (ended by --until-finding)" in ended.out
+    ended = workshop.gradscope("explain", "-q", "--until-finding", "--ignore", "detach", "script.py")
+    assert ended.out.startswith("ends without a newline")
+    assert "40 steps" in ended.out
+
+
+def test_colour_as_it_is_wanted(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option comes before NO_COLOR, and that before FORCE_COLOR; a pipe gets no colour by itself."""
+    workshop.write(DETACHED)
+    workshop.gradscope("explain", "-q", "--save", "run.json", "script.py")
+
+    def coloured(*options: str) -> bool:
+        return "\x1b[31;1merror[detach]\x1b[0m" in workshop.gradscope("show", *options, "run.json").out
+
+    assert [coloured(), coloured("--color", "always"), coloured("--color", "never")] == [False, True, False]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert [coloured(), coloured("--color", "never")] == [True, False]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert [coloured(), coloured("--color", "always")] == [False, True]
+
+
+def test_concise_is_a_line_for_each_finding(workshop: Workshop) -> None:
+    """`--format concise` has file, line, column, rule and message on one line."""
+    workshop.write(DETACHED)
+    ended = workshop.gradscope("explain", "-q", "--format", "concise", "-o", "found.txt", "script.py")
+    assert ended.out == "ends without a newline"
+    assert (workshop.folder / "found.txt").read_text() == (
+        "script.py:7:45: error[detach] `encoder` never learns: its 2 parameters got no gradient in 40 steps\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "hinted"),
+    [
+        ("print('no use for it')", ("--steps", "3"), True),
+        ("print('no use for it')", ("--graph=a.png",), True),
+        ("print('no use for it')", ("--lr", "3"), False),
+        ("import sys; print(sys.argv[1:])", ("--steps", "3"), False),
+        ("import argparse; p = argparse.ArgumentParser(); p.add_argument('--steps'); p.parse_args()", ("--all",), True),
+        (
+            "import argparse; p = argparse.ArgumentParser(); p.add_argument('--all'); p.parse_args()",
+            ("--all", ""),
+            False,
+        ),
+    ],
+    ids=["unread", "unread_with_a_value", "not_ours", "read", "refused", "taken"],
+)
+def test_options_behind_the_script_are_hinted_at(
+    workshop: Workshop, source: str, args: tuple[str, ...], hinted: bool
+) -> None:
+    """What follows the script's name is the script's; where it has no use for it, a line says where it belongs."""
+    workshop.write(source)
+    ended = workshop.gradscope("explain", "script.py", *args)
+    assert ("options of gradscope stand before it" in ended.err) == hinted
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "offered"),
+    [
+        ((), "ex", ["explain"]),
+        (("explain",), "--until", ["--until-finding"]),
+        (("explain", "--select"), "no-grad,deta", ["no-grad,detach"]),
+        (("rule",), "deta", ["detach"]),
+        (("show", "-o"), "rep", ["rep"]),
+        (("explain",), "scr", ["scr"]),
+    ],
+)
+def test_a_shell_completes(words: tuple[str, ...], begun: str, offered: list[str]) -> None:
+    """What a shell is offered: commands, options, rules behind a comma; of files it finds the names itself."""
+    completion = BashComplete(cli, {}, "gradscope", "_GRADSCOPE_COMPLETE")
+    items = completion.get_completions(list(words), begun)
+    assert [item.value for item in items] == offered
+    assert {item.type for item in items} == {"file" if begun in ("rep", "scr") else "plain"}
