@@ -41,6 +41,9 @@ Symptom = Literal[
     "argument without derivative",
     "copy of a result",
     "changed in place under vmap",
+    "recomputed otherwise",
+    "ready twice",
+    "compiled for one pass",
 ]
 Observed = Literal["operations", "values"]
 Registration = Literal["parameter", "buffer", "attribute"]
@@ -262,6 +265,30 @@ class Node(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A call that a function under `checkpoint` made when it ran again; `shape` is that of its first result."""
+
+    name: str
+    span: Span
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """A function under `checkpoint`, called at `span`, that ran otherwise when backward ran it again.
+
+    The ids of the operations of its first run lie between `began` and `ended`. `switched` is the call that last put
+    modules into another mode, where that was after the first run.
+    """
+
+    span: Span | None
+    began: int
+    ended: int | None
+    again: tuple[Again, ...]
+    switched: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Where a failed backward met a saved tensor that it could not use.
 
@@ -270,6 +297,7 @@ class Refused:
     it took. `version` counts the changes now, `expected` those when it was saved; `writers` are the operations that
     made them, in order, as far as they were seen.
     A graph that was freed: `freed` are the operations behind the roots whose saved tensors are gone.
+    What checkpointing had to compute again and did not find as it was: `recomputed`.
     """
 
     node: str | None = None
@@ -280,6 +308,7 @@ class Refused:
     expected: int | None = None
     writers: tuple[int, ...] = ()
     freed: tuple[int, ...] = ()
+    recomputed: Recomputed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +441,15 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class WrongValue:
+    """At one element of the argument at a place: the gradient that backward gave, and the slope of forward there."""
+
+    place: int
+    given: float
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
 class CustomBackward:
     """The backward of one custom autograd Function over all the passes that were looked at.
 
@@ -421,7 +459,7 @@ class CustomBackward:
     where that was nothing at all. `reads_upstream` is false where its code makes no use of the values of the upstream
     gradient; `upstream_is_one` is true while every upstream gradient was exactly one, and `zero` while everything that
     was returned was exactly zero. `returns` are its return statements. `raised` says that it raised the exception that
-    ended the script.
+    ended the script. `wrong` is what a check of its values found, where one was asked for.
     """
 
     name: str
@@ -436,6 +474,7 @@ class CustomBackward:
     zero: bool = True
     complained: bool = False
     raised: bool = False
+    wrong: tuple[WrongValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,9 @@ FITTING_UPDATE = 1e-3
 # Of the targets, what may lie beyond a prediction's range: outliers, and noise about a limit.
 BEYOND = 0.1
 
+# Targets for each class in which a class that exists is missing by chance in less than 1 of 100 cases.
+TARGETS_A_CLASS = 5
+
 # Of the way that steps have led, what is undone where they are written over: averages of averages (Reptile, a round of
 # federated learning) leave a tenth of it and more.
 PROGRESS_LOST = 0.93

@@ -187,6 +187,48 @@ def _indent(text: str) -> int:
     return len(text) - len(text.lstrip())
 
 
+def entered_at(name: str | None, use: Span, sources: Mapping[str, Mapping[int, str]]) -> Span | None:
+    """The last assignment above a use that gives a variable numbers from outside, by `from_numpy`.
+
+    No function mode sees that call.
+    """
+    lines = sources.get(use.file, {})
+    if name is None or not name.isidentifier() or not lines:
+        return None
+    try:
+        tree = ast.parse("\n".join(lines.get(number, "") for number in range(1, max(lines) + 1)))
+    except SyntaxError:
+        return None  # not all of its lines are kept
+    assigned = [
+        node
+        for node in _statements_of(tree, use)
+        if isinstance(node, ast.Assign)
+        and node.lineno < use.line
+        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+    ]
+    value = max(assigned, key=lambda node: node.lineno).value if assigned else None
+    if not isinstance(value, ast.Call) or plain_name(value.func) not in ("torch.from_numpy", "from_numpy"):
+        return None
+    column, end = value.col_offset + 1, (value.end_col_offset or value.col_offset) + 1
+    return Span(use.file, value.lineno, column, value.end_lineno or value.lineno, end, use.function)
+
+
+def _statements_of(tree: ast.Module, use: Span) -> Iterator[ast.AST]:
+    """The statements of the function in which a use lies, or of the module outside of all functions."""
+    scopes = (ast.FunctionDef, ast.AsyncFunctionDef)
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, scopes) and node.lineno <= use.line <= (node.end_lineno or node.lineno)
+    ]
+    waiting: list[ast.AST] = list((around[-1] if around else tree).body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, (*scopes, ast.ClassDef, ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
+
+
 def callee(span: Span, sources: Mapping[str, Mapping[int, str]]) -> str | None:
     """The last part of the name of the function called at a span: `sample` for `dist.sample()`."""
     node = expression(span, sources)

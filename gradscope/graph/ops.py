@@ -207,7 +207,11 @@ TAKES_SIZE = {
 }
 GIVES_SIZE = {"Linear": (1, "out_features")}
 
+WRITES_PARTS = _names("setitem")  # what it gives is what it changed
+REENTRANT = _names("CheckpointFunction")  # a function that backward runs again, in a backward of its own
+DDP_SINKS = _names("_DDPSink")  # the end of a forward of a DDP that looks for unused parameters
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu")
+TAKES_PLACES = _names("gather scatter scatter_ scatter_add scatter_add_ take_along_dim")
 TAKES_A_PLACE = _names("getitem select")
 
 # --- nodes of the autograd graph -----------------------------------------------------------------------------------

@@ -126,6 +126,12 @@ class Text:
         """What `torch.nn` is called; None where it is out of reach."""
         return self._imported("torch.nn") or (f"{self.torch}.nn" if self.torch is not None else None)
 
+    @cached_property
+    def functional(self) -> str | None:
+        """What `torch.nn.functional` is called; None where it is out of reach."""
+        named = self._imported("torch.nn.functional")
+        return named or (f"{self.nn}.functional" if self.nn is not None else None)
+
     def _imported(self, module: str) -> str | None:
         package, _, last = module.rpartition(".")
         for node in self.tree.body:
@@ -152,6 +158,11 @@ class Text:
             _, _, line, column = self._box(node)
             return (Edit(Span(self.file, line, column, line, column), link),)
         return (self.replaced(node, f"({self.source(node)}){link}"),)
+
+    def appended_element(self, node: ast.expr, text: str) -> Edits:
+        """Text right behind an element of a list, or behind an argument."""
+        _, _, line, column = self._box(node)
+        return (Edit(Span(self.file, line, column, line, column), text),)
 
     def bracketed(self, node: ast.expr) -> str:
         """The text of an expression, in brackets where something could come between its parts."""
@@ -201,6 +212,25 @@ class Text:
             return (Edit(Span(self.file, *tokens[place - 1][1], end_line, end), ""),)
         last = tokens[after + 1][1] if tokens[after][0] == "," else (end_line, end)
         return (Edit(Span(self.file, line, column, *last), ""),)
+
+    def without_argument(self, call: ast.Call, argument: ast.expr) -> Edits:
+        """A call without one of its arguments by place, and without the comma that goes with it."""
+        line, column, end_line, end = self._box(argument)
+        tokens = self._tokens(call)
+        before = [token for token in tokens if token[2] <= (line, column)]
+        after = [token for token in tokens if token[1] >= (end_line, end)]
+        if before[-1][0] == ",":
+            return (Edit(Span(self.file, *before[-1][1], end_line, end), ""),)
+        last = after[1][1] if after[0][0] == "," else (end_line, end)
+        return (Edit(Span(self.file, line, column, *last), ""),)
+
+    def renamed(self, node: ast.Attribute, name: str) -> Edits:
+        """Another name for an attribute: `log_softmax` for `softmax` in `torch.softmax`."""
+        return (Edit(self.attribute(node), name),)
+
+    def cut_out(self, span: Span) -> Edits:
+        """The text of a span less."""
+        return (Edit(span, ""),)
 
     def _tokens(self, node: ast.expr) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
         """The tokens of an expression in brackets, with the places at which they begin and end; comments are none."""
@@ -302,6 +332,10 @@ class Text:
         called = f" as {self.source(item.optional_vars)}" if item.optional_vars is not None else ""
         return self.source(item.context_expr) + called
 
+    def lines_left_out(self, first: int, last: int) -> Edits:
+        """Whole lines less."""
+        return (self._lines(first, last, ()),)
+
     def undecorated(self, decorator: ast.expr) -> Edits:
         """A definition without one of its decorators."""
         line = self.lines[decorator.lineno - 1]
@@ -341,6 +375,12 @@ def text_of(ask: Ask, file: str) -> Text | None:
         return Text(file, [kept.get(number, "") for number in range(1, max(kept, default=0) + 1)])
     except (SyntaxError, ValueError):
         return None
+
+
+def statement_at(ask: Ask, span: Span | None) -> tuple[Text | None, ast.stmt | None]:
+    """The innermost statement in which a span lies, with the text of its file; None where that is not known."""
+    text = ask(text_of, span.file) if span is not None else None
+    return text, text.at(span, ast.stmt) if text is not None and span is not None else None
 
 
 def node_at(ask: Ask, span: Span | None, *kinds: type[_Node]) -> tuple[Text, _Node] | None:

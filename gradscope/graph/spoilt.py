@@ -33,7 +33,7 @@ def counts_nothing(ask: Ask, event: Nonfinite) -> bool:
     """Whether a divisor of 0 is a count, of labels or of selected places: it comes from whole numbers."""
     if event.node != "Div" or event.operand != "other" or event.low != 0 or event.high != 0:
         return False
-    for flow, operation in _again(ask, event.operation):
+    for flow, operation in again(ask, event.operation):
         for value in _chain(flow, operation.inputs[-1:]):
             tensor = flow.tensor(value)
             maker = flow.maker.get(value)
@@ -55,7 +55,7 @@ def _chain(flow: StepFlow, values: tuple[int, ...]) -> Iterator[int]:
 
 def vanished_constant(ask: Ask, event: Nonfinite) -> float | None:
     """The constant that was added to what an operation took, where float16 holds it as 0."""
-    for flow, operation in _again(ask, event.operation):
+    for flow, operation in again(ask, event.operation):
         for value in operation.inputs:
             maker, tensor = flow.maker.get(value), flow.tensor(value)
             number = maker.number if maker is not None and ops.is_a(maker, ops.SUMS, ops.BOUNDS) else None
@@ -64,7 +64,7 @@ def vanished_constant(ask: Ask, event: Nonfinite) -> float | None:
     return None
 
 
-def _again(ask: Ask, operation: Operation | None) -> Iterator[tuple[StepFlow, Operation]]:
+def again(ask: Ask, operation: Operation | None) -> Iterator[tuple[StepFlow, Operation]]:
     """An operation in the steps that are kept: itself, else what the same line called there."""
     if operation is None:
         return

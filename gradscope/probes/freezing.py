@@ -19,6 +19,7 @@ from gradscope.folds.overwrites import Overwrites
 from gradscope.graph.comments import comments_in
 from gradscope.graph.events import AnyEvent
 from gradscope.graph.facts import (
+    Again,
     Backward,
     BatchCheck,
     Call,
@@ -40,6 +41,7 @@ from gradscope.graph.facts import (
     Profile,
     ProfileNode,
     Received,
+    Recomputed,
     Refused,
     Softmax,
     Span,
@@ -55,6 +57,7 @@ from gradscope.probes.asked.batches import BatchCheck as BatchCheckRecord
 from gradscope.probes.backward.custom import custom_backwards
 from gradscope.probes.backward.nonfinite import spoilt_by_steps
 from gradscope.probes.backward.profiles import Profile as ProfileRecord
+from gradscope.probes.backward.recomputes import Recompute
 from gradscope.probes.backward.twins import twins_at_end
 from gradscope.probes.forward.callsites import USER, Site
 from gradscope.probes.program.names import SourceNames, function_name, names_in, source_names
@@ -302,7 +305,16 @@ class _Freezer:
             then,
             refusal.writers,
             tuple(dict.fromkeys(freed)),
+            self.recomputed(refusal.recompute) if refusal.recompute is not None else None,
         )
+
+    def recomputed(self, record: Recompute) -> Recomputed:
+        calls = ((function_name(function), self.span(site), shape) for function, site, shape in record.calls)
+        again = tuple(Again(name, span, shape) for name, span, shape in calls if span is not None)
+        number, site = self.tape.mode_switched
+        late = record.ended is not None and number > record.ended
+        switched = self.span(site) if late else None
+        return Recomputed(self.span(record.site), record.began, record.ended, again, switched)
 
     def makers(self, thread: int) -> _Makers:
         """Who made the nodes of a thread."""

@@ -14,11 +14,13 @@ import torch
 from gradscope import __version__
 from gradscope.graph.facts import Crash, Ending, Observed, Run
 from gradscope.probes.asked.batches import check_module
+from gradscope.probes.asked.functions import check_function
 from gradscope.probes.asked.outputs import confirm, confirm_outputs
 from gradscope.probes.backward.backward import watch_backward
 from gradscope.probes.backward.custom import watch_custom_backwards
 from gradscope.probes.backward.masks import watch_masks
 from gradscope.probes.backward.nonfinite import explain_crash
+from gradscope.probes.backward.recomputes import watch_recomputes
 from gradscope.probes.dry.running import DryRun
 from gradscope.probes.forward.callsites import CallSites
 from gradscope.probes.forward.compiled import watch_compiled
@@ -83,6 +85,7 @@ class Observation:
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
     `steps` ends the program after so many optimizer steps; `watch` is called after each. `checks` are those that are
     not always on: `batch`. A `dry` observation runs the program with fake tensors.
+    not always on: `batch`, `functions`.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class Observation:
         if "batch" in checks:
             self.tape.check_calls = functools.partial(check_module, self.tape)
         self.dry = DryRun(self.tape) if dry else None
+        if "functions" in checks:
+            self.tape.check_function = functools.partial(check_function, self.tape)
         self.given: dict[int, str] = {}
         self.began = time.perf_counter()
         self.seconds = 0.0
@@ -163,6 +168,7 @@ class Observation:
                 "fused kernels": lambda: watch_fast_paths(tape),
                 "torch.func": lambda: watch_transforms(tape),
                 "custom backwards": lambda: watch_custom_backwards(tape),
+                "checkpoints": lambda: watch_recomputes(tape),
                 "compiled regions": lambda: watch_compiled(tape),
                 "traces": lambda: watch_tracing(tape),
                 "inference mode": lambda: watch_inference_mode(tape),

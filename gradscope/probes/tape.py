@@ -59,10 +59,12 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from gradscope.probes.asked.batches import BatchCheck
+    from gradscope.probes.asked.functions import Wrong
     from gradscope.probes.backward.custom import CustomRecord
     from gradscope.probes.backward.failing import FailedRecord
     from gradscope.probes.backward.nonfinite import Event
     from gradscope.probes.backward.profiles import Profile
+    from gradscope.probes.backward.recomputes import Recompute
     from gradscope.probes.backward.targets import Compared
     from gradscope.probes.backward.twins import Twins
 
@@ -97,6 +99,8 @@ class Tape:
         self.ended_by: tuple[int, type, str] | None = None  # the exception that ended the program
         self.places: dict[str, tuple[int, ...]] = {}  # of the tensors among the arguments of a custom Function
         self.custom_entered: CustomRecord | None = None
+        self.mode_switched: tuple[int, Site | None] = (0, None)  # the latest change between training and evaluation
+        self.recompute: Recompute | None = None  # the latest function that checkpointing ran again
         self.losses: dict[tuple[str, Site | None], tuple[Subject, Losses]] = {}
         self.discards: dict[Site | None, Discards[Site]] = {}
         self.growth = Growth()
@@ -119,6 +123,9 @@ class Tape:
         self.dead = 0  # times that gradients have become zero for good, of which a profile was wanted
         self.check_calls: Callable[[torch.nn.Module, Any, Any], bool] | None = None
         self.checked: dict[int, ModuleMark] = {}
+        self.check_function: Callable[[Any, Callable[..., Any], tuple[Any, ...]], None] | None = None
+        self.functions_checked: dict[CodeType, int] = {}
+        self.wrong_backwards: dict[CodeType, tuple[Wrong, ...]] = {}
         self.checks: list[BatchCheck] = []
         self.moded: list[ModuleMark] = []
         self.looks: dict[tuple[Any, Site], int] = {}

@@ -43,6 +43,7 @@ from gradscope.rules.padding import padding_row
 from gradscope.rules.raised import inference_tensor, integer_requires_grad, leaf_inplace, non_scalar_backward
 from gradscope.rules.refused.history import deepcopy_non_leaf, non_differentiable_argument, vmap_inplace
 from gradscope.rules.refused.indices import index_range
+from gradscope.rules.refused.passes import checkpoint_mismatch, compiled_backward, ready_twice
 from gradscope.rules.refused.shapes import shape_mismatch
 from gradscope.rules.refused.types import device_mismatch, dtype_mismatch
 from gradscope.rules.scaling import scaler_skips
@@ -55,7 +56,10 @@ from gradscope.rules.zero import zero_gradient
 
 # What comes first is the better explanation of the same trouble.
 RULES: tuple[AnyRule, ...] = (
+    checkpoint_mismatch,
+    ready_twice,
     vmap_inplace,
+    compiled_backward,
     deepcopy_non_leaf,
     non_differentiable_argument,
     inplace_modified,

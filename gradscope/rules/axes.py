@@ -11,6 +11,7 @@ from gradscope.graph.naming import expression, is_library, shape_text, short_nam
 from gradscope.graph.reshapes import Mixed, mixing_reshapes
 from gradscope.graph.softmaxes import Crossed, crossed_softmaxes
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.losses import along
 
 
 @rule("warning")
@@ -67,6 +68,7 @@ def _(told: Sequence[Claim[Crossed]], ask: Ask) -> Story:
     labels: tuple[Label, ...] = ()
     if user.span is not None and user.span != softmax.span:
         labels = (Label(user.span, f"`{later}` works along axis {crossed.right} of {shape_text(shape)}"),)
+    dim = crossed.right - len(shape) if crossed.right == len(shape) - 1 else crossed.right
     return Story(
         f"`{name}` works along axis {crossed.axis} of {shape_text(shape)}, and `{later}` along axis {crossed.right}",
         softmax.span,
@@ -74,7 +76,7 @@ def _(told: Sequence[Claim[Crossed]], ask: Ask) -> Story:
         tuple(dict.fromkeys((*((made.name,) if made is not None and made.name else ()), *scores))),
         labels,
         ("note: each of them depends on all others along that axis, as one sample on the other samples of a batch",),
-        (Help(f"take `dim={crossed.right - len(shape) if crossed.right == len(shape) - 1 else crossed.right}`"),),
+        (Help(f"take `dim={dim}`", along(ask, softmax, crossed.axis, dim)),),
     )
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradscope.graph.ask import Ask
-from gradscope.graph.facts import Help, Operation, Run
+from gradscope.graph.facts import Help, Operation
 from gradscope.graph.naming import shape_text, short_name
+from gradscope.graph.rewriting import Edits
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.numbers import by_sample, swapped
 
 
 @rule("warning")
@@ -80,10 +82,11 @@ class _Normed:
 @batch_leak.words
 def _(told: Sequence[Claim[_Mixed | _Normed]], ask: Ask) -> Story:
     evidence = told[0].evidence
-    return _mixed(evidence, ask.run) if isinstance(evidence, _Mixed) else _normed(evidence)
+    return _mixed(evidence, ask) if isinstance(evidence, _Mixed) else _normed(evidence)
 
 
-def _mixed(mixed: _Mixed, run: Run) -> Story:
+def _mixed(mixed: _Mixed, ask: Ask) -> Story:
+    run, edits = ask.run, _edits(mixed, ask)
     operation, name = mixed.operation, short_name(mixed.operation.name)
     involved = [run.tensor_by_id[run.holder[value]] for value in (*operation.inputs[:1], *operation.outputs[:1])]
     taken, given = involved[0], involved[-1]
@@ -94,8 +97,22 @@ def _mixed(mixed: _Mixed, run: Run) -> Story:
         "samples gets into others",
         tuple(dict.fromkeys(tensor.name for tensor in involved if tensor.name)),
         facts=("found by the gradient of one sample's output, which reaches the inputs of others",),
-        help=(Help(_MIXING_HELP.get(name, "keep the dimension of the samples apart in this operation")),),
+        help=(Help(_MIXING_HELP.get(name, "keep the dimension of the samples apart in this operation"), edits),),
     )
+
+
+def _edits(mixed: _Mixed, ask: Ask) -> Edits:
+    """`batch_first=True` for a recurrent layer, `transpose` for a `view` that was to swap the first two axes."""
+    operation = mixed.operation
+    taken, given = (
+        next((ask.run.tensor_by_id[ask.run.holder[value]].shape for value in values), ())
+        for values in (operation.inputs, operation.outputs)
+    )
+    if short_name(operation.name) in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return by_sample(ask, operation.span) if taken[:1] == (mixed.size,) and len(taken) == 3 else ()
+    if short_name(operation.name) in ("view", "reshape") and given == (*taken[1::-1], *taken[2:]) != taken:
+        return swapped(ask, operation.span)
+    return ()
 
 
 def _normed(normed: _Normed) -> Story:

@@ -14,6 +14,7 @@ from gradscope.graph.events import Unscaled
 from gradscope.graph.facts import Clips, Help, Label, Ledger, Optimizer, Run, Span, Tensor
 from gradscope.graph.naming import expression, line_of, named
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.mends import steps
 from gradscope.rules.words import listed, who
 
 _Timing: TypeAlias = Literal["early", "late", "scaled"]
@@ -123,7 +124,7 @@ def _(told: Sequence[Claim[_Misplaced]], ask: Ask) -> Story:
     piled = any(_is_piled(tensor) for tensor in subjects(told))
     facts = [f"not clipped as they are used: gradients of {listed(names)}"]
     if worst.timing == "scaled":
-        return _scaled(worst.clips, names, optimizer, f"the gradients of {those.subject}", share, run)
+        return _scaled(worst.clips, names, optimizer, f"the gradients of {those.subject}", share, ask)
     if piled:
         facts.append("note: nothing clears them between a step and the next backward either, so they pile up")
     labels = []
@@ -132,6 +133,7 @@ def _(told: Sequence[Claim[_Misplaced]], ask: Ask) -> Story:
     if optimizer is not None and optimizer.stepped is not None:
         labels.append(Label(optimizer.stepped, "and are used here, unclipped"))
     late = worst.timing == "late"
+    edits = steps.clipped_in_time(ask, worst.clips.span, ledger.backward)
     when = "after the step that used them" if late else "before the backward that brings them"
     return Story(
         f"the gradients of {those.subject} are clipped {when}, {share}",
@@ -140,7 +142,7 @@ def _(told: Sequence[Claim[_Misplaced]], ask: Ask) -> Story:
         names,
         tuple(labels),
         tuple(facts),
-        (Help("clip between `backward()` and the step"),),
+        (Help("clip between `backward()` and the step", edits),),
     )
 
 
@@ -150,13 +152,16 @@ def _is_piled(tensor: Tensor) -> bool:
 
 
 def _scaled(
-    clips: Clips, names: tuple[str, ...], optimizer: Optimizer | None, whose: str, share: str, run: Run
+    clips: Clips, names: tuple[str, ...], optimizer: Optimizer | None, whose: str, share: str, ask: Ask
 ) -> Story:
     """Gradients that were clipped while they were multiplied by the scale of a GradScaler."""
     scale = clips.scale or 1.0
-    divided = _unscaled_at(run, optimizer)
+    divided = _unscaled_at(ask.run, optimizer)
     labels = (Label(divided, "divided by the scale here, after it"),) if divided is not None else ()
-    call = _unscaling(optimizer, run) or "scaler.unscale_(optimizer)"
+    known = _unscaling(optimizer, ask.run)
+    call = known or "scaler.unscale_(optimizer)"
+    stepped = optimizer.stepped if optimizer is not None else None
+    edits = steps.unscaled(ask, clips.span, stepped, divided, call) if known is not None else ()
     return Story(
         f"{whose} are clipped while they are multiplied by a GradScaler's scale, {share}",
         clips.span,
@@ -164,7 +169,7 @@ def _scaled(
         names,
         labels,
         (f"why: a limit of {clips.limit:g} is {clips.limit / scale:.2g} once they are divided by the scale",),
-        (Help(f"call `{call}` before it, after `backward()`"),),
+        (Help(f"call `{call}` before it, after `backward()`", edits),),
     )
 
 

@@ -12,6 +12,7 @@ from gradscope.graph.flow import flows
 from gradscope.graph.naming import line_of
 from gradscope.graph.ratios import Ratios, ratios
 from gradscope.rules.claim import Claim, Need, Story, Trouble, rule
+from gradscope.rules.mends.losses import undivided
 from gradscope.rules.words import steps_text
 
 
@@ -121,9 +122,11 @@ def _(told: Sequence[Claim[_Constant]], ask: Ask) -> Story:
     ]
     if found.own:
         caret = "divided by its own value: this is 1, whatever it was"
+        edits = tuple(edit for part in found.own for edit in undivided(ask, part))
         help_ = "divide by a reference that stays: each term's first value, or a mean over the steps before"
     else:
         caret = "divided by what is as large in every step"
+        edits = ()
         help_ = "take the reference once, or as a mean over the steps before, rather than anew in each step"
     return Story(
         f"{name} is {loss.last:.4g} in every step, whatever the model does: {steps_text(ask.run)}",
@@ -131,5 +134,5 @@ def _(told: Sequence[Claim[_Constant]], ask: Ask) -> Story:
         caret,
         labels=tuple(labels),
         facts=("why: what is divided by itself tells nothing of how large it was",) if found.own else (),
-        help=(Help(help_),),
+        help=(Help(help_, edits),),
     )

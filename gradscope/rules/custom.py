@@ -86,6 +86,8 @@ def custom_function(ask: Ask) -> Iterator[Claim[_Evidence]]:
             yield Claim(function.name, _Refused(function, refused.crash), explains=((Trouble.REFUSED, None),))
         elif not function.reads_upstream and not function.upstream_is_one and not function.zero:
             yield Claim(function.name, _IgnoresUpstream(function), explains=(), severity="warning")
+        elif function.wrong:
+            yield Claim(function.name, _IsWrong(function), explains=())
     yield from _gives_none(ask)
 
 
@@ -121,7 +123,14 @@ class _GivesNone:
     call: Operation
 
 
-_Evidence: TypeAlias = _Raised | _Refused | _IgnoresUpstream | _GivesNone
+@dataclass(frozen=True, slots=True)
+class _IsWrong:
+    """A backward that gives another gradient than its forward has."""
+
+    function: CustomBackward
+
+
+_Evidence: TypeAlias = _Raised | _Refused | _IgnoresUpstream | _IsWrong | _GivesNone
 
 
 @custom_function.words
@@ -133,6 +142,8 @@ def _(told: Sequence[Claim[_Evidence]], ask: Ask) -> Story:
             return _refused(ask, function, crash)
         case _IgnoresUpstream(function):
             return _ignores_upstream(ask, function)
+        case _IsWrong(function):
+            return _is_wrong(ask, function)
         case _GivesNone() as blocked:
             return _none_for(blocked, [claim.tensor for claim in told if claim.tensor is not None], ask.run)
 
@@ -163,9 +174,12 @@ def _raised(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
 
 def _waiting(ask: Ask, function: CustomBackward) -> tuple[str, ...]:
     """Whose gradient comes through a Function: what it was given, by name, and the leaves behind that."""
+    return tuple(dict.fromkeys(tensor.name or "" for tensor in _waiting_tensors(ask, function)))
+
+
+def _waiting_tensors(ask: Ask, function: CustomBackward) -> list[Tensor]:
     needed = [place for place, count in enumerate(function.needed) if count]
-    found = [*_arguments(ask, function, needed), *_behind(ask, function)]
-    return tuple(dict.fromkeys(tensor.name or "" for tensor in found))
+    return [*_arguments(ask, function, needed), *_behind(ask, function)]
 
 
 def _refused(ask: Ask, function: CustomBackward, crash: Crash) -> Story:
@@ -286,6 +300,26 @@ def _ignores_upstream(ask: Ask, function: CustomBackward) -> Story:
         if names and places
         else (),
         (Help("multiply the derivative of `forward` by the upstream gradient", times_upstream(ask, function)),),
+    )
+
+
+def _is_wrong(ask: Ask, function: CustomBackward) -> Story:
+    first = function.wrong[0]
+    trained = [tensor for tensor in _behind(ask, function) if tensor.optimizer is not None]
+    names = tuple(dict.fromkeys(tensor.name or "" for tensor in trained or _waiting_tensors(ask, function)))
+    places = " and ".join(str(wrong.place + 1) for wrong in function.wrong)
+    facts = (
+        f"at an element of argument {first.place + 1}, with another upstream gradient: it gives {first.given:.4g}, and"
+        f" small changes of the element say {first.slope:.4g}",
+    )
+    return Story(
+        f"`{function.name}.backward` gives another gradient of argument {places} than `forward` has",
+        _return(ask.run, function, len(function.needed)),
+        "not the derivative of `forward`",
+        names,
+        (),
+        facts,
+        (Help("return the derivative of what `forward` computes, multiplied by the upstream gradient"),),
     )
 
 

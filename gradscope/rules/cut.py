@@ -8,7 +8,7 @@ from dataclasses import replace
 from gradscope.graph.ask import Ask
 from gradscope.graph.causes import Cause, Cut, grad_mode_switch
 from gradscope.graph.cuts import cuts
-from gradscope.graph.facts import Help, Label, Run, Span
+from gradscope.graph.facts import Help, Label, Operation, Run, Span
 from gradscope.graph.naming import callee, last_call, short_name
 from gradscope.graph.reliance import REFUSALS, only_returned
 from gradscope.graph.replicas import refusal_label
@@ -127,6 +127,9 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
         help_ = Help(_REENTRANT)
     help_ = Help(help_.message, kept(ask, cut))
     off = switch.span if switch is not None else None
+    if switch is not None and off is not None and span is not None:
+        elsewhere = _switched_elsewhere(ask.run, switch, off, span)
+        help_ = Help(f"{elsewhere}, or {otherwise}", help_.edits) if elsewhere is not None else help_
     if off is not None and _is_a_call_alone(ask.run, off):
         said = "turn it on again after what is to run without, or use `with torch.no_grad():`, which does so"
         help_ = Help(said, help_.edits)
@@ -140,6 +143,29 @@ def _(told: Sequence[Claim[Cut]], ask: Ask) -> Story:
         return _story(ask, cut, span, "computed with grad mode off: no history is kept", help_, (label,))
     label = Label(span, "so no history is kept here, where the gradient is lost")
     return _story(ask, cut, off, "this turns grad mode off", help_, (label,))
+
+
+def _switched_elsewhere(run: Run, switch: Operation, off: Span, span: Span) -> str | None:
+    """What to do where grad mode is turned off by a decorator, or by a context manager around its `yield`."""
+    if "decorator" in switch.name:
+        called = callee(off, run.sources)
+        if called is None:
+            return None
+        if off == span:  # there is no line of the user's in it
+            return f"`{called}` turns grad mode off itself: call what it computes with, such as the model, in its place"
+        return f"leave out the decorator that turns grad mode off for `{called}`"
+    lines = run.sources.get(off.file, {})
+    head = lines.get(off.line, "")
+    if not head.lstrip().startswith(("with ", "async with ")) or off.function == span.function:
+        return None
+    depth = len(head) - len(head.lstrip())
+    for number in range(off.line + 1, max(lines, default=0) + 1):
+        text = lines.get(number, "")
+        if text.strip() and len(text) - len(text.lstrip()) <= depth:
+            return None
+        if text.lstrip().startswith("yield"):
+            return "compute this outside of the `with` block whose context manager turns grad mode off"
+    return None
 
 
 _REENTRANT = (

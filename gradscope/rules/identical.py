@@ -9,6 +9,7 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Run, Span, Tensor, Twins
 from gradscope.graph.naming import line_of
 from gradscope.rules.claim import Claim, Need, Story, names_of, rule
+from gradscope.rules.mends.numbers import started_apart
 from gradscope.rules.words import listed, steps_text
 
 
@@ -108,5 +109,10 @@ def _(told: Sequence[Claim[Twins]], ask: Ask) -> Story:
             f"equal in values and in gradients in all {twins.looks} passes that were looked at, of {steps_text(run)}",
             f"alike for these units: {listed(names)}",
         ),
-        (Help("start each unit elsewhere, with random values as the layers of torch do (`nn.init.kaiming_uniform_`)"),),
+        (
+            Help(
+                "start each unit elsewhere, with random values as the layers of torch do (`nn.init.kaiming_uniform_`)",
+                started_apart(ask, span, tensor.shape),
+            ),
+        ),
     )

@@ -13,6 +13,7 @@ from gradscope.graph.naming import shape_text, short_name, spelled_operands
 from gradscope.graph.sums import elementwise_after, is_uniform, reduction_of
 from gradscope.graph.swaps import swapped_arguments
 from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.mends.losses import unreduced
 
 
 @rule("warning")
@@ -206,6 +207,8 @@ def _(told: Sequence[Claim[_Weighted]], ask: Ask) -> Story:
     before = short_name(weighted.reduction.name)
     called = f"`{weights.name}`" if weights.name else "the weights"
     here: Span | None = operation.span
+    reduced = weighted.flow.tensor(weighted.reduction.inputs[0])
+    shape = reduced.shape if reduced is not None else ()
     inside = before in ops.COMPARES | ops.DIRECTED_LOSSES | ops.LOSSES_OF_LOGITS | ops.LOSSES_OF_LOGARITHMS
     return Story(
         f"{max(weights.shape)} weights multiply a loss that is one number: no sample is weighted",
@@ -215,7 +218,8 @@ def _(told: Sequence[Claim[_Weighted]], ask: Ask) -> Story:
         facts=("note: the product is the unweighted loss times each weight, and only the mean of the weights counts",),
         help=(
             Help(
-                'give the loss `reduction="none"`, and reduce the product' if inside else f"multiply before `{before}`"
+                'give the loss `reduction="none"`, and reduce the product' if inside else f"multiply before `{before}`",
+                unreduced(ask, weighted.reduction, shape, weights.shape),
             ),
         ),
     )

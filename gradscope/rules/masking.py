@@ -9,6 +9,7 @@ from gradscope.graph.facts import Help, Label
 from gradscope.graph.masking import Masked, masked_probabilities
 from gradscope.graph.naming import short_name, spelled_first
 from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.mends.losses import normalised_again
 
 
 @rule("warning")
@@ -64,6 +65,8 @@ def _(told: Sequence[Claim[Masked]], ask: Ask) -> Story:
     labels: tuple[Label, ...] = ()
     if masked.softmax.span is not None and masked.softmax.span != masked.mask.span:
         labels = (Label(masked.softmax.span, f"`{short_name(masked.softmax.name)}` makes them sum to 1 here"),)
+    axis = next((reading.axis for reading in ask.run.softmaxes if reading.value in masked.softmax.inputs), None)
+    edits = normalised_again(ask, masked.mask, axis) if axis is not None else ()
     return Story(
         "probabilities are masked after the softmax and never normalised again",
         masked.mask.span,
@@ -71,5 +74,11 @@ def _(told: Sequence[Claim[Masked]], ask: Ask) -> Story:
         tuple(dict.fromkeys((*names, *spelled_first(masked.mask.span, ask.run.sources)))),
         labels,
         ("note: what is masked has had its share: the result depends on how much there is of it",),
-        (Help('mask the scores before the softmax, with `masked_fill(mask, float("-inf"))`'),),
+        (
+            Help(
+                'mask the scores before the softmax, with `masked_fill(mask, float("-inf"))`, or divide what is left '
+                "by its sum",
+                edits,
+            ),
+        ),
     )

@@ -10,6 +10,7 @@ from gradscope.graph.evaluations import Unmoded, is_part, unmoded
 from gradscope.graph.facts import Help, Label, Modes, Run, Tensor
 from gradscope.graph.naming import short_name, spelled_callee
 from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.mends.modes import evaluated, trained_again
 from gradscope.rules.words import steps_text
 
 
@@ -68,6 +69,7 @@ def _(told: Sequence[Claim[Modes]], ask: Ask) -> Story:
     kinds = sorted({short_name(modes.operation).replace("_", " ") for modes in group})
     optimizer = next(optimizer for optimizer in run.optimizers if optimizer.id == worst.optimizer)
     steps = worst.evaluation + worst.training
+    mend = trained_again(ask, optimizer, worst.by, worst.switched)
     return Story(
         f"`{worst.by}` was in evaluation mode in {worst.evaluation:,} of {steps_text(run, steps)} that train it",
         worst.switched,
@@ -77,7 +79,7 @@ def _(told: Sequence[Claim[Modes]], ask: Ask) -> Story:
             f"in evaluation mode: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}",
             f"note: {optimizer.name} trains it; {' and '.join(kinds)} worked as in evaluation all the while",
         ),
-        help=(Help(f"call `{(worst.by or 'model').partition('#')[0]}.train()` before the training goes on"),),
+        help=(Help(f"call `{(worst.by or 'model').partition('#')[0]}.train()` before the training goes on", mend),),
     )
 
 
@@ -186,6 +188,7 @@ def _(told: Sequence[Claim[Unmoded]], ask: Ask) -> Story:
     labels: tuple[Label, ...] = ()
     if first.call is not None and first.operation.span is not None and first.call != first.operation.span:
         labels = (Label(first.operation.span, f"{short_name(first.operation.name)} works as in training"),)
+    mend = evaluated(ask, first.call or first.operation.span, teacher=first.kind == "teacher")
     harm = "its statistics follow what it is given" if normed else "what it gives is drawn by chance"
     return Story(
         f"`{first.path}` {doing} in training mode: {kinds} at work",
@@ -194,5 +197,5 @@ def _(told: Sequence[Claim[Unmoded]], ask: Ask) -> Story:
         (first.path, *(name for name in modules if name != first.path), *dict.fromkeys(filter(None, statistics))),
         labels,
         (f"note: {harm}; `no_grad` and `requires_grad` do not change that",),
-        (Help(f"call `{first.path.partition('#')[0]}.eval()` before"),),
+        (Help(f"call `{first.path.partition('#')[0]}.eval()` before", mend),),
     )

@@ -13,6 +13,7 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Ledger, Optimizer, Tensor
 from gradscope.graph.naming import named
 from gradscope.rules.claim import Claim, Explained, Need, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.mends import steps
 from gradscope.rules.words import listed, who
 
 _NONE = Ledger()
@@ -83,13 +84,14 @@ def _(told: Sequence[Claim[_Moving]], ask: Ask) -> Story:
         span = ledger.masked_at or ledger.cleared
         caret = "the gradient is set to zero here"
         why = "weight decay, momentum or averages move elements whose gradient is zero"
-        mend = "freeze it with `requires_grad_(False)`, or keep it out of the optimizer, or put its values back"
+        mend = "set `.grad = None` for what no step is to move, or freeze it, or put its values back after the step"
     else:
         span = ledger.frozen
         caret = "frozen here, with its last gradient left in `.grad`"
         why = "`requires_grad` is off, and `.grad` still holds a gradient"
         mend = "set `.grad = None` when you freeze it, or give it to no optimizer"
     those = who(names, ask.run)
+    edits = steps.frozen_without_gradient(ask, span, masked=moving.masked)
     labels: tuple[Label, ...] = ()
     if optimizer.stepped is not None and span is not None and optimizer.stepped != span:
         labels = (Label(optimizer.stepped, "and this goes on moving it"),)
@@ -100,7 +102,7 @@ def _(told: Sequence[Claim[_Moving]], ask: Ask) -> Story:
         names,
         labels,
         (f"moved: {listed(names)}", f"why: {why}"),
-        (Help(mend),),
+        (Help(mend, edits),),
     )
 
 

@@ -10,6 +10,7 @@ from gradscope.graph.facts import Help, Label, Nonfinite, Operation, Run, Tensor
 from gradscope.graph.naming import operand_names, short_name
 from gradscope.graph.spoilt import counts_nothing, is_written_here, suffering, vanished_constant
 from gradscope.rules.claim import Claim, Need, Story, Trouble, rule
+from gradscope.rules.mends.finite import kept_finite
 from gradscope.rules.words import listed, who
 
 
@@ -78,6 +79,7 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
     empty = counts_nothing(ask, event)
     made = {tensors[values[value]].dtype for value in operation.outputs if value in values}
     half = made == {"float16"} and not event.given and _kind(event) not in _FORWARD_HELP
+    help_ = _EMPTY_HELP if empty else _HALF_HELP if half else _help(ask, event, _FORWARD_HELP, _ANY_HELP)
     if event.given:
         message = f"`{name}` took what is not finite in step {event.step}: so the loss is not finite"
         caret = "what comes in here is NaN or infinite already"
@@ -97,7 +99,7 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
         names,
         _labels(event, "so the loss is not finite here"),
         tuple(_facts(run, event)),
-        (Help(_EMPTY_HELP if empty else _HALF_HELP if half else _help(ask, event, _FORWARD_HELP, _ANY_HELP)),),
+        (Help(help_, kept_finite(ask, event) if not half else ()),),
     )
 
 
@@ -176,8 +178,8 @@ def nonfinite_gradient(ask: Ask) -> Iterator[Claim[Nonfinite]]:
         net = nn.Linear(4, 3)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         for _ in range(3):
-            spread = (net(torch.rand(8, 4)) * 0).square().sum(dim=1).sqrt()
-            loss = spread.mean()
+            h = net(torch.rand(8, 4))
+            loss = (h - h[0]).square().sum(dim=1).sqrt().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -190,8 +192,8 @@ def nonfinite_gradient(ask: Ask) -> Iterator[Claim[Nonfinite]]:
         net = nn.Linear(4, 3)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         for _ in range(3):
-            spread = (net(torch.rand(8, 4)).square().sum(dim=1) + 1e-6).sqrt()
-            loss = spread.mean()
+            h = net(torch.rand(8, 4))
+            loss = ((h - h[0]).square().sum(dim=1) + 1e-6).sqrt().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -238,8 +240,14 @@ def _(told: Sequence[Claim[Nonfinite]], ask: Ask) -> Story:
         tuple(dict.fromkeys((*names, *spoilt, *sufferers, *_taken(run, operation)))),
         (*labels, *_labels(event, "the loss is finite, and its gradients are not")),
         (f"{gotten}: {listed(names)}", *_facts(run, event, spoilt)),
-        (Help(_help(ask, event, _BACKWARD_HELP, _ANY_BACKWARD_HELP) if sure else _UNSURE_HELP),),
+        (_help_for_gradient(ask, event),),
     )
+
+
+def _help_for_gradient(ask: Ask, event: Nonfinite) -> Help:
+    if not event.node:
+        return Help(_UNSURE_HELP)
+    return Help(_help(ask, event, _BACKWARD_HELP, _ANY_BACKWARD_HELP), kept_finite(ask, event))
 
 
 def _is_spoilt(tensor: Tensor, event: Nonfinite) -> bool:

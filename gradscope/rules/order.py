@@ -25,6 +25,7 @@ from gradscope.graph.facts import (
 from gradscope.graph.flow import StepFlow, rounds
 from gradscope.graph.naming import expression, last_call, line_of, named
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.mends import steps
 from gradscope.rules.words import listed, steps_text, times_text, who
 
 _NONE = Ledger()
@@ -90,16 +91,20 @@ def _(told: Sequence[Claim[_Piled | _LeftOver]], ask: Ask) -> Story:
     piled = [claim.evidence.ledger for claim in told if isinstance(claim.evidence, _Piled)]
     if not piled and optimizer is not None:
         ledgers = [claim.evidence.ledger for claim in told]
-        return _left_over(told, optimizer, max(ledgers, key=lambda ledger: ledger.leftover), ask.run)
-    return _piled(told, optimizer, max(piled, key=lambda ledger: ledger.piled), ask.run)
+        return _left_over(told, optimizer, max(ledgers, key=lambda ledger: ledger.leftover), ask)
+    return _piled(told, optimizer, max(piled, key=lambda ledger: ledger.piled), ask)
 
 
-def _piled(told: Sequence[Claim[Any]], optimizer: Optimizer | None, ledger: Ledger, run: Run) -> Story:
-    names = names_of(told)
+def _piled(told: Sequence[Claim[Any]], optimizer: Optimizer | None, ledger: Ledger, ask: Ask) -> Story:
+    run, names = ask.run, names_of(told)
     stepped = optimizer.stepped if optimizer is not None else None
     those = who(names, run)
     uses = "updates" if optimizer is None else "steps" if optimizer.uses == optimizer.steps else "closure calls"
     labels = (Label(stepped, "uses the sum of all gradients since the last clear"),) if stepped is not None else ()
+    if optimizer is None:
+        edits = steps.cleared_by_hand(ask, ledger.backward, names)
+    else:
+        edits = steps.cleared(ask, optimizer, ledger.backward)
     return Story(
         f"{those.subject} {'piles' if those.one else 'pile'} up gradients: {ledger.piled} of "
         f"{ledger.applied} {uses} used those of earlier ones again",
@@ -108,18 +113,19 @@ def _piled(told: Sequence[Claim[Any]], optimizer: Optimizer | None, ledger: Ledg
         names,
         labels,
         (f"never cleared between a step and the next backward: {listed(names)}",),
-        (Help(_clear_by(optimizer, uses, run)),),
+        (Help(_clear_by(optimizer, uses, run), edits),),
     )
 
 
-def _left_over(told: Sequence[Claim[Any]], optimizer: Optimizer, ledger: Ledger, run: Run) -> Story:
+def _left_over(told: Sequence[Claim[Any]], optimizer: Optimizer, ledger: Ledger, ask: Ask) -> Story:
     """A loss that one optimizer follows reaches tensors of another, whose next step takes those gradients along.
 
     In a GAN, the discriminator has gradients of the generator's loss, against which it is to learn.
     """
-    names = names_of(told)
+    run, names = ask.run, names_of(told)
     those = who(names, run)
     stepped = optimizer.stepped
+    message = f"call `{_called(optimizer, run)}.zero_grad()` right before the backward that its step follows"
     return Story(
         f"{those.subject} {'takes' if those.one else 'take'} gradients of another loss along: {ledger.leftover} of "
         f"{ledger.applied} steps used what was left of it",
@@ -128,7 +134,7 @@ def _left_over(told: Sequence[Claim[Any]], optimizer: Optimizer, ledger: Ledger,
         names,
         (Label(stepped, "uses them together with those of its own loss"),) if stepped is not None else (),
         (f"not cleared between the two backwards: {listed(names)}",),
-        (Help(f"call `{_called(optimizer, run)}.zero_grad()` right before the backward that its step follows"),),
+        (Help(message, steps.cleared_right_before(ask, optimizer)),),
     )
 
 
@@ -219,8 +225,10 @@ def _(told: Sequence[Claim[_Starved | Discard]], ask: Ask) -> Story:
     if isinstance(evidence, _Starved):
         ledgers = [claim.evidence.ledger for claim in told if isinstance(claim.evidence, _Starved)]
         worst = max(ledgers, key=lambda ledger: ledger.cleared_first)
-        return _starved(ask.run, evidence.optimizer, subjects(told), worst, part=evidence.part)
+        return _starved(ask, evidence.optimizer, subjects(told), worst, part=evidence.part)
     discard, names = evidence, names_of(told)
+    optimizer = next(held for held in ask.run.optimizers if held.id == subjects(told)[0].optimizer)
+    edits = steps.stepped_after(ask, optimizer.stepped, discard.backward)
     return Story(
         f"{discard.vain} of {discard.passes} backwards are in vain: their gradients are cleared before any step "
         "uses them",
@@ -229,7 +237,7 @@ def _(told: Sequence[Claim[_Starved | Discard]], ask: Ask) -> Story:
         names,
         (Label(discard.backward, "they arrive here"),) if discard.backward and discard.cleared else (),
         (f"thrown away: gradients of {listed(names)}",),
-        (Help("clear once in every step, before its first backward, and step after its last"),),
+        (Help("clear once in every step, before its first backward, and step after its last", edits),),
     )
 
 
@@ -276,7 +284,8 @@ def _cleared_away(run: Run, found: list[Tensor], ledger: Ledger) -> Span | None:
     return ledger.backward
 
 
-def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], ledger: Ledger, *, part: bool) -> Story:
+def _starved(ask: Ask, optimizer: Optimizer, found: list[Tensor], ledger: Ledger, *, part: bool) -> Story:
+    run = ask.run
     names = tuple(dict.fromkeys(tensor.name or "" for tensor in found))
     those = who(names, run)
     count = ledger.robbed if part else ledger.cleared_first
@@ -293,6 +302,8 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], ledger: Ledger
     arrive = _cleared_away(run, found, ledger) if part else ledger.backward
     if arrive is not None:
         labels.append(Label(arrive, "they arrive here"))
+    help_ = "clear everything before the first backward" if part else "clear before backward, or after the step"
+    edits = steps.cleared_in_time(ask, ledger.cleared, arrive, optimizer.stepped)
     if optimizer.stepped is not None:
         labels.append(Label(optimizer.stepped, f"and this finds {'the rest' if part else 'none'}"))
     return Story(
@@ -302,7 +313,7 @@ def _starved(run: Run, optimizer: Optimizer, found: list[Tensor], ledger: Ledger
         names,
         tuple(labels),
         (f"cleared between backward and step: {listed(names)}",),
-        (Help("clear everything before the first backward" if part else "clear before backward, or after the step"),),
+        (Help(help_, edits),),
     )
 
 
@@ -390,14 +401,16 @@ def _(told: Sequence[Claim[_Idle]], ask: Ask) -> Story:
     names, run = names_of(told), ask.run
     match told[0].evidence:
         case _NoBackward(optimizer, losses):
-            return _no_backward(names, optimizer, losses, run)
+            return _no_backward(names, optimizer, losses, ask)
         case _Again(optimizer, ledger):
             return _again(names, optimizer, ledger, run)
         case _Unscaled(optimizer, crash):
             return _unscaled(names, optimizer, crash, run)
 
 
-def _no_backward(names: tuple[str, ...], optimizer: Optimizer, losses: Sequence[tuple[str, Span]], run: Run) -> Story:
+def _no_backward(names: tuple[str, ...], optimizer: Optimizer, losses: Sequence[tuple[str, Span]], ask: Ask) -> Story:
+    run = ask.run
+    edits = steps.differentiated(ask, optimizer, *losses[0]) if losses else ()
     those = who(names, run)
     held = (run.tensor_by_id[number].ledger for number in optimizer.tensors)
     arrived = any(ledger is not None and ledger.passes for ledger in held)
@@ -409,7 +422,7 @@ def _no_backward(names: tuple[str, ...], optimizer: Optimizer, losses: Sequence[
         names,
         tuple(Label(span, f"`{name}` is computed here, and no backward starts from it") for name, span in losses),
         (f"{'cleared before every step' if arrived else 'no gradient ever arrived'}: {listed(names)}",),
-        (Help(f"call `{losses[0][0] if losses else 'loss'}.backward()` before the step"),),
+        (Help(f"call `{losses[0][0] if losses else 'loss'}.backward()` before the step", edits),),
     )
 
 
@@ -561,6 +574,7 @@ def _(told: Sequence[Claim[Optimizer]], ask: Ask) -> Story:
     ledger = max((tensor.ledger or _NONE for tensor in waiting), key=lambda ledger: ledger.passes)
     those = who(names, run)
     backward = _latest_to(run, waiting)
+    edits = steps.stepped(ask, optimizer, backward.span if backward is not None else ledger.backward)
     return Story(
         f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and {optimizer.name} "
         "never stepped",
@@ -569,7 +583,7 @@ def _(told: Sequence[Claim[Optimizer]], ask: Ask) -> Story:
         names,
         (Label(optimizer.made, f"this {optimizer.name} holds {those.them}"),) if optimizer.made else (),
         (f"never moved: {listed(names)}",),
-        (Help("call `optimizer.step()` after backward"),),
+        (Help("call `optimizer.step()` after backward", edits),),
     )
 
 

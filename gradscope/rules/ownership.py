@@ -13,6 +13,7 @@ from gradscope.graph.facts import Help, Label, Ledger, Operation, Optimizer, Run
 from gradscope.graph.naming import line_of, short_name
 from gradscope.graph.successors import gets_gradients, held_copies, label_of, loaded, path_of, replaced
 from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.mends import holders
 from gradscope.rules.words import listed, times_text, who
 
 _NONE = Ledger()
@@ -80,6 +81,9 @@ def _(told: Sequence[Claim[_Replaced]], ask: Ask) -> Story:
     optimizer, pairs = told[0].evidence.optimizer, [(claim.evidence.old, claim.evidence.new) for claim in told]
     those = who(names_of(told), ask.run)
     span = _replacing(*pairs[0])
+    alike = all(old.shape == new.shape for old, new in pairs)
+    edits = holders.loaded_in_place(ask, span) if alike else ()
+    edits = edits or holders.made_after(ask, optimizer, [*([span] if span else []), *pairs[0][1].callers])
     labels = (Label(optimizer.made, "made before, it holds the old ones"),) if optimizer.made is not None else ()
     return Story(
         f"{those.subject} {those.learns}: {optimizer.name} still holds the tensors that "
@@ -91,7 +95,7 @@ def _(told: Sequence[Claim[_Replaced]], ask: Ask) -> Story:
             f"replaced: {listed(tuple(dict.fromkeys(old.name or '' for old, _ in pairs)))}",
             f"note: {optimizer.name} stepped {times_text(optimizer.steps)}; what was replaced {_last(pairs)}",
         ),
-        help=(Help(_KEEP if all(old.shape == new.shape for old, new in pairs) else _LATER),),
+        help=(Help(_KEEP if alike else _LATER, edits),),
     )
 
 
@@ -201,6 +205,7 @@ def _(told: Sequence[Claim[_Missing]], ask: Ask) -> Story:
         gives = f"{said} gives another tensor, which requires no grad; {optimizer.name} holds that"
         labels += (Label(stand_in.span, gives),)
         help_ = f"give the tensors themselves to the optimizer, without {said}"
+    edits = holders.given_too(ask, optimizer, found) if stand_in is None else ()
     return Story(
         f"{those.subject} {those.learns}: gradients arrived in {ledger.passes} backwards, and no optimizer holds "
         f"{those.them}",
@@ -209,7 +214,7 @@ def _(told: Sequence[Claim[_Missing]], ask: Ask) -> Story:
         names,
         labels,
         (f"not held by any optimizer: {listed(names)}", *_held_instead(run, found, ask(held_copies), optimizer)),
-        (Help(help_),),
+        (Help(help_, edits),),
     )
 
 

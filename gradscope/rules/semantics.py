@@ -13,6 +13,7 @@ from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import expression, shape_text, short_name, spelled_operands
 from gradscope.graph.sums import elementwise_after
 from gradscope.rules.claim import Claim, Story, rule
+from gradscope.rules.mends import losses
 
 
 @rule("warning")
@@ -107,10 +108,10 @@ def _(told: Sequence[Claim[_Twice]], ask: Ask) -> Story:
     if first.span is not None and first.span != operation.span:
         labels = (Label(first.span, f"`{short_name(first.name)}` makes them probabilities here"),)
     if twice.unlogged:
-        return _unlogged_story(twice, labels)
+        return _unlogged_story(twice, labels, ask)
     again = (other.operation.span for other in others[:3])
     labels += tuple(Label(span, "and here") for span in again if span is not None)
-    return _twice_story(twice, labels)
+    return _twice_story(twice, labels, ask)
 
 
 # Losses of log-probabilities, and what they make of probabilities.
@@ -161,7 +162,7 @@ def _is_loss(flow: StepFlow, operation: Operation) -> bool:
     return False
 
 
-def _twice_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
+def _twice_story(twice: _Twice, labels: tuple[Label, ...], ask: Ask) -> Story:
     again, before = short_name(twice.operation.name), short_name(twice.first.name)
     squash, name = ops.SQUASHES[again], twice.name
     what = f"`{name}` are" if name else "these are"
@@ -170,6 +171,8 @@ def _twice_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
         "softmax": "give the loss logits: leave out the first softmax, or take `nll_loss` of the logarithm",
         "sigmoid": "give the loss logits: leave out the first sigmoid, or take `binary_cross_entropy`",
     }[squash]
+    mixed = _squashed_before(twice.flow, twice.value, summed=False) is None
+    mend = losses.taken_as_probabilities(ask, twice.operation) if mixed else losses.left_out(ask, twice.first)
     return Story(
         f"{applies} what `{before}` has made probabilities",
         twice.operation.span,
@@ -177,11 +180,11 @@ def _twice_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
         (name,) if name else (),
         labels,
         ("note: of numbers between 0 and 1 it makes an almost flat distribution, with small gradients",),
-        (Help(instead),),
+        (Help(instead, mend),),
     )
 
 
-def _unlogged_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
+def _unlogged_story(twice: _Twice, labels: tuple[Label, ...], ask: Ask) -> Story:
     loss, before = short_name(twice.operation.name), short_name(twice.first.name)
     name, instead = twice.name, "logsigmoid" if before == "sigmoid" else "log_softmax"
     return Story(
@@ -191,7 +194,7 @@ def _unlogged_story(twice: _Twice, labels: tuple[Label, ...]) -> Story:
         (name,) if name else (),
         labels,
         () if before == "sigmoid" else (_LOGARITHMS[loss],),
-        (Help(f"take `{instead}` in place of `{before}`"),),
+        (Help(f"take `{instead}` in place of `{before}`", losses.as_logarithms(ask, twice.first)),),
     )
 
 
@@ -357,5 +360,10 @@ def _(told: Sequence[Claim[_Pair]], ask: Ask) -> Story:
         pair.names,
         labels,
         (f"note: {_size(whole):,} differences are made of {_size(a.shape):,} and {_size(b.shape):,} numbers",),
-        (Help("give both the same shape before: `squeeze(-1)` one, or `unsqueeze(-1)` the other"),),
+        (
+            Help(
+                "give both the same shape before: `squeeze(-1)` one, or `unsqueeze(-1)` the other",
+                losses.squeezed(ask, operation.span, a.shape, b.shape),
+            ),
+        ),
     )

@@ -13,6 +13,7 @@ from gradscope.graph.facts import Help, Label, Module, Optimizer, Run, Span, Ten
 from gradscope.graph.naming import named
 from gradscope.graph.replicas import lies_in
 from gradscope.rules.claim import Claim, Story, names_of, rule, subjects
+from gradscope.rules.mends import holders
 from gradscope.rules.words import listed, who
 
 
@@ -63,14 +64,20 @@ def shared_module(ask: Ask) -> Iterator[Claim[Module]]:
 def _(told: Sequence[Claim[Module]], ask: Ask) -> Story:
     module, tensors, names = told[0].evidence, subjects(told), names_of(told)
     places = (_multiplied(ask.run, tensor, module) for tensor in tensors)
+    span = next(filter(None, places), tensors[0].made)
     return Story(
         f"the {module.repeats} entries of `{module.path}` are one module: they share "
         f"{'one parameter' if len(names) == 1 else f'{len(names)} parameters'}",
-        next(filter(None, places), tensors[0].made),
+        span,
         f"a list that is multiplied holds the same object {module.repeats} times",
         names,
         facts=(f"shared by all of them: {listed(names)}",),
-        help=(Help(f"make {module.repeats} modules: `[... for _ in range({module.repeats})]`"),),
+        help=(
+            Help(
+                f"make {module.repeats} modules: `[... for _ in range({module.repeats})]`",
+                holders.multiplied(ask, span),
+            ),
+        ),
     )
 
 
@@ -157,5 +164,5 @@ def _(told: Sequence[Claim[_Rebuilt]], ask: Ask) -> Story:
         names,
         (Label(latest.stepped, "steps once or twice, and is gone"),) if latest.stepped is not None else (),
         (f"held by each of them: {listed(names)}",),
-        (Help("make it once, before the loop"),),
+        (Help("make it once, before the loop", holders.made_once(ask, latest)),),
     )

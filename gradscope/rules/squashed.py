@@ -11,6 +11,7 @@ from gradscope.graph.flow import StepFlow, flows
 from gradscope.graph.naming import short_name
 from gradscope.graph.targets import is_a_loss, layer_before
 from gradscope.rules.claim import Claim, Need, Story, Trouble, rule
+from gradscope.rules.mends import losses
 from gradscope.rules.words import listed
 
 
@@ -95,7 +96,8 @@ def _(told: Sequence[Claim[Compared]], ask: Ask) -> Story:
         help_ = f"leave `{squash}` out after the last layer, or scale the targets to its range"
     if names:
         facts.append(f"the layer before it: {listed(names)}")
+    edits = losses.left_out(ask, compared.squash)
     labels = (Label(compared.operation.span, "compared here"),) if compared.operation.span is not None else ()
     if compared.operation.span == compared.squash.span:
         labels = ()
-    return Story(message, compared.squash.span, caret, names, labels, tuple(facts), (Help(help_),))
+    return Story(message, compared.squash.span, caret, names, labels, tuple(facts), (Help(help_, edits),))

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from gradscope.graph import limits, ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Ledger, Loss, Optimizer, Run, Severity, Tensor
+from gradscope.graph.rewriting import Edits
 from gradscope.graph.sizes import trained
 from gradscope.rules.claim import Claim, Need, Story, Trouble, names_of, rule
+from gradscope.rules.mends.numbers import at_a_rate
 from gradscope.rules.words import steps_text
 
 
@@ -159,10 +161,12 @@ def _(told: Sequence[Claim[_Stepping]], ask: Ask) -> Story:
     facts = [f"the {'median' if stepping.large else 'largest'} |update| / |value| is {update:.1e}"]
     facts.append(f"`{loss.name}` goes from {start} to {end} in {steps_text(run)}")
     help_ = "use a smaller learning rate" if stepping.large else "use a larger learning rate"
+    edits: Edits = ()
     if rate:
         facts.append(f"note: the learning rate was {rate:.2g} at last")
         if 0 < update < math.inf:
             fitting = _rounded(rate * limits.FITTING_UPDATE / update)
+            edits = at_a_rate(ask, optimizer, fitting)
             help_ += f": with about {fitting} a step moves a value by a thousandth"
     labels = (Label(optimizer.stepped, "each step"),) if optimizer.made and optimizer.stepped else ()
     return Story(
@@ -172,7 +176,7 @@ def _(told: Sequence[Claim[_Stepping]], ask: Ask) -> Story:
         names_of(told),
         labels,
         tuple(facts),
-        (Help(help_),),
+        (Help(help_, edits),),
     )
 
 

@@ -13,6 +13,7 @@ from gradscope.graph.naming import line_of, short_name
 from gradscope.graph.profiles import Cancelled, ProfileFlow, Stage
 from gradscope.graph.sizes import profile_flows, trained
 from gradscope.rules.claim import Claim, Need, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.mends import numbers
 from gradscope.rules.words import listed, steps_text, who
 
 
@@ -165,6 +166,8 @@ def _zeroed(told: Sequence[Claim[_Cause]], zeroed: _Zeroed, ask: Ask) -> Story:
         help_ = "take smaller steps, or an activation whose derivative is nowhere 0" if node in ops.FLAT_NODES else None
         made = next((o.made for o in run.optimizers if o.id == subjects(told)[0].optimizer and o.made), None)
         labels = (*labels, Label(made, "the steps of this optimizer have led there")) if made is not None else labels
+    flat = node in ("Round", "Floor", "Ceil", "Sign") and not zeroed.stage.rounded
+    edits = numbers.straight_through(ask, operation.span) if flat else ()
     return Story(
         _message(told, ask),
         place,
@@ -172,7 +175,7 @@ def _zeroed(told: Sequence[Claim[_Cause]], zeroed: _Zeroed, ask: Ask) -> Story:
         names,
         labels,
         (f"all 0: {listed(names)}", why),
-        (Help(help_),) if help_ else (),
+        (Help(help_, edits),) if help_ else (),
     )
 
 
@@ -217,7 +220,7 @@ def _cancelled(told: Sequence[Claim[_Cause]], cause: Cancelled, ask: Ask) -> Sto
         names,
         tuple(labels),
         (f"all 0: {listed(names)}", f"why: the result is the same, whatever {made} is"),
-        (Help(help_),),
+        (Help(help_, numbers.drawn_without_history(ask, [branch.span for branch in cause.branches])),),
     )
 
 

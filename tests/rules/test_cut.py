@@ -726,3 +726,40 @@ def test_checkpoint_of_what_requires_no_grad(reentrant: bool, workshop: Workshop
         found = Report.of(workshop.run(source)).findings
     assert [finding.rule for finding in found] == ["no-grad"] * reentrant
     assert all("use_reentrant=False" in finding.help[0].message for finding in found)
+
+
+_ENDLESS = """
+    net, head = Net(), nn.Linear(3, 1)
+    optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1)
+    for _ in range(2):
+        loss = head(CALL).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "call", "said"),
+    [
+        (
+            "    @torch.no_grad()\n    def encode(self, x):\n        return self.layer(x)",
+            "net.encode(torch.rand(2, 3))",
+            "decorator",
+        ),
+        (
+            "    @contextlib.contextmanager\n    def still(self):\n        with torch.no_grad():\n            yield\n\n"
+            "    def encode(self, x):\n        with self.still():\n            return self.layer(x)",
+            "net.encode(torch.rand(2, 3))",
+            "outside of the `with` block",
+        ),
+    ],
+    ids=["decorator", "around a yield"],
+)
+def test_where_grad_mode_is_turned_off_elsewhere(workshop: Workshop, body: str, call: str, said: str) -> None:
+    """The mend is where the mode is switched: no line of the program can turn it on."""
+    head = "import contextlib\nimport torch\nfrom torch import nn\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+    head += "        super().__init__()\n        self.layer = nn.Linear(3, 3)\n\n"
+    (found,) = Report.of(workshop.run(head + body + "\n" + textwrap.dedent(_ENDLESS).replace("CALL", call))).findings
+    assert found.rule == "no-grad"
+    assert said in found.help[0].message

@@ -62,7 +62,7 @@ def check_module(
     tape.step = type(outer)(outer.index)
     tape.backwards_running.add(tape.thread())
     try:
-        with _in_quiet(), torch.enable_grad():
+        with in_quiet(), torch.enable_grad():
             double = copy.deepcopy(module)
             check = BatchCheck(mark, size, tape.step)
             for own, other in zip(module.modules(), double.modules(), strict=True):
@@ -85,7 +85,7 @@ def check_module(
 
 
 @contextmanager
-def _in_quiet() -> Iterator[None]:
+def in_quiet() -> Iterator[None]:
     """Random numbers are drawn again afterwards, and nothing is printed."""
     numpy = sys.modules.get("numpy")
     drawn = random.getstate()

@@ -15,7 +15,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.compiler import is_compiling
 
-from gradscope.graph.facts import CustomBackward, Span
+from gradscope.graph.facts import CustomBackward, Span, WrongValue
 from gradscope.probes.backward.failing import identity
 from gradscope.probes.backward.symptoms import symptom_of
 from gradscope.probes.forward.callsites import USER, CallSites
@@ -88,15 +88,21 @@ def complained(tape: Tape) -> None:
         tape.custom_entered.complained = True
 
 
+def backward_code(tape: Tape, function: Any) -> CodeType | None:
+    """The code of a Function's backward where that is the user's; of its forward where it has none."""
+    base = torch.autograd.Function
+    user = inspect.unwrap(function.vjp if function.vjp is not base.vjp else function.backward)
+    if user is base.backward:
+        user = inspect.unwrap(function.forward)  # there is none: torch is about to say so
+    code: CodeType | None = getattr(user, "__code__", None)
+    return code if code is not None and tape.sites.kind(code.co_filename) == USER else None
+
+
 def _entered(tape: Tape, node: Any, gradients: tuple[Any, ...]) -> CustomRecord | None:
     try:
         function = node._forward_cls
-        base = torch.autograd.Function
-        user = inspect.unwrap(function.vjp if function.vjp is not base.vjp else function.backward)
-        if user is base.backward:
-            user = inspect.unwrap(function.forward)  # there is none: torch is about to say so
-        code = getattr(user, "__code__", None)
-        if code is None or tape.sites.kind(code.co_filename) != USER:
+        code = None if tape.local.__dict__.get("checking") else backward_code(tape, function)
+        if code is None:
             return None
         record = tape.customs.get(code)
         if record is None:
@@ -207,6 +213,7 @@ def custom_backwards(tape: Tape) -> Iterator[CustomBackward]:
             record.zero,
             record.complained,
             record.raised is not None and record.raised == tape.ended_by,
+            tuple(WrongValue(w.place, w.given, w.slope) for w in tape.wrong_backwards.get(record.code, ())),
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from gradscope.probes.backward.custom import complained
+from gradscope.probes.backward.failing import identity
+from gradscope.probes.backward.recomputes import Recompute
 from gradscope.probes.backward.symptoms import same_complaint, symptom_of, told_versions
 from gradscope.probes.backward.walker import nodes_behind
 from gradscope.probes.records import Subject
@@ -29,6 +31,7 @@ class RefusalRecord:
     versions: tuple[int, int] | None = None
     writers: tuple[int, ...] = ()
     freed: tuple[int, ...] = ()
+    recompute: Recompute | None = None
 
 
 def refusal(tape: Tape, roots: Sequence[torch.Tensor], error: BaseException) -> RefusalRecord | None:
@@ -38,6 +41,9 @@ def refusal(tape: Tape, roots: Sequence[torch.Tensor], error: BaseException) -> 
         complained(tape)
     if symptom == "changed in place":
         return _changed(tape, nodes_behind(roots, _LIMIT), error)
+    again = tape.recompute
+    if again is not None and (symptom == "recomputed otherwise" or again.raised == identity(error)):
+        return RefusalRecord(recompute=again)
     if symptom == "freed graph":
         freed = (node._sequence_nr() for node in nodes_behind(roots, _LIMIT) if _is_freed(node))
         return RefusalRecord(freed=tuple(freed))

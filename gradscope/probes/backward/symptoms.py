@@ -7,6 +7,12 @@ import re
 from gradscope.graph.facts import Symptom
 
 _SIGNS: tuple[tuple[type[BaseException], str, Symptom], ...] = (
+    (RuntimeError, "torch.utils.checkpoint: Recomputed values", "recomputed otherwise"),
+    (RuntimeError, "torch.utils.checkpoint: A different number of tensors", "recomputed otherwise"),
+    (RuntimeError, "torch.utils.checkpoint: trying to save more tensors", "recomputed otherwise"),
+    (RuntimeError, "Expected to mark a variable ready only once", "ready twice"),
+    (RuntimeError, "compiled with non-empty donated buffers", "compiled for one pass"),
+    (RuntimeError, "does not currently support double backward", "compiled for one pass"),
     (RuntimeError, "does not require grad", "no graph"),
     (RuntimeError, "appears to not have been used in the graph", "no graph"),
     (AttributeError, "has no attribute 'backward'", "no tensor to differentiate"),
@@ -57,7 +63,7 @@ _OPERANDS: tuple[tuple[Symptom, tuple[str, ...]], ...] = (
             "Expected self.dtype to be equal", "must have the same scalar type", "but got dtype",
             "only support floating point and complex", "Expected a floating point or complex tensor",
             "Type promoting not supported", "Boolean inputs not supported", "Expected object of scalar type",
-            "Expected dtype int64 for index",
+            "Expected dtype int64 for index", "Expected dtype int32/int64 for index",
         ),
     ),
     (

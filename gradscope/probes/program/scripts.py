@@ -200,9 +200,9 @@ def observe_program(
 
     A process that the program has forked leaves from here, as it would have, by SystemExit or Interrupted, and has no
     report.
-    `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`), and
-    `watch` is called after each step, `at_end` once the program is over and before the facts are read out. A `dry` run
-    has fake tensors, and is ended once enough was seen.
+    `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`,
+    `functions`). `watch` is called after each step, `at_end` once the program is over and before the facts are read
+    out. A `dry` run has fake tensors, and is ended once enough was seen.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()

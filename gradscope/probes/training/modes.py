@@ -36,6 +36,8 @@ def watch_modes(tape: Tape) -> AbstractContextManager[None]:
                     # its batch norm in evaluation mode overrides `train` to do so.
                     if outer is None or outer[0] != site:
                         local["switching"] = (site, mark)
+                    if self.training is not mode:
+                        tape.mode_switched = (tape.next_operation(), local["switching"][0])
                     mark.switched = None if mode else local["switching"]
             except Exception as error:
                 tape.fail("mode probe", error)

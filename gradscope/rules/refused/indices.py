@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.calls import argument, constructor, literals_of
 from gradscope.graph.facts import Edit, Help, Label, Span, Tensor
+from gradscope.graph.limits import TARGETS_A_CLASS
 from gradscope.graph.naming import short_name
 from gradscope.graph.operands import is_held, layer_behind, module_at, tensor_of
 from gradscope.graph.refusals import Refusal, refused_operands
@@ -119,11 +121,16 @@ def _class(ask: Ask, refused: Refusal) -> Story | None:
             f"{name} names class {low}, and classes count from 0", operation.span, f"{name} holds {low} to {high}",
             names, labels, (), (Help(f"to leave such places out of the loss, say `ignore_index={low}`"),),
         )  # fmt: skip
+    shifted = Help(f"count the classes from 0: `{text} - {low}`")
     if low >= 1 and high <= classes:
+        # Of so few targets, the classes from 0 on may be missing by chance.
+        few = math.prod(target.shape) < TARGETS_A_CLASS * classes
+        more = (Help(f"or, if there are {high + 1} classes, give the prediction as many"),) if few else ()
         return Story(
-            f"{name} counts its classes from {low} to {high}, and {classes} classes are 0 to {classes - 1}",
-            operation.span, f"{name} holds {low} to {high}", names, labels, (),
-            (Help(f"count the classes from 0: `{text} - {low}`"),),
+            f"{name} names class {high:,}, and {classes:,} classes are 0 to {classes - 1:,}"
+            if few
+            else f"{name} counts its classes from {low} to {high}, and {classes} classes are 0 to {classes - 1}",
+            operation.span, f"{name} holds {low} to {high}", names, labels, (), (shifted, *more),
         )  # fmt: skip
     message = f"{name} names class {high:,}, and the prediction has {classes:,}: 0 to {classes - 1:,}"
     layer = layer_behind(ask, operation.inputs[0], classes)

@@ -85,8 +85,8 @@ def _names(*tensors: Tensor) -> tuple[str, ...]:
 def _layer_of(ask: Ask, refused: Refusal) -> Story | None:
     """What is to be told where a layer does not take what comes in; None where its size is not what is wrong."""
     fit = fit_of(ask, refused)
-    if fit is None:
-        return None
+    if fit is None or "Expected hidden" in refused.crash.message:
+        return None  # of a recurrent layer it is the state that does not fit
     moved = mend_of_axes(ask, refused, fit)
     if moved is not None:
         return _at_call(ask, refused, fit, moved)
@@ -235,6 +235,10 @@ def _loss(ask: Ask, refused: Refusal) -> Story | None:
     message = f"`{short_name(operation.name)}` compares {_said(given)} with {_said(target)}"
     names = _names(given, target)
     caret, mend = "these do not go together", "give both the same number of samples"
+    if given.shape[:1] == target.shape[:1]:
+        mend = "give both the same shape"
+        if len(given.shape) == len(target.shape) > 2:
+            mend = "bring both to one size: pad, crop or interpolate, or choose padding and strides that give it back"
     if not target.shape or given.shape[0] != target.shape[0]:
         if math.prod(target.shape) == given.shape[0] and of_classes:
             mend = f"flatten the target as well: `{name}.flatten()`"
@@ -314,7 +318,8 @@ def _state(ask: Ask, refused: Refusal) -> Story | None:
     operation, taken = refused.operation, _operands(ask, refused)
     if not ops.is_a(operation, ops.RECURRENT_MODULES, ops.RECURRENT, ops.CELLS):
         return None
-    free = [tensor for tensor in taken if not is_held(tensor)]
+    # A module may keep its state from call to call.
+    free = [tensor for tensor in taken if not is_held(tensor) or tensor.registered == "attribute"]
     if len(free) < 2:
         return None
     given, state, sources = free[0], free[1], ask.run.sources
@@ -359,8 +364,12 @@ def _pair(ask: Ask, refused: Refusal) -> Story:
     operation, taken = refused.operation, _operands(ask, refused)
     name = short_name(operation.name)
     shown = " and ".join(_said(tensor) for tensor in taken[:4]) or "what it is given"
+    numbers = refused.crash.call.numbers if refused.crash.call is not None else ()
+    message = f"`{name}` cannot take {shown}"
+    if len(taken) == 1 and name == "expand" and numbers:
+        message = f"`{name}` cannot make {shape_text(numbers)} of {shown}"
     return Story(
-        f"`{name}` cannot take {shown}",
+        message,
         operation.span, "their sizes do not go together", _names(*taken[:4]), (), (),
         (Help(_mend(refused, name, taken)),),
     )  # fmt: skip
@@ -370,7 +379,9 @@ def _mend(refused: Refusal, name: str, taken: Sequence[Tensor]) -> str:
     shapes = [tensor.shape for tensor in taken]
     if ops.is_a(refused.operation, ops.JOINS):
         if len({len(shape) for shape in shapes}) > 1:
-            return "give all of them the same number of axes, as by `unsqueeze`"
+            least = min(taken, key=lambda tensor: len(tensor.shape))
+            example = f"`{least.name}.unsqueeze(1)`" if least.name and least.name.isidentifier() else "`unsqueeze`"
+            return f"give all of them the same number of axes, as by {example}"
         return "bring all of them to one size first: pad, crop or interpolate, or join along the axis that differs"
     if len(shapes) >= 2 and ops.is_a(refused.operation, ops.MULTIPLIES_MATRICES) and min(map(len, shapes[:2])) >= 2:
         first, second = shapes[:2]
@@ -379,6 +390,12 @@ def _mend(refused: Refusal, name: str, taken: Sequence[Tensor]) -> str:
         if first[-2] == second[-2]:
             return "turn the first one round: `.transpose(-2, -1)`"
         return "the last axis of the first must be as long as the last but one of the second"
+    if name == "expand":
+        return (
+            "only axes of size 1 can be expanded: make it as long as what comes in, or give inputs no longer than it is"
+        )
+    if ops.is_a(refused.operation, ops.TAKES_PLACES):
+        return "give the index as many axes as the tensor has: `.unsqueeze(...)` where one lacks"
     if len(shapes) == 2 and abs(len(shapes[0]) - len(shapes[1])) == 1:
         shorter, longer = sorted(shapes, key=len)
         if longer[: len(shorter)] == shorter:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from gradscope.graph import ops
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Span, Tensor
-from gradscope.graph.naming import expression, short_name
+from gradscope.graph.naming import entered_at, expression, short_name
 from gradscope.graph.operands import Origin, is_held, origin_of_device, origin_of_type, tensor_of
 from gradscope.graph.refusals import Refusal, refused_operands
 from gradscope.rules.claim import Claim, Story, Trouble, rule
 
+_FOR_EACH_CLASS = "floating point numbers where there is one for each class"
 _FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
 _WHOLE = frozenset({"int64", "int32", "int16", "int8", "uint8", "bool"})
 
@@ -142,12 +143,14 @@ def _odd_one(ask: Ask, refused: Refusal, operands: Sequence[tuple[int, Tensor]])
     free = [(value, tensor) for value, tensor in operands if not is_held(tensor)]
     if ops.is_a(operation, ops.LOOKS_UP):
         return (free[0][0] if free else None), "int64"
+    if ops.is_a(operation, ops.TAKES_PLACES) and len(operands) > 1 and operands[1][1].dtype in _FLOATS:
+        return operands[1][0], "int64"
     if ops.is_a(operation, ops.LOSSES_OF_CLASSES) and len(operands) > 1:
         value, target = operands[1]
         if operands[0][1].dtype in _WHOLE:
             return operands[0][0], "float32"
         if target.dtype in _WHOLE and "Expected floating point type" in message:
-            return value, "floating point, as it has a number for each class: `.argmax(1)` gives the classes, or"
+            return value, _FOR_EACH_CLASS
         return value, "int64"
     if ops.is_a(operation, ops.LOSSES) and len(operands) > 1:
         reference = operands[0][1].dtype
@@ -178,7 +181,7 @@ def _odd_one(ask: Ask, refused: Refusal, operands: Sequence[tuple[int, Tensor]])
 
 def _conversion(odd: Tensor, wanted: str) -> str:
     method = {"float32": ".float()", "int64": ".long()", "float64": ".double()", "bool": ".bool()"}.get(wanted)
-    if "argmax" in wanted:
+    if wanted == _FOR_EACH_CLASS:
         return "give the class of each sample, `.argmax(1)`, or convert it: `.float()`"
     text = method if method is not None else f".to(torch.{wanted})"
     scaled = ", and divide by 255 where these are images" if odd.dtype == "uint8" and wanted == "float32" else ""
@@ -188,6 +191,9 @@ def _conversion(odd: Tensor, wanted: str) -> str:
 def _place(ask: Ask, call: Span | None, origin: Origin | None, said: str) -> tuple[Span | None, tuple[Label, ...]]:
     """Where an operand became what it is, if a call there made it so; else the call that refuses it."""
     # What no operation made was met only where it was used first.
+    if call is not None and origin is not None and origin.operation is None:
+        entered = entered_at(origin.tensor.name, call, ask.run.sources)
+        return (entered, (Label(call, f"{said}, so torch raises here"),)) if entered is not None else (call, ())
     if origin is None or origin.operation is None or origin.span in (None, call) or call is None:
         return call, ()
     if origin.span is None or not isinstance(

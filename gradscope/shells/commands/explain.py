@@ -32,9 +32,9 @@ _MISUSE = 2  # what a script ends with that was given what it does not know
 @click.option(
     "--check",
     "checks",
-    type=click.Choice(["batch"]),
+    type=click.Choice(["batch", "functions"]),
     multiple=True,
-    help="Also check whether one sample's output depends on others.",
+    help="Also check whether one sample's output depends on others, or whether custom backwards are right by value.",
 )
 @click.option(
     "--try", "try_", is_flag=True, help="Try the mend of the first finding: the script runs again, its files unchanged."

@@ -11,10 +11,10 @@ TYPES = {
     "numpy into a layer": """
         import numpy as np
 
-        table = torch.from_numpy(np.random.rand(20, 3))
+        table = torch.from_numpy(np.random.rand(20, 3))  # here
         net = nn.Linear(3, 1)
         for rows in torch.arange(20).split(5):
-            net(table[rows]).sum().backward()  # here
+            net(table[rows]).sum().backward()
     """,
     "numpy by values": """
         import numpy as np
