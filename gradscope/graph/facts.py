@@ -712,6 +712,24 @@ class Crash:
     call: FailedCall | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What was taken for something else in a dry run, how often, and at which line of the user's."""
+
+    what: str
+    instead: str
+    count: Count = 1
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dry:
+    """A run with fake tensors: nothing was computed. `ended` says why it was ended before the program's own end."""
+
+    stand_ins: tuple[StandIn, ...] = ()
+    ended: str | None = None
+
+
 @dataclass(frozen=True)
 class Run:
     """Everything that was seen. `steps` keeps the first and the latest ones; `step_count` counts all.
@@ -719,7 +737,7 @@ class Run:
     `sources` holds the text of the lines that the facts refer to, by file and line number, and `comments` the comments
     in these files that speak to gradscope; None where nobody looked for them. Of the files in `whole` all lines were
     kept: their author may change them. `failures` are one-line accounts of our
-    own parts that failed. `observed` says what was looked at besides counts.
+    own parts that failed. `observed` says what was looked at besides counts, and `dry` that tensors were fake.
     """
 
     gradscope: str
@@ -755,6 +773,7 @@ class Run:
     comments: Mapping[str, Mapping[int, str]] | None = None
     failures: tuple[str, ...] = ()
     observed: tuple[Observed, ...] = ("operations", "values")
+    dry: Dry | None = None
     schema: Literal["gradscope.run/1"] = "gradscope.run/1"
 
     @cached_property

@@ -126,9 +126,13 @@ def gets_gradients(tensor: Tensor, least: int = 2, *, frozen_since: bool = False
     ledger = tensor.ledger or _NONE
     requires = tensor.requires_grad or frozen_since
     learning = tensor.leaf and requires and tensor.optimizer is None and tensor.name is not None
-    return (
-        learning and ledger.passes >= least and not ledger.by_hand and any(norm != 0 for norm in tensor.gradient_norms)
-    )
+    return learning and ledger.passes >= least and not ledger.by_hand and _is_somewhere(tensor)
+
+
+def _is_somewhere(tensor: Tensor) -> bool:
+    """Whether gradients that arrived may differ from zero: some do, or nobody knows the value of any."""
+    norms = tensor.gradient_norms
+    return any(norm != 0 for norm in norms) or (not norms and tensor.received is not None and tensor.received.steps > 0)
 
 
 def path_of(tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gradscope import __version__
-from gradscope.graph.facts import Crash, Ending, Run
+from gradscope.graph.facts import Crash, Ending, Observed, Run
 from gradscope.probes.asked.batches import check_module
 from gradscope.probes.asked.functions import check_function
 from gradscope.probes.asked.outputs import confirm, confirm_outputs
@@ -21,6 +21,7 @@ from gradscope.probes.backward.custom import watch_custom_backwards
 from gradscope.probes.backward.masks import watch_masks
 from gradscope.probes.backward.nonfinite import explain_crash
 from gradscope.probes.backward.recomputes import watch_recomputes
+from gradscope.probes.dry.running import DryRun
 from gradscope.probes.forward.callsites import CallSites
 from gradscope.probes.forward.compiled import watch_compiled
 from gradscope.probes.forward.fastpaths import watch_fast_paths
@@ -83,6 +84,7 @@ class Observation:
 
     `namespace` gives the program's variables, for names; `own` are library folders that count as the user's.
     `steps` ends the program after so many optimizer steps; `watch` is called after each. `checks` are those that are
+    not always on: `batch`. A `dry` observation runs the program with fake tensors.
     not always on: `batch`, `functions`.
     """
 
@@ -94,6 +96,7 @@ class Observation:
         folder: str | None = None,
         watch: Callable[[Observation], None] | None = None,
         checks: Collection[str] = (),
+        dry: bool = False,
     ) -> None:
         self.namespace = namespace
         self.tape = Tape(CallSites(folder, own))
@@ -103,6 +106,7 @@ class Observation:
         self.steps = steps
         if "batch" in checks:
             self.tape.check_calls = functools.partial(check_module, self.tape)
+        self.dry = DryRun(self.tape) if dry else None
         if "functions" in checks:
             self.tape.check_function = functools.partial(check_function, self.tape)
         self.given: dict[int, str] = {}
@@ -139,10 +143,13 @@ class Observation:
     def _put_in(self, stack: ExitStack) -> None:
         tape = self.tape
         tape.walking = self._operations
+        if self.dry is not None:
+            stack.enter_context(self.dry())
+        enough = self.dry.step_ended if self.dry is not None else None
         probes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "swapped tensors": lambda: swaps_allowed(tape),
             "backward": lambda: watch_backward(tape),
-            "optimizers": lambda: watch_optimizers(tape, self.steps),
+            "optimizers": lambda: watch_optimizers(tape, self.steps, enough),
             "clips": lambda: watch_clips(tape),
             "scalers": lambda: watch_scalers(tape),
         }
@@ -171,6 +178,8 @@ class Observation:
                 stack.enter_context(probe())
             except Exception as error:
                 tape.fail(f"watching {watched} with torch {torch.__version__}", error)
+        if self.dry is not None:
+            stack.enter_context(self.dry.threads())
 
     def stop(self) -> None:
         """Take the probes out; safe to call twice, and in a forked process, where the tape is closed already."""
@@ -194,6 +203,8 @@ class Observation:
     def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Know an optimizer that was made before the observation."""
         add_optimizer(self.tape, optimizer, None)
+        if self.dry is not None:
+            self.dry.keep(optimizer)
 
     def add_outputs(self, outputs: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Walk and confirm these outputs, given with the path to each inside what the user passed."""
@@ -211,6 +222,10 @@ class Observation:
     def steps_so_far(self) -> int:
         """Steps of optimizers, or backwards where there is no optimizer."""
         return self.tape.step_count if self.tape.optimizers else self.tape.backward_count
+
+    def _observed(self) -> tuple[Observed, ...]:
+        values: tuple[Observed, ...] = ("values",) if self.dry is None else ()
+        return ("operations", *values) if self._operations else values
 
     def _name_all(self) -> None:
         """Read names while their owners are alive."""
@@ -273,6 +288,7 @@ class Observation:
             sources=frozen.sources,
             whole=frozen.whole,
             comments=frozen.comments,
-            observed=("operations", "values") if self._operations else ("values",),
+            observed=self._observed(),
+            dry=self.dry.facts() if self.dry is not None else None,
             failures=tuple(tape.failures),
         )

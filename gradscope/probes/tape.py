@@ -136,7 +136,7 @@ class Tape:
         self.twins: dict[int, Twins] = {}
         self.twins_sought: set[int] = set()  # in which rows that are alike have been looked for
         self.compared: dict[tuple[Any, Site | None, Site | None], Compared] = {}
-        self.closed = False
+        self.closed = self.fake = False  # fake: a dry run
         self.walking = True
         self.confirmed = False
         self.local = threading.local()

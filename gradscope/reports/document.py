@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from gradscope.graph.facts import Ending, Finding, Loss, Run, Span, Tensor
+from gradscope.graph.facts import Ending, Finding, Loss, Run, Span, StandIn, Tensor
 from gradscope.graph.roles import Role, role
 
 SCHEMA: Literal["gradscope.report/2"] = "gradscope.report/2"
@@ -31,14 +31,26 @@ class Raised(msgspec.Struct, frozen=True):
     line: int | None
 
 
+class StandInRow(msgspec.Struct, frozen=True):
+    """What was taken for something else in a dry run, how often, and at which line."""
+
+    what: str
+    instead: str
+    count: int
+    location: Place | None
+
+
 class RunSummary(msgspec.Struct, frozen=True):
-    """How the run went."""
+    """How the run went. A `dry` one had fake tensors; `dry_ended` says why it was ended before the script's own end."""
 
     steps: int
     backwards: int
     ended: Ending
     seconds: float
     exception: Raised | None
+    dry: bool = False
+    stand_ins: tuple[StandInRow, ...] = ()
+    dry_ended: str | None = None
 
 
 class LossRow(msgspec.Struct, frozen=True):
@@ -154,14 +166,26 @@ def document(
         torch=run.torch,
         script=run.script,
         argv=run.argv,
-        run=RunSummary(run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised),
-        losses=tuple(map(_loss, run.losses)),
+        run=_summary(run, raised),
+        losses=tuple(map(_loss, run.losses)) if run.dry is None else (),
         tensors=_rows(run, findings),
         findings=findings,
         graph=_size(run),
         failures=run.failures + failures,
         not_asked=tuple(NotAsked(rule, need) for rule, need in not_asked.items()),
     )
+
+
+def _summary(run: Run, raised: Raised | None) -> RunSummary:
+    told = run.step_count, run.backward_count, run.ended, round(run.seconds, 3), raised
+    if run.dry is None:
+        return RunSummary(*told)
+    return RunSummary(*told, True, tuple(map(_stand_in, run.dry.stand_ins)), run.dry.ended)
+
+
+def _stand_in(stood: StandIn) -> StandInRow:
+    place = Place(stood.span.file, stood.span.line) if stood.span is not None else None
+    return StandInRow(stood.what, stood.instead, stood.count, place)
 
 
 def _loss(loss: Loss) -> LossRow:
@@ -171,7 +195,16 @@ def _loss(loss: Loss) -> LossRow:
 def _rows(run: Run, findings: tuple[Finding, ...]) -> tuple[TensorRow, ...]:
     suffering = {name: finding.rule for finding in reversed(findings) for name in finding.tensors}
     optimizers = {optimizer.id: optimizer.name for optimizer in run.optimizers}
-    return tuple(_row(tensor, optimizers, suffering.get(tensor.name or "")) for tensor in worth_showing(run))
+    rows = tuple(_row(tensor, optimizers, suffering.get(tensor.name or "")) for tensor in worth_showing(run))
+    return rows if run.dry is None else tuple(map(_without_values, rows))
+
+
+def _without_values(row: TensorRow) -> TensorRow:
+    """A row of a dry run: where a gradient arrives is predicted, and how large it is nobody knows."""
+    predicted = row.received.steps > 0 if row.received is not None and row.received.of else row.predicted
+    return msgspec.structs.replace(
+        row, predicted=predicted, received=None, grad_norm=(), moved=None, from_zero=False, updates=()
+    )
 
 
 def worth_showing(run: Run) -> list[Tensor]:

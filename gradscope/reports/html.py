@@ -24,8 +24,8 @@ from gradscope.reports.document import Document, TensorRow, median_norm
 from gradscope.reports.escaping import html_value, plain, plain_files
 from gradscope.reports.frames import frame
 from gradscope.reports.graphdata import graph_data
-from gradscope.reports.table import moved_text, received_text
-from gradscope.reports.text import edit_lines, headline, ranks_lines
+from gradscope.reports.table import columns, moved_text, received_text
+from gradscope.reports.text import dry_lines, edit_lines, headline, ranks_lines
 
 _WEB = Path(__file__).resolve().parent / "web"
 _SCRIPTS = ("view.js", "layout.js", "canvas.js", "page.js")
@@ -57,9 +57,9 @@ def to_html(run: Run, findings: Sequence[Finding], report: Document) -> str:
         headline=headline(report),
         about=", ".join(_about(report)),
         findings=findings,
-        columns=_COLUMNS,
+        columns=columns(_COLUMNS, dry=report.run.dry),
         rows=report.tensors,
-        ranks=ranks_lines(report),
+        ranks=[*ranks_lines(report), *(dry_lines(report) if report.run.dry else ())],
         failures=report.failures,
         style=Markup(style),
         data=Markup(script_safe(data)),

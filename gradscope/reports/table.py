@@ -39,7 +39,7 @@ def table_text(report: Document, *, every_row: bool = False, unicode: bool = Fal
     # A row of fewer cells ends with a text that runs over the columns which are left.
     widths = _widths(written)
     lines = []
-    for row, course in zip([_COLUMNS, *written], ["course", *courses], strict=True):
+    for row, course in zip([columns(_COLUMNS, dry=report.run.dry), *written], ["course", *courses], strict=True):
         whole = len(row) == len(_COLUMNS)
         padded = [
             (right if place in _NUMBERS and whole else left)(cell, widths[place]) for place, cell in enumerate(row)
@@ -69,6 +69,11 @@ def _total_of_parameters(rows: Sequence[TensorRow]) -> list[str]:
     frozen = sum(math.prod(row.shape) for row in parameters if not row.requires_grad)
     total = sum(math.prod(row.shape) for row in parameters)
     return [f"({total:,} parameters in {len(parameters)} tensors{f', {frozen:,} of them frozen' if frozen else ''})"]
+
+
+def columns(names: tuple[str, ...], *, dry: bool) -> tuple[str, ...]:
+    """The heads of columns, those of a dry run where it is one."""
+    return tuple("predicted" if dry and name == "got grad" else name for name in names)
 
 
 _Cells = tuple[str, ...]
@@ -110,7 +115,7 @@ def _cells(row: TensorRow, stepped: bool) -> _Cells:
 def received_text(row: TensorRow) -> str:
     """In how many steps a gradient arrived: `20/20`; `z20/20`: all were zero, `20/20 z3`: 3 were; `!`: not finite."""
     if row.received is None:
-        return "-"
+        return "-" if row.predicted is None or row.role != "parameter" else "yes" if row.predicted else "no"
     counted = {"z": row.received.zero, "!": row.received.nonfinite}
     before = "".join(mark for mark, count in counted.items() if count and count == row.received.steps)
     behind = "".join(f" {mark}{count}" for mark, count in counted.items() if 0 < count < row.received.steps)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from gradscope.graph.facts import Edit, Finding, Run
 from gradscope.reports.cells import Wrapper
 from gradscope.reports.diffs import changes
-from gradscope.reports.document import Document, LossRow
+from gradscope.reports.document import Document, LossRow, StandInRow
 from gradscope.reports.escaping import plain, plain_files
 from gradscope.reports.frames import WIDTH, excerpt, frame, paint
 from gradscope.reports.merging import divided, ranks_text
@@ -44,6 +44,8 @@ def text(
     ranks = ranks_lines(report)
     if ranks:
         parts.append("\n".join(ranks))
+    if report.run.dry:
+        parts.append("\n".join(dry_lines(report)))
     table = table_text(report, every_row=every_row, unicode=unicode, width=width)
     if table:
         parts.append(table)
@@ -77,7 +79,10 @@ def headline_parts(report: Document, name: Callable[[str], str] = str, *, unicod
         parts[0] = f"{_count(run.backwards, 'backward')}, no step"
     if run.backwards == 0:
         parts[0] = "no backward"
-    parts[0] += _ENDED.get(run.ended, "")
+    if run.dry:
+        processes.append("dry")
+    if run.dry_ended is None:
+        parts[0] += _ENDED.get(run.ended, "")
     if run.exception is not None:
         parts.append(f"raised {name(run.exception.type)}")
         if run.backwards == 0:
@@ -88,6 +93,25 @@ def headline_parts(report: Document, name: Callable[[str], str] = str, *, unicod
     loud = [finding for finding in report.findings if finding.severity != "info"]
     parts.append(_count(len(report.findings), "finding") if loud or report.findings else "no findings")
     return [f"gradscope: {name(report.script or 'output')}", *processes, *parts]
+
+
+def dry_lines(report: Document) -> list[str]:
+    """What a dry run was, why it ended, and what stood in for what."""
+    run = report.run
+    ended = f"; it was ended when {run.dry_ended}" if run.dry_ended is not None else ""
+    lines = _HEADLINE.wrap(f"dry run: tensors were fake, no value was computed{ended}")
+    stood: dict[tuple[str, str], list[StandInRow]] = {}
+    for row in run.stand_ins:
+        stood.setdefault((row.what, row.instead), []).append(row)
+    for (what, instead), rows in stood.items():
+        places = [f"{row.location.file}:{row.location.line}" for row in rows if row.location is not None]
+        at = f" ({listed(places, 3)})" if places else ""
+        lines += _HEADLINE.wrap(f"stood in for {what}, {_count(sum(row.count for row in rows), 'time')}: {instead}{at}")
+    if run.exception is not None:
+        lines += _HEADLINE.wrap(
+            f"what stopped it: {run.exception.type}, which a run with values may not raise where one was stood in for"
+        )
+    return lines
 
 
 def ranks_lines(report: Document) -> list[str]:

@@ -529,6 +529,8 @@ def _holders(run: Run, cut: Cut) -> list[str]:
                 then = "no step had a gradient to apply"
             elif fed:  # they learned until the way was lost
                 then = f"gradients came in {fed} of them"
+            elif "values" not in run.observed:
+                then = "in no step a gradient came"
             elif moved:
                 then = f"moved {moved} of them all the same (weight decay or momentum)"
             facts.append(f"note: {optimizer.name} holds {what} and stepped {times_text(optimizer.steps)}; {then}")

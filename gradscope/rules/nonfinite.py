@@ -9,12 +9,12 @@ from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Help, Label, Nonfinite, Operation, Run, Tensor
 from gradscope.graph.naming import operand_names, short_name
 from gradscope.graph.spoilt import counts_nothing, is_written_here, suffering, vanished_constant
-from gradscope.rules.claim import Claim, Story, Trouble, rule
+from gradscope.rules.claim import Claim, Need, Story, Trouble, rule
 from gradscope.rules.mends.finite import kept_finite
 from gradscope.rules.words import listed, who
 
 
-@rule("error", [Trouble.NOT_FINITE])
+@rule("error", [Trouble.NOT_FINITE], needs=[Need.OPERATIONS, Need.VALUES])
 def nonfinite_forward(ask: Ask) -> Iterator[Claim[Nonfinite]]:
     """An operation made NaN or infinity out of finite numbers on the way to the loss.
 
@@ -162,7 +162,7 @@ def _spoilt_by_step(run: Run, event: Nonfinite) -> Story:
     )
 
 
-@rule("error", [Trouble.NOT_FINITE])
+@rule("error", [Trouble.NOT_FINITE], needs=[Need.OPERATIONS, Need.VALUES])
 def nonfinite_gradient(ask: Ask) -> Iterator[Claim[Nonfinite]]:
     """The backward of an operation made NaN or infinity out of finite gradients.
 

@@ -14,11 +14,11 @@ from gradscope.graph.facts import Help, Label, Operation, Optimizer, Run, Tensor
 from gradscope.graph.naming import line_of
 from gradscope.graph.profiles import ProfileFlow, Stage, repeated
 from gradscope.graph.sizes import chain, course_text, late_norm, profile_fact, profile_flows, trained, typical_size
-from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.claim import Claim, Need, Story, Trouble, names_of, rule, subjects
 from gradscope.rules.words import owner
 
 
-@rule("warning")
+@rule("warning", needs=[Need.OPERATIONS, Need.VALUES])
 def vanishing_gradient(ask: Ask) -> Iterator[Claim[_Vanished]]:
     """The gradient becomes smaller by many orders of magnitude on its way back.
 
@@ -163,7 +163,7 @@ _VANISHING_HELP = (
 )
 
 
-@rule("warning")
+@rule("warning", needs=[Need.OPERATIONS, Need.VALUES])
 def exploding_gradient(ask: Ask) -> Iterator[Claim[_Exploded]]:
     """The gradient becomes larger by many orders of magnitude, on its way back or from step to step.
 

@@ -12,12 +12,12 @@ from gradscope.graph.facts import Help, Label, Operation, Received, Run, Tensor
 from gradscope.graph.naming import line_of, short_name
 from gradscope.graph.profiles import Cancelled, ProfileFlow, Stage
 from gradscope.graph.sizes import profile_flows, trained
-from gradscope.rules.claim import Claim, Story, Trouble, names_of, rule, subjects
+from gradscope.rules.claim import Claim, Need, Story, Trouble, names_of, rule, subjects
 from gradscope.rules.mends import numbers
 from gradscope.rules.words import listed, steps_text, who
 
 
-@rule("warning")
+@rule("warning", needs=[Need.OPERATIONS, Need.VALUES])
 def zero_gradient(ask: Ask) -> Iterator[Claim[_Cause]]:
     """A gradient arrives in every step, and is exactly zero, from the first step on or from a later one to the end.
 

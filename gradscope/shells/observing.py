@@ -44,6 +44,7 @@ def observe(
     every: int | None = None,
     on_finding: OnFinding | None = None,
     operations: bool = True,
+    dry: bool = False,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
 ) -> Observer: ...
@@ -75,6 +76,9 @@ def observe(function: Callable[..., Any] | None = None, /, **options: Any) -> An
     `operations=False` is the counting form: which tensors get gradients and how far they move, without the operations,
     so without places and pictures.
 
+    `dry=True` runs what is observed with fake tensors: nothing is computed, whatever the size, and what reads a value
+    gets a stand-in. Tensors that existed before keep their values, gradients and optimizer states.
+
     Blocks do not nest: entering a second one raises RuntimeError; a decorated step inside is merely called.
     """
     return Observer(**options) if function is None else Observer(**options)(function)
@@ -95,6 +99,7 @@ class Observer:
         every: int | None = None,
         on_finding: OnFinding | None = None,
         operations: bool = True,
+        dry: bool = False,
         select: Iterable[str] = (),
         ignore: Iterable[str] = (),
     ) -> None:
@@ -109,7 +114,7 @@ class Observer:
         self._model, self._optimizer = model, optimizer
         self._steps, self._every = steps, every
         self._on_finding = on_finding
-        self._operations = operations
+        self._operations, self._dry = operations, dry
         self._observation: Observation | None = None
         self._crash: Crash | None = None
         self._function: Callable[..., Any] | None = None
@@ -143,7 +148,7 @@ class Observer:
             self._tell()
 
     def _prepare(self, *variables: Mapping[str, Any]) -> Observation:
-        observation = Observation(ChainMap(self._tensors, *map(dict, variables)))
+        observation = Observation(ChainMap(self._tensors, *map(dict, variables)), dry=self._dry)
         if self._model is not None:
             observation.add_model(self._model)
         if self._optimizer is not None:
@@ -157,6 +162,8 @@ class Observer:
 
     def __call__(self, function: Callable[P, R]) -> Observed[P, R]:
         """Decorate a training step."""
+        if self._dry:
+            raise TypeError("dry=True is for a `with` block: what a decorated step gives would be fake")
         return cast("Observed[P, R]", off(function) if is_off() else self._decorated(function))
 
     def _decorated(self, function: Callable[..., Any]) -> Callable[..., Any]:

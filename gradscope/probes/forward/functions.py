@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -165,7 +165,9 @@ def _wrapped(tape: Tape, name: str, make: Callable[[], Any], data: Any) -> Any:
     """A call that makes a new leaf of the values of a tensor."""
     site, before = tape.sites.here(), sequence_number()
     try:
-        made = make()
+        # Of a fake tensor torch makes one by operations that a real one does without.
+        with unasked() if tape.fake else nullcontext():
+            made = make()
     except BaseException:
         _note_wrapping(tape, name, site, data, None, before)
         raise

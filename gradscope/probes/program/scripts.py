@@ -193,6 +193,8 @@ def observe_program(
     checks: Collection[str] = (),
     watch: Callable[[Observation], None] | None = None,
     at_end: Callable[[], None] | None = None,
+    *,
+    dry: bool = False,
 ) -> Outcome:
     """Run a program to its end and return what was seen; nothing that it raises comes out of here.
 
@@ -200,7 +202,7 @@ def observe_program(
     report.
     `steps` ends the program after so many optimizer steps, `checks` are those that are not always on (`batch`,
     `functions`). `watch` is called after each step, `at_end` once the program is over and before the facts are read
-    out.
+    out. A `dry` run has fake tensors, and is ended once enough was seen.
     """
     # The report shows the source as it was when the program began, though its author may go on editing.
     linecache.checkcache()
@@ -218,7 +220,9 @@ def observe_program(
     )
     if sys.version_info < (3, 14):
         main.__annotations__ = {}
-    observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch)
+    observation = Observation(main.__dict__, program.own, steps, checks=checks, watch=watch, dry=dry)
+    if observation.dry is not None:
+        observation.dry.ends = steps is None
     threads = threading.enumerate()
     ended: Ending = "end"
     status: int = 0
@@ -243,6 +247,8 @@ def observe_program(
             ended, status, error = "exception", 1, raised
             if isinstance(raised, KeyboardInterrupt):
                 ended, status = "interrupt", 130
+                if observation.dry is not None and observation.dry.interrupted:
+                    ended, status, error = "steps", 0, None
             clean(raised)
         if not observation.in_own_process:
             scene.leave_set = True

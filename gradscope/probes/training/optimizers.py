@@ -57,8 +57,10 @@ class FindingReached(StepsReached):
 
 
 @contextmanager
-def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
-    """Follow every optimizer; after `limit` steps of any of them, end the script."""
+def watch_optimizers(
+    tape: Tape, limit: int | None = None, step_ended: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Follow every optimizer; after `limit` steps of any of them, end the script. `step_ended` may end it as well."""
 
     def wrap(original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
@@ -142,6 +144,8 @@ def watch_optimizers(tape: Tape, limit: int | None = None) -> Iterator[None]:
             _stepped(tape, optimizer)
             if limit is not None and tape.step_count >= limit:
                 raise StepsReached(0)
+            if step_ended is not None:
+                step_ended()
 
     hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
     try:
@@ -303,8 +307,14 @@ def _use_where_it_came_from(tape: Tape, mark: OptimizerMark, handed: list[torch.
 
 
 def _supplied(course: Course, gradient: torch.Tensor) -> bool:
-    """Whether there is a gradient before a step that no backward brought: somebody has written it by hand."""
+    """Whether there is a gradient before a step that no backward brought: somebody has written it by hand.
+
+    One of zeros counts for none; one without values may be any.
+    """
     norm = norms_known([gradient])[0]
+    if norm is None:
+        course.supplied = True
+        return True
     if norm:
         course.supplied = True
         course.arrive(norm)

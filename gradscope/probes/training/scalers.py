@@ -18,6 +18,7 @@ from gradscope.probes.records import OptimizerMark
 from gradscope.probes.tape import Tape
 from gradscope.probes.tensors.patches import patched
 from gradscope.probes.tensors.quiet import unobserved
+from gradscope.probes.tensors.shards import has_values
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def watch_scalers(tape: Tape) -> Iterator[None]:
 
 def _scale(scaler: GradScaler) -> float | None:
     scale = vars(scaler).get("_scale")
-    return float(scale) if isinstance(scale, torch.Tensor) else None
+    return float(scale) if isinstance(scale, torch.Tensor) and has_values(scale) else None
 
 
 def _unscaled(tape: Tape, scaler: GradScaler, optimizer: torch.optim.Optimizer) -> None:

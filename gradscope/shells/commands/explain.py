@@ -42,6 +42,7 @@ _MISUSE = 2  # what a script ends with that was given what it does not know
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds that a trial may take."
 )
+@click.option("--dry", is_flag=True, help="Run with fake tensors: no values, no GPU, any size.")
 @click.option("--until-finding", is_flag=True, help="End the script at the first finding at the level of --fail-on.")
 @click.option("--no-progress", is_flag=True, help="Never tell how far a run has come that is silent for long.")
 @report_options
@@ -58,6 +59,7 @@ def command(
     *,
     try_: bool,
     timeout: float,
+    dry: bool,
     until_finding: bool,
     no_progress: bool,
 ) -> int:
@@ -115,6 +117,7 @@ def command(
             checks,
             live.step if place is None or place.rank == 0 else None,
             ranks.begin if ranks is not None else None,
+            dry=dry,
         )
         flushed = _flushed(stream)
     if not flushed:
