@@ -28,7 +28,7 @@ autodoc_member_order = "bysource"
 # Types of others, and parts of ours that have no page.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|matplotlib|pathlib|collections|typing|msgspec|contextlib)\..*"),
-    (r"py:.*", r"(gradscope\..*|Style|Axes|Path|Tensor)"),
+    (r"py:.*", r"(gradscope\..*|Style|Axes|Path|Tensor|P)"),
 ]
 
 html_theme = "furo"

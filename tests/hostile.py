@@ -74,7 +74,7 @@ def whole(kind: Any, text: str) -> Any:
 def run_of(text: str) -> Run:
     """A run with one fact of each kind, all texts of which are this one, and the lines of source that they cite."""
     lines = {text: {1: text, 2: f"\tx = '{text}'.detach()"}}
-    run: Run = dataclasses.replace(whole(Run, text), sources=lines, step_count=1, backward_count=1)
+    run: Run = dataclasses.replace(whole(Run, text), sources=lines, step_count=1, backward_count=1, dry=None)
     return run
 
 

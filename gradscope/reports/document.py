@@ -233,7 +233,16 @@ def worth_showing(run: Run) -> list[Tensor]:
             continue
         latest.pop((tensor.name, what), None)
         latest[tensor.name, what] = tensor
-    return sorted(latest.values(), key=lambda tensor: (not tensor.leaf, tensor.id))
+    # What is computed stands in the order in which it was: some of it is met late, as it was jotted down only.
+    computed = {
+        run.holder[value]: place
+        for place, operation in enumerate(operation for step in run.steps for operation in step.operations)
+        for value in operation.outputs
+    }
+    return sorted(
+        latest.values(),
+        key=lambda tensor: (not tensor.leaf, -1 if tensor.leaf else computed.get(tensor.id, -1), tensor.id),
+    )
 
 
 def _is_at_hand(span: Span, callers: set[tuple[str, str | None]]) -> bool:

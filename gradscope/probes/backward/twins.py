@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradscope.probes.tensors.quiet import detached
+from gradscope.probes.tensors.quiet import detached, item_of, set_item
 from gradscope.probes.tensors.shards import values_of
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def alike(tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
     if not (1 < rows.shape[0] <= _MOST and rows.shape[1] > 1):
         return None
     stride = max(1, rows.shape[1] // _COLUMNS)
-    if _grouped(rows[:, ::stride]) is None:
+    some = item_of(rows, (slice(None), slice(None, None, stride)))
+    if _grouped(some) is None:
         return None
-    return _grouped(rows) if stride > 1 else _grouped(rows[:, ::stride])
+    return _grouped(rows) if stride > 1 else _grouped(some)
 
 
 def _has_rows(values: torch.Tensor) -> bool:
@@ -91,16 +92,16 @@ def _grouped(rows: torch.Tensor) -> torch.Tensor | None:
     wide = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)  # which has no float64
     places = torch.arange(1, wide.shape[1] + 1, dtype=wide.dtype, device=wide.device)
     order = (wide * torch.sin(places)).sum(1).argsort(stable=True)
-    same = (rows[order][1:] == rows[order][:-1]).all(1)
-    paired = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    paired[1:] |= same
-    paired[:-1] |= same
+    ordered = item_of(rows, order)
+    same = (item_of(ordered, slice(1, None)) == item_of(ordered, slice(None, -1))).all(1)
+    nothing = torch.zeros(1, dtype=torch.bool, device=rows.device)
+    paired = torch.cat([nothing, same]) | torch.cat([same, nothing])
     if int(paired.sum()) < max(2, _SHARE * len(rows)):
         return None
     begins = torch.cat([torch.ones(1, dtype=torch.bool, device=rows.device), ~same])
-    starts = order[begins][begins.cumsum(0) - 1]
+    starts = item_of(item_of(order, begins), begins.cumsum(0) - 1)
     first = torch.empty_like(order)
-    first[order] = starts
+    set_item(first, order, starts)
     return first
 
 
@@ -108,7 +109,7 @@ def _are_alike(rows: torch.Tensor, first: torch.Tensor) -> bool:
     """Whether each row is still equal to its first twin, but for rounding."""
     rows = detached(rows)
     largest = float(rows.abs().max())
-    apart = float((rows - rows[first.to(rows.device)]).abs().max())
+    apart = float((rows - item_of(rows, first.to(rows.device))).abs().max())
     return math.isfinite(largest) and apart <= _ROUNDING * largest
 
 
@@ -133,7 +134,7 @@ def twins_at_end(tape: Tape) -> Iterator[Found]:
             for subject, other in held
             if subject is not twins.subject and subject.serial not in tape.twins and _belongs(other, twins)
         ]
-        yield Found(twins.subject, int(counts[counts > 1].sum()), rows, twins.looks, tuple(others))
+        yield Found(twins.subject, int(item_of(counts, counts > 1).sum()), rows, twins.looks, tuple(others))
 
 
 def _belongs(tensor: torch.Tensor, twins: Twins) -> bool:
@@ -143,7 +144,7 @@ def _belongs(tensor: torch.Tensor, twins: Twins) -> bool:
         return False
     rows = len(twins.first)
     if values.dim() == 1 and len(values) == rows:
-        return _are_alike(values[:, None], twins.first)
+        return _are_alike(values.unsqueeze(1), twins.first)
     if values.dim() > 1 and values.shape[1] == rows:
         return bool(values.any()) and _are_alike(values.transpose(0, 1).flatten(1), twins.first)
     return False

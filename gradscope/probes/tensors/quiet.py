@@ -25,8 +25,10 @@ class _Here(threading.local):
 
 
 here = _Here()
-# By torch's own name: the program may have replaced `torch.Tensor.detach`, and counts its calls.
+# By torch's own names: the program may have replaced those of `torch.Tensor`, and counts their calls.
 detached: Callable[[torch.Tensor], torch.Tensor] = torch._C.TensorBase.detach
+item_of: Callable[[torch.Tensor, Any], torch.Tensor] = torch._C.TensorBase.__getitem__
+set_item: Callable[[torch.Tensor, Any, Any], None] = torch._C.TensorBase.__setitem__
 _set_callback: Callable[[Any], Any] = torch._C._dynamo.eval_frame.set_eval_frame
 
 

@@ -9,6 +9,7 @@ import torch
 
 from gradscope.folds.movement import Move
 from gradscope.probes.tensors.attributes import gradient_of
+from gradscope.probes.tensors.quiet import item_of
 from gradscope.probes.tensors.shards import has_values, local
 from gradscope.probes.training.courses import Course, differences, measure_picked, norms, pick
 
@@ -89,7 +90,7 @@ def judge_masked(course: Course, value: torch.Tensor) -> None:
     before, course.masked_before = course.masked_before, None
     if before is not None and before[0].shape == value.shape and before[0].device == value.device:
         moved, values = before
-        stayed = int((value[moved] != values[moved]).sum())
+        stayed = int((item_of(value, moved) != item_of(values, moved)).sum())
         course.moves.masked += stayed * 2 >= int(moved.sum())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import gradscope
@@ -287,7 +288,8 @@ def test_a_model_that_is_first_used_late_is_used() -> None:
 
 def test_plain_functions_need_no_second_look() -> None:
     """Nothing that changes what it is given is jotted down, and of what is looked at before its call nothing else."""
-    assert not _JOTTED.keys() & (_PARTICULAR - SINGULAR - SQUASHING)
+    few = {F.embedding}  # what is looked up in the steps that are written says enough
+    assert not _JOTTED.keys() & (_PARTICULAR - SINGULAR - SQUASHING - few)
     assert not _JOTTED.keys() & _QUIET
     names = [function.__name__ for function in _JOTTED]
     assert not [name for name in names if name.endswith("_") and "__" not in name]

@@ -624,7 +624,7 @@ def test_recursion_goes_as_deep_as_in_python(workshop: Workshop) -> None:
         (".", ". is a directory without __main__.py: name the script in it, or a package with -m"),
         ("broken.py", "broken.py has a syntax error in line 2: invalid syntax"),
         ("binary.py", "binary.py has a syntax error in line 1: (unicode error) 'utf-8' codec can't decode byte 0xff"),
-        ("null.py", "null.py has a syntax error: source code string cannot contain null bytes"),
+        ("null.py", "null.py is no script: it has a syntax error, for it holds null bytes as no text does"),
     ],
 )
 def test_what_is_no_script_is_refused(workshop: Workshop, script: str, message: str) -> None:
@@ -656,10 +656,10 @@ def test_what_is_no_module_is_refused(workshop: Workshop, module: str) -> None:
         (b"x = 1\n# caf\xe9\n", "in line 2: the byte 0xe9 is no UTF-8, and no other encoding is declared"),
         (b"print('\xff')\n", "in line 1: (unicode error) 'utf-8' codec can't decode byte 0xff"),
         (b"\xef\xbb\xbf# with a mark\n# \xe9\n", "in line 2: the byte 0xe9"),
-        ("x = 1".encode("utf-16"), ": source code string cannot contain null bytes"),
+        ("x = 1".encode("utf-16"), "holds null bytes"),
         (b"# coding: no-such-encoding\n", ": unknown encoding: no-such-encoding"),
         (b"# coding: ascii\nx = '\xe9'\n", ": 'ascii' codec can't decode byte 0xe9"),
-        (b"x = 1\0\n", ": source code string cannot contain null bytes"),
+        (b"x = 1\0\n", "holds null bytes"),
     ],
 )
 def test_a_source_that_python_refuses_is_refused(workshop: Workshop, source: bytes, said: str) -> None:
@@ -667,7 +667,8 @@ def test_a_source_that_python_refuses_is_refused(workshop: Workshop, source: byt
     (workshop.folder / "script.py").write_bytes(source)
     with pytest.raises(ScriptError) as refused:
         program_of_script("script.py", ())
-    assert str(refused.value).startswith("script.py has a syntax error")
+    assert str(refused.value).startswith("script.py ")
+    assert "has a syntax error" in str(refused.value)
     assert said in str(refused.value)
 
 

@@ -108,6 +108,7 @@ def _first(workshop: Workshop, rule: str, program: str) -> Finding:
 
 def test_compiled_and_differentiated(workshop: Workshop) -> None:
     """The pass that needs the derivative of a compiled backward."""
+    torch._dynamo.reset()
     assert must_be(workshop, "compiled-backward", PENALISED).help
 
 

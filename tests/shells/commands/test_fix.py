@@ -71,9 +71,9 @@ def test_nothing_to_mend_and_what_no_edit_can(workshop: Workshop) -> None:
     (workshop.folder / "healthy.py").write_text(healthy)
     ended = workshop.gradscope("fix", "healthy.py")
     assert (ended.status, ended.out.splitlines()[-1]) == (0, "nothing to mend")
-    silent = healthy.replace("    loss.backward()\n", "    if loss < 0: loss.backward()\n")
-    (workshop.folder / "silent.py").write_text(silent)
-    ended = workshop.gradscope("fix", "silent.py")
+    chosen = healthy.replace("z = self.encoder(x)\n", "z = (self.encoder(x) > 0).float()\n")
+    (workshop.folder / "chosen.py").write_text(chosen)
+    ended = workshop.gradscope("fix", "chosen.py")
     assert ended.status == 1
     assert "1 left: " in ended.out
 
