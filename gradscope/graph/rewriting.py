@@ -94,6 +94,13 @@ class Text:
                 yield found
             found = self.parents.get(found)
 
+    def loops(self, node: ast.AST) -> Iterator[ast.For | ast.While]:
+        """The loops around a node within its function, from the inside out."""
+        for parent in self.around(node, ast.For, ast.While, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda):
+            if not isinstance(parent, (ast.For, ast.While)):
+                return
+            yield parent
+
     def block(self, statement: ast.stmt) -> list[ast.stmt]:
         """The statements among which one stands."""
         parent = self.parents[statement]
@@ -375,6 +382,13 @@ def text_of(ask: Ask, file: str) -> Text | None:
         return Text(file, [kept.get(number, "") for number in range(1, max(kept, default=0) + 1)])
     except (SyntaxError, ValueError):
         return None
+
+
+def head(function: ast.FunctionDef) -> ast.stmt:
+    """The first statement of a function behind its docstring."""
+    first = function.body[0]
+    text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return function.body[1] if text and len(function.body) > 1 else first
 
 
 def statement_at(ask: Ask, span: Span | None) -> tuple[Text | None, ast.stmt | None]:

@@ -6,7 +6,7 @@ import bisect
 import linecache
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -522,7 +522,7 @@ class _Freezer:
         )
         functions = tuple(custom_backwards(self.tape))
         whole = self.whole()
-        sources = {**self.lines(), **whole}
+        sources = {**whole, **self.lines(whole)}
         return Frozen(
             tensors=tensors,
             values=tuple(self.values.values()),
@@ -721,11 +721,11 @@ class _Freezer:
                 return f"scaled {name}" if name is not None else None
         return None
 
-    def lines(self) -> dict[str, dict[int, str]]:
-        """The text of the lines that spans lie on, and of their neighbours."""
+    def lines(self, whole: Container[str]) -> dict[str, dict[int, str]]:
+        """The text of the lines that spans lie on, and of their neighbours, of files that are not kept whole."""
         lines: dict[str, dict[int, str]] = {}
         for site, span in self.spans.items():
-            if site is None or span is None:
+            if site is None or span is None or span.file in whole:
                 continue
             kept = lines.setdefault(span.file, {})
             # From the head of the function on, so that a reader sees which loop or block the line lies in.
@@ -735,7 +735,10 @@ class _Freezer:
                 if text:
                     kept[number] = text.rstrip("\n")
         for code in self.told_whole():
-            kept = lines.setdefault(self.tape.sites.name(code.co_filename), {})
+            name = self.tape.sites.name(code.co_filename)
+            if name in whole:
+                continue
+            kept = lines.setdefault(name, {})
             last = max((line for _, _, line in code.co_lines() if line), default=code.co_firstlineno)
             for number in range(max(1, code.co_firstlineno - 2), min(last, code.co_firstlineno + _LINES_MOST) + 3):
                 text = linecache.getline(code.co_filename, number)
@@ -743,11 +746,16 @@ class _Freezer:
                     kept[number] = text.rstrip("\n")
         return lines
 
+    def files(self) -> list[str]:
+        """The files that spans lie in, as their code names them."""
+        return sorted(
+            {site[0].co_filename for site, span in self.spans.items() if site is not None and span is not None}
+        )
+
     def whole(self) -> dict[str, dict[int, str]]:
         """All lines of the files that their author may change: those of the program itself that lie on the disk."""
-        files = {site[0].co_filename for site, span in self.spans.items() if site is not None and span is not None}
         found = {}
-        for file in files:
+        for file in self.files():
             lines = linecache.getlines(file)
             name = self.tape.sites.name(file)
             is_own = self.tape.sites.kind(file) == USER and os.path.isfile(os.path.join(self.tape.sites.folder, name))
@@ -757,8 +765,7 @@ class _Freezer:
 
     def comments(self) -> dict[str, dict[int, str]]:
         """The comments that speak to us, in the files that spans lie in."""
-        files = {site[0].co_filename for site, span in self.spans.items() if site is not None and span is not None}
-        found = {self.tape.sites.name(file): comments_in("".join(linecache.getlines(file))) for file in files}
+        found = {self.tape.sites.name(file): comments_in("".join(linecache.getlines(file))) for file in self.files()}
         return {file: comments for file, comments in found.items() if comments}
 
     def told_whole(self) -> set[CodeType]:

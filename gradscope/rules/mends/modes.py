@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Optimizer, Span
-from gradscope.graph.rewriting import Edits, Text, statement_at, text_of
+from gradscope.graph.rewriting import Edits, Text, head, statement_at, text_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Module)
 _KEEPS_NO_GRADIENT = ("no_grad", "inference_mode")
@@ -19,13 +18,13 @@ def trained_again(ask: Ask, optimizer: Optimizer, by: str | None, switched: Span
     if text is None or step is None or switched is None or by is None or "." in by:
         return ()
     home = next(text.around(step, *_FUNCTIONS), text.tree)
-    loop = next(_loops(text, step), None)
+    loop = next(text.loops(step), None)
     name, forward = _called(ask, text, loop or home)
     if name is None or forward is None:
         return ()
     if loop is None:
         function = home if isinstance(home, ast.FunctionDef) else None
-        return text.before(_head(function), f"{name}.train()") if function is not None else ()
+        return text.before(head(function), f"{name}.train()") if function is not None else ()
     inside = switched.file == text.file and loop.lineno <= switched.line <= (loop.end_lineno or loop.lineno)
     function_name = (switched.function or "").rpartition(".")[2]
     calls = (node.func for node in ast.walk(loop) if isinstance(node, ast.Call))
@@ -53,21 +52,6 @@ def _called(ask: Ask, text: Text, place: ast.AST) -> tuple[str | None, ast.stmt 
     return (name, first_run) if all(part.isidentifier() for part in name.split(".")) else (None, None)
 
 
-def _loops(text: Text, node: ast.AST) -> Iterator[ast.For | ast.While]:
-    """The loops around a node within its function, from the inside out."""
-    for parent in text.around(node, ast.For, ast.While, *_FUNCTIONS):
-        if not isinstance(parent, (ast.For, ast.While)):
-            return
-        yield parent
-
-
-def _head(function: ast.FunctionDef) -> ast.stmt:
-    """The first statement of a function behind its docstring."""
-    first = function.body[0]
-    text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return function.body[1] if text and len(function.body) > 1 else first
-
-
 def evaluated(ask: Ask, call: Span | None, *, teacher: bool) -> Edits:
     """`eval()` before a module runs without gradients; `train()` behind, where nothing else says it in a loop."""
     text = ask(text_of, call.file) if call is not None else None
@@ -86,7 +70,7 @@ def evaluated(ask: Ask, call: Span | None, *, teacher: bool) -> Edits:
             return _both(text.before(parent, f"{name}.eval()"), back, needed=not _trains_in_a_loop(ask))
         if isinstance(parent, ast.FunctionDef) and any(map(_is_without_gradient, parent.decorator_list)):
             back = _back(ask, text, parent.body, name)
-            return _both(text.before(_head(parent), f"{name}.eval()"), back, needed=not _trains_in_a_loop(ask))
+            return _both(text.before(head(parent), f"{name}.eval()"), back, needed=not _trains_in_a_loop(ask))
         if isinstance(parent, _FUNCTIONS):
             return ()
     return ()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 
 from gradscope.graph.ask import Ask
 from gradscope.graph.facts import Optimizer, Span
-from gradscope.graph.rewriting import Edits, Text, statement_at, text_of
+from gradscope.graph.rewriting import Edits, Text, head, statement_at, text_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Module)
 
@@ -20,7 +19,7 @@ def cleared(ask: Ask, optimizer: Optimizer, backward: Span | None) -> Edits:
         return ()
     closure = _closure(ask, optimizer, pass_)
     if closure is not None:
-        return text.before(_head(closure), f"{owner}.zero_grad()")
+        return text.before(head(closure), f"{owner}.zero_grad()")
     again = ask(text_of, optimizer.stepped.file) if optimizer.stepped is not None else None
     if again is None:
         return ()
@@ -279,30 +278,15 @@ def _closure(ask: Ask, optimizer: Optimizer, pass_: ast.stmt) -> ast.FunctionDef
     return function if isinstance(function, ast.FunctionDef) and function.name == call.args[0].id else None
 
 
-def _head(function: ast.FunctionDef) -> ast.stmt:
-    """The first statement of a function behind its docstring."""
-    first = function.body[0]
-    text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return function.body[1] if text and len(function.body) > 1 else first
-
-
 def _home(text: Text, node: ast.AST) -> ast.AST:
     """The function in which a node stands, or the module."""
     return next(text.around(node, *_FUNCTIONS), text.tree)
 
 
-def _loops(text: Text, node: ast.AST) -> Iterator[ast.AST]:
-    """The loops around a node within its function, from the inside out."""
-    for parent in text.around(node, ast.For, ast.While, *_FUNCTIONS):
-        if isinstance(parent, _FUNCTIONS):
-            return
-        yield parent
-
-
 def _shares_a_loop(text: Text, one: ast.stmt, other: ast.stmt) -> bool:
     """Whether two statements run as often as each other, as far as loops tell."""
     same = _home(text, one) is _home(text, other)
-    return same and next(_loops(text, one), None) is next(_loops(text, other), None)
+    return same and next(text.loops(one), None) is next(text.loops(other), None)
 
 
 def _outermost(text: Text, statement: ast.stmt, other: ast.stmt) -> ast.stmt:
